@@ -1,0 +1,498 @@
+//! Events and their one encoding.
+//!
+//! An event is one JSON object on one line:
+//! `{"seq":…,"ts":…,"id":…,"vm":…,"topic":…[,"key":…][,"headers":…][,"tags":…][,"caused_by":…],"payload":…}\n`.
+//! A [`Draft`] is that line from `"id"` on: what is known before the journal gives `seq` and `ts`. The
+//! same bytes go to the journal, the logs and the subscribers; the payload is never parsed into a tree.
+//! Always holds: an encoded event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its
+//! last byte. Pure. Owner: the session fills a [`Batch`]; the journal takes it and gives it back.
+
+use super::identity::VmName;
+use super::limits::{EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
+use super::topic::Topic;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Something that was asked for and is refused: a stable code and a reason for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {reason}")]
+pub struct Refusal {
+    /// Kebab-case; scripts rely on it.
+    pub code: &'static str,
+    /// One sentence.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// A refusal.
+    pub fn new(code: &'static str, reason: impl Into<String>) -> Self {
+        Refusal { code, reason: reason.into() }
+    }
+}
+
+/// A string that borrows from the frame unless it has escapes.
+#[derive(Debug, Deserialize)]
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+
+/// What a publisher says of one event; everything may be left out.
+#[derive(Debug, Default, Deserialize)]
+pub struct Publish<'a> {
+    /// The topic; `broadcast` when left out.
+    #[serde(borrow, default)]
+    pub topic: Option<Text<'a>>,
+    /// Any JSON; `null` when left out.
+    #[serde(borrow, default)]
+    pub payload: Option<&'a RawValue>,
+    /// The publisher's id for the event; a UUIDv7 is made when left out.
+    #[serde(borrow, default)]
+    pub id: Option<Text<'a>>,
+    /// What the event is the latest state of.
+    #[serde(borrow, default)]
+    pub key: Option<Text<'a>>,
+    /// An object of strings.
+    #[serde(borrow, default)]
+    pub headers: Option<&'a RawValue>,
+    /// An array of strings.
+    #[serde(borrow, default)]
+    pub tags: Option<&'a RawValue>,
+    /// An array of ids.
+    #[serde(borrow, default)]
+    pub caused_by: Option<&'a RawValue>,
+}
+
+/// One event of a [`Batch`]: where its bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draft {
+    start: u32,
+    end: u32,
+    /// From `start` to the first byte of the VM's name.
+    vm_at: u16,
+    vm_len: u8,
+    /// The encoded topic, without its quotes.
+    topic_len: u16,
+    /// The next draft belongs to the same publish: both or none.
+    pub joined: bool,
+}
+
+/// Between a VM's name and its topic in the encoding.
+const VM_TO_TOPIC: &str = "\",\"topic\":\"";
+/// Between an id and the VM's name.
+const ID_TO_VM: &str = "\",\"vm\":\"";
+/// `{"seq":` 20 digits `,"ts":` 20 digits `,` at the most.
+const PREFIX_BYTES: usize = 54;
+
+/// Events on their way to the journal: one buffer, and where each of them lies in it.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    drafts: Vec<Draft>,
+}
+
+impl Batch {
+    /// Encodes one event of `vm` at the end of the batch. `new_id` writes an id when the publisher gave none.
+    ///
+    /// # Errors
+    /// A [`Refusal`] when a field breaks its rule; the batch is as it was.
+    pub fn push(
+        &mut self,
+        vm: &VmName,
+        publish: &Publish<'_>,
+        new_id: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Refusal> {
+        let start = self.bytes.len();
+        let draft = self.encode(vm, publish, new_id);
+        match draft {
+            Ok(draft) => self.drafts.push(draft),
+            Err(_) => self.bytes.truncate(start),
+        }
+        draft.map(drop)
+    }
+
+    fn encode(
+        &mut self,
+        vm: &VmName,
+        publish: &Publish<'_>,
+        new_id: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<Draft, Refusal> {
+        let topic = match &publish.topic {
+            None => Topic::BROADCAST,
+            Some(text) => Topic::parse(&text.0).map_err(|e| Refusal::new("bad-topic", e.to_string()))?,
+        };
+        let out = &mut self.bytes;
+        let start = out.len();
+        out.extend_from_slice(b"\"id\":\"");
+        match &publish.id {
+            None => new_id(out),
+            Some(id) => {
+                check_id(&id.0)?;
+                string_body(out, &id.0);
+            }
+        }
+        out.extend_from_slice(ID_TO_VM.as_bytes());
+        let vm_at = out.len() - start;
+        out.extend_from_slice(vm.as_str().as_bytes());
+        out.extend_from_slice(VM_TO_TOPIC.as_bytes());
+        let topic_at = out.len();
+        string_body(out, topic.as_str());
+        let topic_len = out.len() - topic_at;
+        out.push(b'"');
+        if let Some(Text(key)) = &publish.key {
+            if key.is_empty() || key.len() > KEY_BYTES {
+                return Err(Refusal::new("bad-key", format!("a key is 1-{KEY_BYTES} bytes")));
+            }
+            out.extend_from_slice(b",\"key\":\"");
+            string_body(out, key);
+            out.push(b'"');
+        }
+        if let Some(headers) = publish.headers {
+            encode_headers(out, headers)?;
+        }
+        if let Some(tags) = publish.tags {
+            encode_strings(out, "tags", tags, |tags| {
+                if tags.iter().map(String::len).sum::<usize>() > TAG_BYTES
+                    || tags.iter().any(String::is_empty)
+                {
+                    return Err(Refusal::new(
+                        "bad-tags",
+                        format!("tags are not empty and {TAG_BYTES} bytes in all"),
+                    ));
+                }
+                Ok(())
+            })?;
+        }
+        if let Some(ids) = publish.caused_by {
+            encode_strings(out, "caused_by", ids, |ids| ids.iter().try_for_each(|id| check_id(id)))?;
+        }
+        out.extend_from_slice(b",\"payload\":");
+        let payload_at = out.len();
+        out.extend_from_slice(publish.payload.map_or("null", RawValue::get).as_bytes());
+        // JSON has line breaks only between its tokens, where a space does as well.
+        for byte in &mut out[payload_at..] {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        out.extend_from_slice(b"}\n");
+        let bytes = PREFIX_BYTES + out.len() - 1 - start;
+        if bytes > EVENT_BYTES {
+            let reason = format!("the event is {bytes} bytes encoded, at most {EVENT_BYTES} are allowed");
+            return Err(Refusal::new("event-too-large", reason));
+        }
+        Ok(Draft {
+            start: start as u32,
+            end: out.len() as u32,
+            vm_at: vm_at as u16,
+            vm_len: vm.as_str().len() as u8,
+            topic_len: topic_len as u16,
+            joined: false,
+        })
+    }
+
+    /// Makes the drafts from `from` on one publish: all of them or none.
+    pub fn join(&mut self, from: usize) {
+        let last = self.drafts.len().saturating_sub(1);
+        for draft in &mut self.drafts[from..last] {
+            draft.joined = true;
+        }
+    }
+
+    /// Forgets the drafts from `from` on.
+    pub fn truncate(&mut self, from: usize) {
+        if let Some(draft) = self.drafts.get(from) {
+            self.bytes.truncate(draft.start as usize);
+            self.drafts.truncate(from);
+        }
+    }
+
+    /// The events, in order.
+    pub fn drafts(&self) -> &[Draft] {
+        &self.drafts
+    }
+
+    /// How many events.
+    pub fn len(&self) -> usize {
+        self.drafts.len()
+    }
+
+    /// No event yet.
+    pub fn is_empty(&self) -> bool {
+        self.drafts.is_empty()
+    }
+
+    /// The size of all encodings, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The line of `draft` from `"id"` to its newline.
+    pub fn tail(&self, draft: &Draft) -> &[u8] {
+        &self.bytes[draft.start as usize..draft.end as usize]
+    }
+
+    /// The id, encoded, without its quotes.
+    pub fn id(&self, draft: &Draft) -> &[u8] {
+        &self.tail(draft)[b"\"id\":\"".len()..draft.vm_at as usize - ID_TO_VM.len()]
+    }
+
+    /// The topic, encoded, without its quotes.
+    pub fn topic(&self, draft: &Draft) -> &[u8] {
+        let at = draft.vm_at as usize + draft.vm_len as usize + VM_TO_TOPIC.len();
+        &self.tail(draft)[at..at + draft.topic_len as usize]
+    }
+}
+
+/// Where in an event's line its VM and topic stand; kept in the journal's record headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// From the line's start to the VM's name.
+    pub vm_at: u16,
+    /// The length of the VM's name.
+    pub vm_len: u8,
+    /// The length of the encoded topic, without its quotes.
+    pub topic_len: u16,
+}
+
+impl Layout {
+    /// The layout of a draft's line whose `{"seq":…,"ts":…,` is `prefix` bytes long.
+    pub fn of(draft: &Draft, prefix: usize) -> Self {
+        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len: draft.vm_len, topic_len: draft.topic_len }
+    }
+
+    /// Where the VM's name stands.
+    pub fn vm(self) -> Range<usize> {
+        let at = self.vm_at as usize;
+        at..at + self.vm_len as usize
+    }
+
+    /// Where the encoded topic stands.
+    pub fn topic(self) -> Range<usize> {
+        let at = self.vm().end + VM_TO_TOPIC.len();
+        at..at + self.topic_len as usize
+    }
+}
+
+/// A durable event, borrowed from the journal's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// Its place in the one global order, from 1.
+    pub seq: u64,
+    /// Wall time in milliseconds; never goes back along `seq`.
+    pub ts: u64,
+    /// The JSON object and its newline.
+    pub line: &'a [u8],
+    /// Where VM and topic stand in the line.
+    pub layout: Layout,
+}
+
+impl<'a> Event<'a> {
+    /// Who published it.
+    pub fn vm(&self) -> &'a [u8] {
+        self.line.get(self.layout.vm()).unwrap_or_default()
+    }
+
+    /// The topic, encoded, without its quotes.
+    pub fn topic(&self) -> &'a [u8] {
+        self.line.get(self.layout.topic()).unwrap_or_default()
+    }
+
+    /// The VM whose mailbox (`vm:<name>`) this was sent to. A name has nothing that JSON escapes.
+    pub fn mailbox(&self) -> Option<&'a [u8]> {
+        self.topic().strip_prefix(b"vm:")
+    }
+}
+
+fn check_id(id: &str) -> Result<(), Refusal> {
+    if id.is_empty() || id.len() > ID_BYTES || id.chars().any(char::is_control) {
+        return Err(Refusal::new(
+            "bad-id",
+            format!("an id is 1-{ID_BYTES} bytes without control characters"),
+        ));
+    }
+    Ok(())
+}
+
+fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {
+    let wrong = |why: String| Refusal::new("bad-headers", why);
+    let headers: BTreeMap<Cow<'_, str>, String> = serde_json::from_str(raw.get())
+        .map_err(|e| wrong(format!("headers is an object of strings: {e}")))?;
+    let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if headers.len() > HEADERS || bytes > HEADER_BYTES {
+        return Err(wrong(format!("headers are at most {HEADERS} and {HEADER_BYTES} bytes in all")));
+    }
+    out.extend_from_slice(b",\"headers\":");
+    serde_json::to_writer(&mut *out, &headers).map_err(|e| wrong(e.to_string()))
+}
+
+fn encode_strings(
+    out: &mut Vec<u8>,
+    field: &'static str,
+    raw: &RawValue,
+    check: impl FnOnce(&[String]) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let code = if field == "tags" { "bad-tags" } else { "bad-caused-by" };
+    let wrong = |e: serde_json::Error| Refusal::new(code, format!("{field} is an array of strings: {e}"));
+    let strings: Vec<String> = serde_json::from_str(raw.get()).map_err(wrong)?;
+    if strings.len() > TAGS {
+        return Err(Refusal::new(code, format!("{field} has at most {TAGS} entries")));
+    }
+    check(&strings)?;
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(field.as_bytes());
+    out.extend_from_slice(b"\":");
+    serde_json::to_writer(&mut *out, &strings).map_err(wrong)
+}
+
+/// Appends `text` as the inside of a JSON string.
+pub fn string_body(out: &mut Vec<u8>, text: &str) {
+    if text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
+        out.extend_from_slice(text.as_bytes());
+        return;
+    }
+    for c in text.chars() {
+        match c {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            '\0'..='\x1f' => out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes()),
+            _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
+
+/// Makes UUIDv7 ids (RFC 9562, section 6.2, method 1): 48 bits of milliseconds, a 32-bit counter, and
+/// 42 bits that are this source's own.
+#[derive(Debug)]
+pub struct IdSource {
+    counter: u32,
+    own: u64,
+}
+
+impl IdSource {
+    /// `seed` is random and differs between sources.
+    pub fn new(seed: u128) -> Self {
+        IdSource { counter: (seed >> 96) as u32, own: seed as u64 & ((1 << 42) - 1) }
+    }
+
+    /// Appends the next id, 36 characters, to `out`.
+    pub fn write(&mut self, now_ms: u64, out: &mut Vec<u8>) {
+        self.counter = self.counter.wrapping_add(1);
+        let counter = u128::from(self.counter);
+        let bits = u128::from(now_ms & ((1 << 48) - 1)) << 80
+            | 7 << 76
+            | (counter >> 20) << 64
+            | 2 << 62
+            | (counter & 0xf_ffff) << 42
+            | u128::from(self.own);
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        out.extend_from_slice(uuid::Uuid::from_u128(bits).hyphenated().encode_lower(&mut text).as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn vm() -> VmName {
+        VmName::parse("dev.box").unwrap()
+    }
+
+    fn push(batch: &mut Batch, json: &str) -> Result<(), Refusal> {
+        let publish: Publish<'_> = serde_json::from_str(json).unwrap();
+        batch.push(&vm(), &publish, |out| out.extend_from_slice(b"the-id"))
+    }
+
+    #[test]
+    fn the_encoding_and_its_parts() {
+        let mut batch = Batch::default();
+        push(&mut batch, "{}").unwrap();
+        push(
+            &mut batch,
+            r#"{"topic":"a\"b.c","id":"i\\1","key":"k","headers":{"b":"2","a":"1"},"tags":["t"],"caused_by":["x"],"payload":[1,
+            2]}"#,
+        )
+        .unwrap();
+        let [first, second] = batch.drafts() else { panic!() };
+        assert_eq!(
+            batch.tail(first),
+            b"\"id\":\"the-id\",\"vm\":\"dev.box\",\"topic\":\"broadcast\",\"payload\":null}\n"
+        );
+        assert_eq!((batch.id(first), batch.topic(first)), (&b"the-id"[..], &b"broadcast"[..]));
+        assert_eq!((batch.id(second), batch.topic(second)), (&b"i\\\\1"[..], &b"a\\\"b.c"[..]));
+        let text = String::from_utf8(batch.tail(second).to_vec()).unwrap();
+        assert!(text.ends_with(
+            "\"key\":\"k\",\"headers\":{\"a\":\"1\",\"b\":\"2\"},\"tags\":[\"t\"],\"caused_by\":[\"x\"],\"payload\":[1,             2]}\n"
+        ), "{text}");
+    }
+
+    #[test]
+    fn refusals_leave_the_batch_as_it_was() {
+        let mut batch = Batch::default();
+        push(&mut batch, "{}").unwrap();
+        let before = batch.bytes();
+        let big = format!("{{\"payload\":\"{}\"}}", "x".repeat(EVENT_BYTES - 110));
+        let many = format!("{{\"tags\":{:?}}}", vec!["t"; 33]);
+        let long = format!("{{\"id\":\"{}\"}}", "i".repeat(129));
+        for (json, code) in [
+            (r#"{"topic":"a..b"}"#, "bad-topic"),
+            (r#"{"topic":"$dlq.x"}"#, "bad-topic"),
+            (r#"{"id":""}"#, "bad-id"),
+            (long.as_str(), "bad-id"),
+            (r#"{"id":"a\u0000"}"#, "bad-id"),
+            (r#"{"key":""}"#, "bad-key"),
+            (r#"{"headers":["a"]}"#, "bad-headers"),
+            (r#"{"headers":{"a":1}}"#, "bad-headers"),
+            (r#"{"tags":{"a":1}}"#, "bad-tags"),
+            (r#"{"tags":[""]}"#, "bad-tags"),
+            (many.as_str(), "bad-tags"),
+            (r#"{"caused_by":[""]}"#, "bad-id"),
+            (big.as_str(), "event-too-large"),
+        ] {
+            assert_eq!(push(&mut batch, json).unwrap_err().code, code, "{json:.60}");
+            assert_eq!((batch.len(), batch.bytes()), (1, before));
+        }
+    }
+
+    #[test]
+    fn ids_are_uuid_v7_and_ascend() {
+        let mut ids = IdSource::new(u128::MAX >> 33);
+        let mut previous = String::new();
+        for now in [1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_001] {
+            let mut out = Vec::new();
+            ids.write(now, &mut out);
+            let text = String::from_utf8(out).unwrap();
+            let id = uuid::Uuid::parse_str(&text).unwrap();
+            assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
+            assert!(text > previous, "{text} after {previous}");
+            previous = text;
+        }
+    }
+
+    proptest! {
+        /// Whatever strings and payload: one line, valid JSON, the same values, the parts where they are said to be.
+        #[test]
+        fn any_event_is_one_json_line(topic in "[^.\\s*>$\\p{C}]{1,20}", id in "\\PC{1,20}", key in ".{1,20}", text in ".*") {
+            prop_assume!(!topic.starts_with("vm:"));
+            prop_assume!(key.len() <= KEY_BYTES && text.len() < 4000);
+            let payload = serde_json::json!({"text": text});
+            let frame = serde_json::json!({"topic": topic, "id": id, "key": key, "payload": payload});
+            let mut batch = Batch::default();
+            push(&mut batch, &serde_json::to_string_pretty(&frame).unwrap()).unwrap();
+            let draft = batch.drafts()[0];
+            let tail = batch.tail(&draft);
+            prop_assert_eq!(tail.iter().filter(|b| **b == b'\n').count(), 1);
+            let line = [&b"{\"seq\":1,\"ts\":2,"[..], tail].concat();
+            let value: serde_json::Value = serde_json::from_slice(&line).unwrap();
+            for (field, want) in frame.as_object().unwrap() {
+                prop_assert_eq!(&value[field], want);
+            }
+            let event = Event { seq: 1, ts: 2, line: &line, layout: Layout::of(&draft, line.len() - tail.len()) };
+            prop_assert_eq!(event.vm(), b"dev.box");
+            prop_assert_eq!(event.topic(), batch.topic(&draft));
+            let quoted = [b"\"", event.topic(), b"\""].concat();
+            prop_assert_eq!(serde_json::from_slice::<String>(&quoted).unwrap(), topic);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The commit thread: group commit. Next: `delivery/router.rs`, for now `logs.rs`.
+//!
+//! It drains what is waiting, one write, one fdatasync, then releases the acks in order; whatever arrives
+//! meanwhile is the next commit. So a commit costs the same for one VM as for a thousand. Always holds: a
+//! reply says durable only after the fdatasync (invariant 1); after a failed one every waiting publisher is
+//! told `outcome-unknown`, once, and the process ends (invariant 3). Owner: [`super::Journal`].
+
+use super::spare::Spares;
+use super::writer::{CommitError, Committed, Writer};
+use crate::core::event::Batch;
+use crate::core::limits::COMMIT_BYTES;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// After so long without a publish the journal is idle and a marker is written.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// What became of a batch.
+pub type Outcome = Result<Receipt, NotCommitted>;
+
+/// A batch that is durable.
+#[derive(Debug)]
+pub struct Receipt {
+    /// Its first event's seq; the others follow.
+    pub first_seq: u64,
+    /// The batch, back for its acks.
+    pub batch: Batch,
+}
+
+/// Why a batch has no receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotCommitted {
+    /// It was refused, and nothing of it is stored.
+    DiskFull,
+    /// The disk failed: it may be stored or not. Send it again with the same ids.
+    Unknown,
+}
+
+/// A batch on its way to the disk.
+pub(super) struct Submission {
+    pub batch: Batch,
+    pub reply: oneshot::Sender<Outcome>,
+    /// Its share of the bytes that may be under way in all.
+    pub permit: OwnedSemaphorePermit,
+}
+
+pub(super) enum Message {
+    Submit(Submission),
+    Stop,
+}
+
+/// What a commit tells the rest.
+pub(super) trait Observer: Send {
+    /// These events are durable. May wait when the views are too far behind.
+    fn committed(&mut self, committed: Arc<Committed>);
+    /// The journal is dead.
+    fn failed(&mut self, error: &std::io::Error);
+}
+
+pub(super) struct CommitLoop<O> {
+    pub writer: Writer,
+    pub spares: Arc<Spares>,
+    pub inbox: Receiver<Message>,
+    pub observer: O,
+    /// Pushed and not yet committed, with the first seq each will have.
+    pub waiting: Vec<(u64, Submission)>,
+    pub dead: bool,
+}
+
+impl<O: Observer> CommitLoop<O> {
+    /// Until [`Message::Stop`].
+    pub fn run(mut self) {
+        let mut idle = true;
+        loop {
+            let message = if idle {
+                self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                self.inbox.recv_timeout(IDLE)
+            };
+            match message {
+                Ok(Message::Submit(submission)) => {
+                    self.accept(submission);
+                    let stop = self.drain();
+                    self.commit();
+                    if stop {
+                        break;
+                    }
+                    idle = false;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    self.mark();
+                    idle = true;
+                }
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        while !self.drain() && !self.waiting.is_empty() {
+            self.commit();
+        }
+        self.mark();
+    }
+
+    /// Takes what is waiting, up to one commit's worth; true when it was told to stop.
+    fn drain(&mut self) -> bool {
+        while self.writer.pending_bytes() < COMMIT_BYTES {
+            match self.inbox.try_recv() {
+                Ok(Message::Submit(submission)) => self.accept(submission),
+                Ok(Message::Stop) => return true,
+                Err(_) => break,
+            }
+        }
+        false
+    }
+
+    fn accept(&mut self, submission: Submission) {
+        if self.dead {
+            return refuse(submission, NotCommitted::Unknown);
+        }
+        if !self.writer.has_room(&submission.batch) {
+            self.commit();
+            if let Err(reason) = self.next_segment(&submission.batch) {
+                return refuse(submission, reason);
+            }
+        }
+        let first_seq = self.writer.push(&submission.batch, now_ms());
+        self.waiting.push((first_seq, submission));
+    }
+
+    fn next_segment(&mut self, batch: &Batch) -> Result<(), NotCommitted> {
+        if self.dead {
+            return Err(NotCommitted::Unknown);
+        }
+        let spare = self.spares.take().ok_or(NotCommitted::DiskFull)?;
+        match self.writer.rotate(spare) {
+            Ok(()) if self.writer.has_room(batch) => Ok(()),
+            Ok(()) | Err(CommitError::DiskFull) => Err(NotCommitted::DiskFull),
+            Err(CommitError::Failed(error)) => {
+                self.die(&error);
+                Err(NotCommitted::Unknown)
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        match self.writer.commit() {
+            Ok(committed) => {
+                for (first_seq, submission) in self.waiting.drain(..) {
+                    let Submission { batch, reply, permit } = submission;
+                    // A session that is gone wants no receipt.
+                    let _ = reply.send(Ok(Receipt { first_seq, batch }));
+                    drop(permit);
+                }
+                self.observer.committed(committed);
+            }
+            Err(CommitError::DiskFull) => {
+                self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, NotCommitted::DiskFull));
+            }
+            Err(CommitError::Failed(error)) => self.die(&error),
+        }
+    }
+
+    fn mark(&mut self) {
+        if !self.dead
+            && let Err(CommitError::Failed(error)) = self.writer.mark()
+        {
+            self.die(&error);
+        }
+    }
+
+    fn die(&mut self, error: &std::io::Error) {
+        self.dead = true;
+        self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, NotCommitted::Unknown));
+        self.observer.failed(error);
+    }
+}
+
+fn refuse(submission: Submission, reason: NotCommitted) {
+    let _ = submission.reply.send(Err(reason));
+}
+
+/// Wall time in milliseconds.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,203 @@
+//! The journal: the only truth. One global order of events, durable before anybody else sees them.
+//!
+//!     submit ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
+//!                    ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
+//!
+//! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
+//! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records. Owner: `broker.rs`.
+
+mod commit;
+pub mod disk;
+pub mod read;
+pub mod record;
+mod recover;
+pub mod retain;
+mod scan;
+pub mod segment;
+pub mod spare;
+pub mod writer;
+
+pub use commit::{NotCommitted, Outcome, Receipt};
+pub use recover::{Damage, OpenError, Report};
+
+use super::event::Batch;
+use super::limits::Limits;
+use commit::{CommitLoop, Message, Observer, Submission};
+use disk::Disk;
+use read::Reader;
+use segment::Map;
+use spare::Spares;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use writer::{Committed, Writer};
+
+/// A journal that was recovered and is not written yet: the time to bring the views up to date.
+pub struct Opened {
+    disk: Arc<dyn Disk>,
+    map: Arc<Map>,
+    writer: Writer,
+    /// What was found.
+    pub report: Report,
+}
+
+impl Opened {
+    /// Recovers the journal of that id in `disk`; an empty directory is an empty journal.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the disk fails, or a segment must not or cannot be used.
+    pub fn open(disk: Arc<dyn Disk>, id: u128, segment_bytes: u64) -> Result<Self, OpenError> {
+        let recover::Recovered { map, report, rewritten } = recover::recover(&*disk, id, segment_bytes)?;
+        let map = Arc::new(map);
+        let writer = Writer::new(disk.clone(), map.clone(), report.next, rewritten);
+        Ok(Opened { disk, map, writer, report })
+    }
+
+    /// The map of segments.
+    pub fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    /// Reads from `seq` on.
+    pub fn reader(&self, seq: u64) -> Reader {
+        Reader::new(self.disk.clone(), self.map.clone(), seq)
+    }
+
+    /// The writer alone, without threads: for tests that drive it step by step.
+    pub fn into_writer(self) -> Writer {
+        self.writer
+    }
+
+    /// Starts the threads. `committed` gets every commit, in order, and may wait to slow publishers down;
+    /// `failed` is called once when the disk failed; `floor` is the seq that retention may not pass.
+    pub fn start(
+        self,
+        limits: &Limits,
+        committed: impl FnMut(Arc<Committed>) + Send + 'static,
+        failed: impl FnOnce(String) + Send + 'static,
+        floor: Arc<AtomicU64>,
+    ) -> Journal {
+        let Opened { disk, map, writer, .. } = self;
+        let spares = Arc::new(Spares::default());
+        let (inbox, receiver) = channel();
+        let observer = Callbacks { committed, failed: Some(failed) };
+        let commit = CommitLoop {
+            writer,
+            spares: spares.clone(),
+            inbox: receiver,
+            observer,
+            waiting: Vec::new(),
+            dead: false,
+        };
+        let committer = std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run());
+        let keeper = {
+            let (spares, disk, map) = (spares.clone(), disk.clone(), map.clone());
+            let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
+            let retain_age = limits.retain_age.as_millis() as u64;
+            let retain = move |disk: &dyn Disk| {
+                let floor = floor.load(Ordering::Relaxed);
+                let gone =
+                    retain::expired(&map.segments(), commit::now_ms(), retain_bytes, retain_age, floor);
+                if let Err(error) = retain::apply(disk, &map, gone) {
+                    tracing::warn!(%error, "journal: an expired segment could not be removed");
+                }
+            };
+            let run = move || spares.run(&*disk, segment_bytes, || retain(&*disk));
+            std::thread::Builder::new().name("castra-keeper".into()).spawn(run)
+        };
+        Journal {
+            disk,
+            map,
+            spares,
+            inbox,
+            committer: Mutex::new(committer.ok()),
+            keeper: Mutex::new(keeper.ok()),
+        }
+    }
+}
+
+/// A journal that is being written.
+pub struct Journal {
+    disk: Arc<dyn Disk>,
+    map: Arc<Map>,
+    spares: Arc<Spares>,
+    inbox: Sender<Message>,
+    committer: Mutex<Option<JoinHandle<()>>>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Journal {
+    /// Hands a batch to the commit thread; its outcome comes when it is durable or refused. The permit is
+    /// given back then.
+    pub fn submit(&self, batch: Batch, permit: OwnedSemaphorePermit) -> oneshot::Receiver<Outcome> {
+        let (reply, outcome) = oneshot::channel();
+        // After the end the submission is dropped with its reply, which says so.
+        let _ = self.inbox.send(Message::Submit(Submission { batch, reply, permit }));
+        outcome
+    }
+
+    /// The map of segments.
+    pub fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    /// Reads from `seq` on.
+    pub fn reader(&self, seq: u64) -> Reader {
+        Reader::new(self.disk.clone(), self.map.clone(), seq)
+    }
+
+    /// There is no room for the next segment.
+    pub fn is_full(&self) -> bool {
+        self.spares.failed()
+    }
+
+    /// Reads every record of the sealed segments and hands out what is damaged. Takes as long as reading
+    /// them does; `pause` runs between segments and ends the check when it returns false.
+    pub fn check_sealed(&self, mut pause: impl FnMut() -> bool, mut each: impl FnMut(Damage)) {
+        for pair in self.map.segments().windows(2) {
+            if !pause() {
+                return;
+            }
+            match recover::check(&*self.disk, self.map.journal, &pair[0], &pair[1]) {
+                Ok(damage) => damage.into_iter().for_each(&mut each),
+                // Retention is allowed to be faster.
+                Err(_) if self.map.after(pair[0].first_lsn).is_none() => {}
+                Err(error) => {
+                    tracing::error!(segment = %segment::segment_name(pair[0].first_lsn), %error, "journal: a sealed segment cannot be read")
+                }
+            }
+        }
+    }
+
+    /// Commits what was submitted, says that all is durable, ends the threads. Blocks.
+    pub fn stop(&self) {
+        let join = |thread: &Mutex<Option<JoinHandle<()>>>| {
+            let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let _ = thread.map(JoinHandle::join);
+        };
+        let _ = self.inbox.send(Message::Stop);
+        // The committer may still need a spare.
+        join(&self.committer);
+        self.spares.stop();
+        join(&self.keeper);
+    }
+}
+
+struct Callbacks<C, F> {
+    committed: C,
+    failed: Option<F>,
+}
+
+impl<C: FnMut(Arc<Committed>) + Send, F: FnOnce(String) + Send> Observer for Callbacks<C, F> {
+    fn committed(&mut self, committed: Arc<Committed>) {
+        (self.committed)(committed);
+    }
+
+    fn failed(&mut self, error: &std::io::Error) {
+        if let Some(failed) = self.failed.take() {
+            failed(error.to_string());
+        }
+    }
+}

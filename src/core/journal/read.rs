@@ -1,0 +1,187 @@
+//! Reads events from any seq on, at the reader's own pace.
+//!
+//! A reader finds its segment in the map and its place in the segment by bisection: it looks in the
+//! middle, goes on to the next valid record there, and compares seqs; no index is kept or written, and
+//! nothing is read from the start. Always holds: no event beyond `durable_seq` is handed out (invariant 1);
+//! what is missing or damaged is a gap with its range, never silence and never a wrong event (invariant 5).
+//! Owner: whoever reads; readers share nothing but the map.
+
+use super::disk::Disk;
+use super::record::{Kind, salt};
+use super::scan::{Scanner, WINDOW};
+use super::segment::{HEADER_BYTES, Map, Segment, segment_name};
+use crate::core::event::Event;
+use std::io;
+use std::sync::Arc;
+
+/// What a call of [`Reader::read`] came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// So many events were handed out; there may be more.
+    Events(usize),
+    /// These seqs cannot be read: removed by retention, or damaged.
+    Gap {
+        /// The first.
+        from: u64,
+        /// The last.
+        to: u64,
+    },
+    /// Everything durable was read.
+    End,
+}
+
+/// Reads the journal from one seq on.
+pub struct Reader {
+    disk: Arc<dyn Disk>,
+    map: Arc<Map>,
+    next_seq: u64,
+    place: Option<Place>,
+}
+
+struct Place {
+    segment: Segment,
+    scanner: Scanner,
+}
+
+impl Reader {
+    pub(super) fn new(disk: Arc<dyn Disk>, map: Arc<Map>, next_seq: u64) -> Self {
+        Reader { disk, map, next_seq: next_seq.max(1), place: None }
+    }
+
+    /// The seq that comes next.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Hands durable events to `each`, in order, until about `bytes` of them were handed out.
+    ///
+    /// # Errors
+    /// A segment cannot be opened or read; the place is kept.
+    pub fn read(&mut self, bytes: usize, each: &mut dyn FnMut(Event<'_>)) -> io::Result<Read> {
+        let durable = self.map.durable_seq();
+        if self.next_seq > durable {
+            return Ok(Read::End);
+        }
+        if self.place.is_none()
+            && let Some(oldest) = self.open()?
+        {
+            return Ok(self.gap(oldest.min(durable + 1)));
+        }
+        let Some(place) = &mut self.place else { return Ok(Read::End) };
+        let (mut count, mut handed, mut refreshed) = (0, 0, false);
+        while handed < bytes && self.next_seq <= durable {
+            match place.scanner.next()? {
+                Some(record) if record.head.kind != Kind::Event || record.head.seq < self.next_seq => {}
+                Some(record) if record.head.seq == self.next_seq => {
+                    let head = record.head;
+                    each(Event { seq: head.seq, ts: head.ts, line: record.body, layout: head.layout });
+                    (count, handed, self.next_seq) = (count + 1, handed + record.body.len(), head.seq + 1);
+                    refreshed = false;
+                }
+                // A valid record further on: what lies between was stepped over as damage.
+                Some(record) => {
+                    let (at, seq) = (record.at, record.head.seq);
+                    place.scanner.go(at);
+                    if count > 0 {
+                        break;
+                    }
+                    return Ok(self.gap(seq.min(durable + 1)));
+                }
+                None if count > 0 => break,
+                // The window may be older than what is durable by now.
+                None if !refreshed => {
+                    place.scanner.refresh();
+                    refreshed = true;
+                }
+                None => return self.step_over(durable),
+            }
+        }
+        Ok(Read::Events(count))
+    }
+
+    /// There is no record here though one is durable: the segment ends here, or it is damaged.
+    fn step_over(&mut self, durable: u64) -> io::Result<Read> {
+        let Some(place) = &mut self.place else { return Ok(Read::Events(0)) };
+        let (segment, next) = match self.map.after(place.segment.first_lsn) {
+            Some(found) => found,
+            // Retention took the segment while it was read.
+            None => {
+                self.place = None;
+                return Ok(Read::Events(0));
+            }
+        };
+        let end_seq = next.map_or(durable + 1, |next| next.first_seq);
+        let end_lsn = next.map_or(u64::MAX, |next| next.first_lsn);
+        if self.next_seq < end_seq && place.scanner.resync(segment.end, segment.first_lsn..end_lsn)? {
+            // The next call sees a seq beyond the one it wants, and says the gap.
+            return Ok(Read::Events(0));
+        }
+        self.place = None;
+        if self.next_seq < end_seq { Ok(self.gap(end_seq)) } else { Ok(Read::Events(0)) }
+    }
+
+    fn gap(&mut self, next_seq: u64) -> Read {
+        let from = self.next_seq;
+        self.next_seq = next_seq.max(from);
+        if self.next_seq > from { Read::Gap { from, to: self.next_seq - 1 } } else { Read::Events(0) }
+    }
+
+    /// Finds the place of `next_seq`. `Some(seq)` when nothing before `seq` can be read.
+    fn open(&mut self) -> io::Result<Option<u64>> {
+        loop {
+            let Some((segment, next)) = self.map.find(self.next_seq) else {
+                return Ok(Some(self.map.first_seq()));
+            };
+            match self.disk.open(&segment_name(segment.first_lsn)) {
+                Ok(file) => {
+                    let mut scanner = Scanner::new(file, salt(self.map.journal, segment.first_lsn));
+                    let lsns = segment.first_lsn..next.map_or(u64::MAX, |next| next.first_lsn);
+                    seek(&mut scanner, segment.end, &lsns, self.next_seq)?;
+                    self.place = Some(Place { segment, scanner });
+                    return Ok(None);
+                }
+                // Removed by retention in this moment: look again.
+                Err(e)
+                    if e.kind() == io::ErrorKind::NotFound && self.map.after(segment.first_lsn).is_none() => {
+                }
+                // Removed by somebody else.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Some(next.map_or(u64::MAX, |next| next.first_seq)));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Goes to a record at or before `seq`, at most about a window before it.
+fn seek(scanner: &mut Scanner, end: u64, lsns: &std::ops::Range<u64>, seq: u64) -> io::Result<()> {
+    let (mut low, mut high) = (HEADER_BYTES, end);
+    while high - low > WINDOW as u64 {
+        let middle = (low + (high - low) / 2) & !7;
+        match first_event(scanner, middle, high, lsns)? {
+            Some((at, found)) if found <= seq => low = at,
+            _ => high = middle,
+        }
+    }
+    scanner.go(low);
+    Ok(())
+}
+
+/// The place and seq of the first event at or behind `from`, before `end`.
+fn first_event(
+    scanner: &mut Scanner,
+    from: u64,
+    end: u64,
+    lsns: &std::ops::Range<u64>,
+) -> io::Result<Option<(u64, u64)>> {
+    scanner.go(from - 8);
+    while scanner.resync(end, lsns.clone())? {
+        while let Some(record) = scanner.next()? {
+            if record.head.kind == Kind::Event {
+                return Ok(Some((record.at, record.head.seq)));
+            }
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,79 @@
+//! Retention: which of the oldest segments go.
+//!
+//! Always holds: whole segments only, never the newest, never one with an event beyond `floor` (what the
+//! views have not reached). Pure, but for [`apply`]. Owner: the journal's keeper thread.
+
+use super::disk::Disk;
+use super::segment::{Map, Segment, segment_name};
+use std::io;
+
+/// How many of the oldest segments may go. `now` and the ages are milliseconds; `floor` is the last seq
+/// that every view has.
+pub fn expired(segments: &[Segment], now: u64, max_bytes: u64, max_age: u64, floor: u64) -> usize {
+    let mut bytes: u64 = segments.iter().map(|s| s.end).sum();
+    segments
+        .windows(2)
+        .take_while(|pair| {
+            let (segment, next) = (pair[0], pair[1]);
+            let old = next.ts.saturating_add(max_age) < now && next.ts > 0;
+            let gone = next.first_seq <= floor + 1 && (bytes > max_bytes || old);
+            bytes -= segment.end;
+            gone
+        })
+        .count()
+}
+
+/// Removes them.
+///
+/// # Errors
+/// A file that could not be removed; it is no longer part of the journal all the same until the next start.
+pub(super) fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    let segments = map.segments();
+    map.forget(count);
+    for segment in &segments[..count] {
+        disk.remove(&segment_name(segment.first_lsn))?;
+    }
+    disk.sync_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn segments(ends: &[u64]) -> Vec<Segment> {
+        let segment = |(i, end): (usize, &u64)| Segment {
+            first_lsn: 1 + 10 * i as u64,
+            first_seq: 1 + 10 * i as u64,
+            end: *end,
+            ts: 1000 * i as u64,
+        };
+        ends.iter().enumerate().map(segment).collect()
+    }
+
+    #[test]
+    fn by_size_by_age_and_never_past_the_floor() {
+        let four = segments(&[100, 100, 100, 100]);
+        assert_eq!(expired(&four, 0, 400, u64::MAX, 99), 0);
+        assert_eq!(expired(&four, 0, 399, u64::MAX, 99), 1);
+        assert_eq!(expired(&four, 0, 0, u64::MAX, 99), 3);
+        assert_eq!(expired(&four, 0, 0, u64::MAX, 19), 1);
+        assert_eq!(expired(&four, 2501, u64::MAX, 500, 99), 2);
+        assert_eq!(expired(&[], 0, 0, 0, 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_fits_or_is_needed(ends in proptest::collection::vec(1u64..100, 1..9), max in 0u64..500, floor in 0u64..99) {
+            let all = segments(&ends);
+            let gone = expired(&all, 0, max, u64::MAX, floor);
+            let kept: u64 = all[gone..].iter().map(|s| s.end).sum();
+            prop_assert!(gone < all.len());
+            prop_assert!(kept <= max || gone + 1 == all.len() || all[gone + 1].first_seq > floor + 1);
+            prop_assert!(gone == 0 || all[gone].first_seq <= floor + 1);
+        }
+    }
+}

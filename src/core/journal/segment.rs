@@ -1,0 +1,262 @@
+//! Segments: files of records, named by their first lsn.
+//!
+//! Bytes 0 … 4096 of `<first lsn, 20 digits>.seg` are the header, all numbers little-endian:
+//!
+//!      0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of bytes 16 … 72
+//!     16  u128     journal id    32  u64  first lsn          40  u64  first seq
+//!     48  u64      synced lsn    56  u64  synced seq         64  u64  ts
+//!
+//! `synced …`: what was durable, in this file or before it, when the file got its name; `ts`: no event
+//! before this segment is younger. Always holds: a file has its name only after its header is durable;
+//! a segment's records end where the next segment begins, whatever bytes follow in the file; segments are
+//! sealed by the next one and never written again. Owner: `writer.rs` adds, `retain.rs` removes.
+
+use super::disk::{Disk, DiskFile};
+use super::record::salt;
+use std::io;
+use std::sync::{PoisonError, RwLock};
+
+/// Before the first record, in bytes.
+pub const HEADER_BYTES: u64 = 4096;
+/// The version of segments and records.
+pub const VERSION: u32 = 1;
+const MAGIC: &[u8; 8] = b"castra\0J";
+const WRITTEN: usize = 72;
+
+/// A segment's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The journal it belongs to.
+    pub journal: u128,
+    /// The lsn of its first record.
+    pub first_lsn: u64,
+    /// The seq of its first event.
+    pub first_seq: u64,
+    /// The last lsn that was durable when it got its name.
+    pub synced_lsn: u64,
+    /// The last seq that was.
+    pub synced_seq: u64,
+    /// No event before it has a later ts.
+    pub ts: u64,
+}
+
+/// Why a header cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderError {
+    /// Not castra's, or flipped bits.
+    #[error("its header is damaged")]
+    Damaged,
+    /// Of a format this program does not know.
+    #[error("it has format version {0}, this castra reads {VERSION}")]
+    Version(u32),
+}
+
+impl Header {
+    /// The file's name.
+    pub fn name(&self) -> String {
+        segment_name(self.first_lsn)
+    }
+
+    /// The salt of its records.
+    pub fn salt(&self) -> u32 {
+        salt(self.journal, self.first_lsn)
+    }
+
+    /// The bytes that stand at the file's beginning.
+    pub fn encode(&self) -> [u8; WRITTEN] {
+        let mut out = [0; WRITTEN];
+        out[..8].copy_from_slice(MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..32].copy_from_slice(&self.journal.to_le_bytes());
+        let numbers = [self.first_lsn, self.first_seq, self.synced_lsn, self.synced_seq, self.ts];
+        for (i, number) in numbers.iter().enumerate() {
+            out[32 + 8 * i..40 + 8 * i].copy_from_slice(&number.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&out[16..]);
+        out[12..16].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`HeaderError`]; a version is believed only when the rest is whole.
+    pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
+        let fixed = bytes.first_chunk::<WRITTEN>().ok_or(HeaderError::Damaged)?;
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
+        if fixed[..8] != MAGIC[..] || crc32c::crc32c(&fixed[16..]) != u32_at(12) {
+            return Err(HeaderError::Damaged);
+        }
+        if u32_at(8) != VERSION {
+            return Err(HeaderError::Version(u32_at(8)));
+        }
+        Ok(Header {
+            journal: u128::from_le_bytes(std::array::from_fn(|i| fixed[16 + i])),
+            first_lsn: u64_at(32),
+            first_seq: u64_at(40),
+            synced_lsn: u64_at(48),
+            synced_seq: u64_at(56),
+            ts: u64_at(64),
+        })
+    }
+
+    /// Reads it from a file.
+    ///
+    /// # Errors
+    /// The file cannot be read; inside, [`HeaderError`].
+    pub fn read(file: &dyn DiskFile) -> io::Result<Result<Self, HeaderError>> {
+        let mut bytes = [0; WRITTEN];
+        let n = file.read_at(&mut bytes, 0)?;
+        Ok(Header::decode(&bytes[..n]))
+    }
+}
+
+/// `<first lsn, 20 digits>.seg`.
+pub fn segment_name(first_lsn: u64) -> String {
+    format!("{first_lsn:020}.seg")
+}
+
+/// The first lsn of a segment of that name.
+pub fn parse_name(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".seg")?;
+    if digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
+/// What is known of a segment without reading its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The lsn of its first record; names the file.
+    pub first_lsn: u64,
+    /// The seq of its first event.
+    pub first_seq: u64,
+    /// Where its records end in the file.
+    pub end: u64,
+    /// No event before it has a later ts.
+    pub ts: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    segments: Vec<Segment>,
+    durable_seq: u64,
+}
+
+/// The journal's map: which segments there are and how far they are durable. Shared by the one writer
+/// and all readers.
+#[derive(Debug)]
+pub struct Map {
+    /// The journal's id.
+    pub journal: u128,
+    state: RwLock<State>,
+}
+
+impl Map {
+    /// A map of these segments, oldest first.
+    pub fn new(journal: u128, segments: Vec<Segment>, durable_seq: u64) -> Self {
+        Map { journal, state: RwLock::new(State { segments, durable_seq }) }
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.state.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The last event covered by an fdatasync that returned 0 (invariant 1); 0 when there is none.
+    pub fn durable_seq(&self) -> u64 {
+        self.read(|s| s.durable_seq)
+    }
+
+    /// All segments, oldest first.
+    pub fn segments(&self) -> Vec<Segment> {
+        self.read(|s| s.segments.clone())
+    }
+
+    /// The segment that `seq` is in, or would be, and the one after it. `None` when `seq` is older than all.
+    pub fn find(&self, seq: u64) -> Option<(Segment, Option<Segment>)> {
+        self.read(|s| {
+            let i = s.segments.partition_point(|segment| segment.first_seq <= seq).checked_sub(1)?;
+            Some((s.segments[i], s.segments.get(i + 1).copied()))
+        })
+    }
+
+    /// The segment of that first lsn, and the one after it.
+    pub fn after(&self, first_lsn: u64) -> Option<(Segment, Option<Segment>)> {
+        self.read(|s| {
+            let i = s.segments.binary_search_by_key(&first_lsn, |segment| segment.first_lsn).ok()?;
+            Some((s.segments[i], s.segments.get(i + 1).copied()))
+        })
+    }
+
+    /// The seq of the oldest event that may be read.
+    pub fn first_seq(&self) -> u64 {
+        self.read(|s| s.segments.first().map_or(s.durable_seq + 1, |segment| segment.first_seq))
+    }
+
+    /// The newest segment's records end at `end`, and events up to `durable_seq` are durable.
+    pub(super) fn advance(&self, end: u64, durable_seq: u64) {
+        self.write(|s| {
+            s.durable_seq = durable_seq;
+            if let Some(last) = s.segments.last_mut() {
+                last.end = end;
+            }
+        });
+    }
+
+    /// A new newest segment. One without records, of the same name, gives way.
+    pub(super) fn push(&self, segment: Segment) {
+        self.write(|s| {
+            s.segments.retain(|old| old.first_lsn < segment.first_lsn);
+            s.segments.push(segment);
+        });
+    }
+
+    /// Forgets the oldest `count` segments.
+    pub(super) fn forget(&self, count: usize) {
+        self.write(|s| drop(s.segments.drain(..count)));
+    }
+}
+
+/// Gives `file`, which is `name` and zeros, its header and its name as a segment. When this returns `Ok`
+/// everything in the file is durable under the new name.
+///
+/// # Errors
+/// Any call's; the file may then be there under either name.
+pub fn activate(disk: &dyn Disk, file: &dyn DiskFile, name: &str, header: &Header) -> io::Result<()> {
+    file.write_at(&header.encode(), 0)?;
+    file.sync()?;
+    disk.rename(name, &header.name())?;
+    disk.sync_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers() {
+        let header =
+            Header { journal: 7 << 90, first_lsn: 42, first_seq: 40, synced_lsn: 45, synced_seq: 41, ts: 9 };
+        let bytes = header.encode();
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        assert_eq!(
+            (header.name().as_str(), parse_name(&header.name())),
+            ("00000000000000000042.seg", Some(42))
+        );
+        for bit in 16 * 8..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged));
+        }
+        let mut newer = bytes;
+        newer[8] = 2;
+        assert_eq!(Header::decode(&newer), Err(HeaderError::Version(2)));
+        assert_eq!(Header::decode(&bytes[..71]), Err(HeaderError::Damaged));
+        for name in ["spare", "42.seg", "0000000000000000004x.seg", "00000000000000000042.seg2"] {
+            assert_eq!(parse_name(name), None);
+        }
+    }
+}

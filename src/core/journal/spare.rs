@@ -1,0 +1,235 @@
+//! The spare: a zero-filled, durable file that becomes the next segment.
+//!
+//!     filling (spare.new) ─fsync, rename, fsync dir─▶ ready (spare.0 | spare.1) ─header, fsync, rename─▶ segment
+//!          └──ENOSPC──▶ failed: publishers get `disk-full`, tried again every 250 ms
+//!
+//! Writing inside zeros that are really there makes a commit's fdatasync free of metadata, and reserves
+//! the space a segment ahead (invariant 4). The two names take turns, so that a new spare never takes the name
+//! of one that is just becoming a segment. Always holds: a spare is all zeros on the disk, or is not used.
+//! Owner: the thread of [`Spares::run`] makes them, the writer takes them.
+
+use super::disk::{Disk, DiskFile};
+use super::segment::HEADER_BYTES;
+use crate::core::limits::SEGMENT_MIN_BYTES;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+const NAMES: [&str; 2] = ["spare.0", "spare.1"];
+const FILLING: &str = "spare.new";
+const CHUNK: usize = 1024 * 1024;
+const RETRY: Duration = Duration::from_millis(250);
+/// How often [`Spares::run`] calls its `each` when nothing happens.
+pub const KEEP: Duration = Duration::from_secs(10);
+
+/// A file of zeros.
+pub struct Spare {
+    /// Its name.
+    pub name: &'static str,
+    /// Open for reading and writing.
+    pub file: Box<dyn DiskFile>,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The size of the next segment: `wanted`, or what leaves room for three more; `None` when the disk is full.
+pub fn choose_bytes(wanted: u64, free: u64) -> Option<u64> {
+    let smallest = wanted.min(SEGMENT_MIN_BYTES);
+    let mut bytes = wanted;
+    while bytes > smallest && free < 4 * bytes {
+        bytes = (bytes / 2).max(smallest);
+    }
+    (free >= 2 * bytes).then_some(bytes)
+}
+
+/// Makes a spare; `turn` chooses its name, even or odd.
+///
+/// # Errors
+/// `StorageFull` when there is no room; nothing is left behind then.
+pub fn make(disk: &dyn Disk, wanted: u64, turn: usize) -> io::Result<Spare> {
+    let name = NAMES[turn % 2];
+    let bytes = choose_bytes(wanted, disk.free_bytes()?).ok_or(io::ErrorKind::StorageFull)?;
+    let file = disk.create(FILLING)?;
+    let filled = fill(&*file, bytes).and_then(|()| disk.rename(FILLING, name)).and_then(|()| disk.sync_dir());
+    if let Err(error) = filled {
+        let _ = file.set_size(0);
+        let _ = disk.remove(FILLING);
+        return Err(error);
+    }
+    Ok(Spare { name, file, bytes })
+}
+
+/// Chunk by chunk, each synced, so that a commit in between waits for one chunk and not for all.
+fn fill(file: &dyn DiskFile, bytes: u64) -> io::Result<()> {
+    let zeros = vec![0; CHUNK.min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes {
+        let n = (bytes - at).min(CHUNK as u64);
+        file.write_at(&zeros[..n as usize], at)?;
+        file.sync()?;
+        at += n;
+    }
+    Ok(())
+}
+
+/// The spare that an earlier process left, if it is of the right size and all zeros; else a new one.
+///
+/// # Errors
+/// As [`make`].
+pub fn find_or_make(disk: &dyn Disk, wanted: u64, at_least: u64) -> io::Result<Spare> {
+    let mut found = None;
+    for name in NAMES {
+        let Ok(file) = disk.open(name) else { continue };
+        let bytes = file.size()?;
+        let fits = (at_least..=wanted).contains(&bytes) && found.is_none();
+        if fits && is_zeros(&*file, bytes).unwrap_or(false) {
+            found = Some(Spare { name, file, bytes });
+        } else {
+            disk.remove(name)?;
+        }
+    }
+    let _ = disk.remove(FILLING);
+    match found {
+        Some(spare) => Ok(spare),
+        None => make(disk, wanted, 0),
+    }
+}
+
+fn is_zeros(file: &dyn DiskFile, bytes: u64) -> io::Result<bool> {
+    let mut chunk = vec![0; CHUNK.min(bytes as usize)];
+    let mut at = 0;
+    while at < bytes {
+        let n = file.read_at(&mut chunk, at)?;
+        if n == 0 || chunk[..n].iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(bytes > HEADER_BYTES)
+}
+
+enum State {
+    Making,
+    Ready(Spare),
+    Failed,
+    Stopped,
+}
+
+/// Hands spares from the thread that makes them to the writer.
+pub struct Spares {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Default for Spares {
+    /// Nothing yet: [`Spares::run`] looks for one first.
+    fn default() -> Self {
+        Spares { state: Mutex::new(State::Making), changed: Condvar::new() }
+    }
+}
+
+impl Spares {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the spare; `None` when the disk has no room for one.
+    pub fn take(&self) -> Option<Spare> {
+        let mut state = self.lock();
+        while matches!(*state, State::Making) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if !matches!(*state, State::Ready(_)) {
+            return None;
+        }
+        let State::Ready(spare) = std::mem::replace(&mut *state, State::Making) else { return None };
+        self.changed.notify_all();
+        Some(spare)
+    }
+
+    /// The disk has no room for a spare.
+    pub fn failed(&self) -> bool {
+        matches!(*self.lock(), State::Failed)
+    }
+
+    /// Ends [`Spares::run`].
+    pub fn stop(&self) {
+        *self.lock() = State::Stopped;
+        self.changed.notify_all();
+    }
+
+    /// Sees to it that there is a spare, until [`Spares::stop`]. `each` runs now and then: after every
+    /// attempt, and every [`KEEP`].
+    pub fn run(&self, disk: &dyn Disk, wanted: u64, mut each: impl FnMut()) {
+        let mut turn = 0;
+        loop {
+            let making = {
+                let state = self.lock();
+                let wait = match *state {
+                    State::Making => Duration::ZERO,
+                    State::Failed => RETRY,
+                    State::Ready(_) => KEEP,
+                    State::Stopped => return,
+                };
+                let waited = self
+                    .changed
+                    .wait_timeout_while(state, wait, |s| matches!(s, State::Ready(_) | State::Failed));
+                let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                !matches!(*state, State::Ready(_) | State::Stopped)
+            };
+            if making {
+                // What an earlier process left has either name, so the first one made follows it.
+                let made = if turn == 0 {
+                    find_or_make(disk, wanted, HEADER_BYTES)
+                } else {
+                    make(disk, wanted, turn)
+                };
+                turn += 1;
+                self.offer(made, &mut turn);
+            }
+            each();
+        }
+    }
+
+    fn offer(&self, made: io::Result<Spare>, turn: &mut usize) {
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut *state, State::Failed);
+        match (before, made) {
+            (State::Stopped, _) => *state = State::Stopped,
+            (before, Ok(spare)) => {
+                if matches!(before, State::Failed) {
+                    tracing::info!("journal: there is room for a segment again");
+                }
+                *turn = usize::from(spare.name == NAMES[0]);
+                *state = State::Ready(spare);
+            }
+            (State::Failed, Err(_)) => {}
+            (_, Err(error)) => tracing::error!(
+                %error,
+                "journal: no room for the next segment; free some space, until then publishers get disk-full when this one is full"
+            ),
+        }
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_shrink_with_free_space() {
+        const MIB: u64 = 1 << 20;
+        for (free, bytes) in [
+            (1000 * MIB, Some(64 * MIB)),
+            (255 * MIB, Some(32 * MIB)),
+            (60 * MIB, Some(8 * MIB)),
+            (4 * MIB, Some(MIB)),
+            (2 * MIB, Some(MIB)),
+            (2 * MIB - 1, None),
+            (0, None),
+        ] {
+            assert_eq!(choose_bytes(64 * MIB, free), bytes, "{free}");
+        }
+    }
+}

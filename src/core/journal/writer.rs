@@ -1,0 +1,312 @@
+//! The one writer: encodes events into the newest segment and makes them durable.
+//!
+//!     begin ──push*──▶ commit: write, fdatasync ──▶ durable, handed to the views as one `Committed`
+//!                          │ no room: the chunk so far is committed, then the next segment begins
+//!                          ├ the write found no space ──▶ refused; the segment is sealed, the next one tried
+//!                          └ the write or the sync failed ──▶ poisoned: nothing is written ever again
+//!
+//! Always holds: nothing is durable in the map before its fdatasync returned 0 (invariant 1); after a
+//! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4).
+//! No thread, no clock: `commit.rs` owns it and runs it, the model test in `tests/journal` drives it.
+
+use super::disk::Disk;
+use super::record::{self, Head, Kind, encode};
+use super::recover::Next;
+use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
+use super::spare::Spare;
+use crate::core::event::{Batch, Event, Layout};
+use crate::core::limits::EVENT_BYTES;
+use std::io;
+use std::sync::Arc;
+
+/// Why a batch was not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// There is no room; the batch left nothing behind.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The disk failed; whether the batch is durable is not known, and this writer writes no more.
+    #[error("{0}")]
+    Failed(#[from] io::Error),
+}
+
+/// Events that one fdatasync made durable, for the views.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    bytes: Vec<u8>,
+    events: Vec<Placed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    seq: u64,
+    ts: u64,
+    at: u32,
+    len: u32,
+    layout: Layout,
+}
+
+impl Committed {
+    /// The events, in order.
+    pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
+        self.events.iter().map(|e| Event {
+            seq: e.seq,
+            ts: e.ts,
+            line: &self.bytes[e.at as usize..(e.at + e.len) as usize],
+            layout: e.layout,
+        })
+    }
+
+    /// The last event's seq.
+    pub fn last_seq(&self) -> Option<u64> {
+        self.events.last().map(|e| e.seq)
+    }
+
+    /// How much it holds, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+struct Active {
+    spare: Spare,
+    salt: u32,
+    end: u64,
+}
+
+/// Writes one journal.
+pub struct Writer {
+    disk: Arc<dyn Disk>,
+    map: Arc<Map>,
+    active: Option<Active>,
+    next: Next,
+    durable_lsn: u64,
+    poisoned: bool,
+    /// A marker says that everything is durable; nothing came after it.
+    marked: bool,
+    chunk: Arc<Committed>,
+    /// Buffers that the views may still read; reused when they are done.
+    used: Vec<Arc<Committed>>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        map: Arc<Map>,
+        next: Next,
+        rewritten: Option<(Spare, Segment)>,
+    ) -> Self {
+        let active = rewritten.map(|(spare, segment)| Active {
+            spare,
+            salt: record::salt(map.journal, segment.first_lsn),
+            end: segment.end,
+        });
+        let chunk = Arc::default();
+        let durable_lsn = next.lsn - 1;
+        Writer {
+            disk,
+            map,
+            active,
+            next,
+            durable_lsn,
+            poisoned: false,
+            marked: true,
+            chunk,
+            used: Vec::new(),
+        }
+    }
+
+    /// The seq that the next event will get.
+    pub fn next_seq(&self) -> u64 {
+        self.next.seq
+    }
+
+    /// Whether `batch` fits behind what was pushed; if not, commit and begin the next segment.
+    pub fn has_room(&self, batch: &Batch) -> bool {
+        self.active.as_ref().is_some_and(|active| {
+            let worst = batch.bytes() + batch.len() * (record::HEAD_BYTES + 64);
+            active.end + (self.chunk.bytes.len() + worst) as u64 + record::size(0) as u64
+                <= active.spare.bytes
+        })
+    }
+
+    /// Bytes pushed and not committed.
+    pub fn pending_bytes(&self) -> usize {
+        self.chunk.bytes.len()
+    }
+
+    /// Encodes `batch` behind what was pushed; its first seq. `now` is wall time in milliseconds.
+    ///
+    /// Call only when [`Writer::has_room`].
+    pub fn push(&mut self, batch: &Batch, now: u64) -> u64 {
+        let first_seq = self.next.seq;
+        let Some(active) = &self.active else { return first_seq };
+        let chunk = free_chunk(&mut self.chunk, &mut self.used);
+        self.next.ts = self.next.ts.max(now);
+        let ts_text = format!(",\"ts\":{},", self.next.ts);
+        let mut number = itoa::Buffer::new();
+        let mut prefix = Vec::with_capacity(64);
+        for draft in batch.drafts() {
+            let tail = batch.tail(draft);
+            prefix.clear();
+            prefix.extend_from_slice(b"{\"seq\":");
+            prefix.extend_from_slice(number.format(self.next.seq).as_bytes());
+            prefix.extend_from_slice(ts_text.as_bytes());
+            let layout = Layout::of(draft, prefix.len());
+            let head = Head {
+                lsn: self.next.lsn,
+                seq: self.next.seq,
+                ts: self.next.ts,
+                synced: self.durable_lsn,
+                kind: Kind::Event,
+                joined: draft.joined,
+                layout,
+            };
+            let at = chunk.bytes.len() + record::HEAD_BYTES;
+            encode(&mut chunk.bytes, active.salt, &head, [&prefix, tail]);
+            let len = (prefix.len() + tail.len()) as u32;
+            debug_assert!(len as usize <= EVENT_BYTES + 1);
+            chunk.events.push(Placed { seq: head.seq, ts: head.ts, at: at as u32, len, layout });
+            self.next.lsn += 1;
+            self.next.seq += 1;
+        }
+        self.marked = false;
+        first_seq
+    }
+
+    /// Writes and syncs what was pushed. On `Ok` it is durable, and comes back for the views.
+    ///
+    /// # Errors
+    /// [`CommitError`]; what was pushed is gone from the writer either way.
+    pub fn commit(&mut self) -> Result<Arc<Committed>, CommitError> {
+        let chunk = std::mem::take(&mut self.chunk);
+        if chunk.bytes.is_empty() {
+            return Ok(chunk);
+        }
+        let first = chunk.events.first().map_or(self.next.seq, |e| e.seq);
+        let written = self.write(&chunk.bytes);
+        if let Err(CommitError::DiskFull) = written {
+            self.next.lsn -= self.next.seq - first;
+            self.next.seq = first;
+            // Whatever reached the file must not be taken for a record later.
+            if let Some(active) = self.active.take() {
+                let _ = active.spare.file.set_size(active.end);
+            }
+        }
+        written?;
+        self.used.push(chunk.clone());
+        Ok(chunk)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CommitError> {
+        let poisoned = || io::Error::other("an earlier write of this journal failed");
+        let Some(active) = self.active.as_mut().filter(|_| !self.poisoned) else {
+            return Err(poisoned().into());
+        };
+        match active.spare.file.write_at(bytes, active.end) {
+            Ok(()) => {}
+            Err(e) if is_full(&e) => return Err(CommitError::DiskFull),
+            Err(e) => {
+                self.poisoned = true;
+                return Err(e.into());
+            }
+        }
+        if let Err(e) = active.spare.file.sync() {
+            self.poisoned = true;
+            return Err(e.into());
+        }
+        active.end += bytes.len() as u64;
+        self.durable_lsn = self.next.lsn - 1;
+        self.map.advance(active.end, self.next.seq - 1);
+        Ok(())
+    }
+
+    /// Carries `synced` over the last batch when the journal falls idle. Does nothing a second time.
+    ///
+    /// # Errors
+    /// As [`Writer::commit`].
+    pub fn mark(&mut self) -> Result<(), CommitError> {
+        debug_assert!(self.chunk.bytes.is_empty());
+        let Some(active) = self.active.as_ref().filter(|a| !self.marked && a.end + 48 <= a.spare.bytes)
+        else {
+            return Ok(());
+        };
+        let head = Head {
+            lsn: self.next.lsn,
+            seq: 0,
+            ts: self.next.ts,
+            synced: self.durable_lsn,
+            kind: Kind::Marker,
+            joined: false,
+            layout: Layout::default(),
+        };
+        let mut bytes = Vec::new();
+        encode(&mut bytes, active.salt, &head, [b"", b""]);
+        self.next.lsn += 1;
+        match self.write(&bytes) {
+            Ok(()) => self.marked = true,
+            Err(CommitError::DiskFull) => self.next.lsn -= 1,
+            failed => return failed,
+        }
+        Ok(())
+    }
+
+    /// Makes `spare` the newest segment. Nothing may be pushed and not committed.
+    ///
+    /// # Errors
+    /// As [`Writer::commit`]; after `DiskFull` the newest segment is what it was.
+    pub fn rotate(&mut self, spare: Spare) -> Result<(), CommitError> {
+        debug_assert!(self.chunk.bytes.is_empty());
+        if self.poisoned {
+            return Err(io::Error::other("an earlier write of this journal failed").into());
+        }
+        let header = Header {
+            journal: self.map.journal,
+            first_lsn: self.next.lsn,
+            first_seq: self.next.seq,
+            synced_lsn: self.next.lsn - 1,
+            synced_seq: self.next.seq - 1,
+            ts: self.next.ts,
+        };
+        match activate(&*self.disk, &*spare.file, spare.name, &header) {
+            Ok(()) => {}
+            Err(e) if is_full(&e) => return Err(CommitError::DiskFull),
+            Err(e) => {
+                self.poisoned = true;
+                return Err(e.into());
+            }
+        }
+        if let Some(sealed) = self.active.take() {
+            // Gives the unused zeros back; nothing depends on it.
+            let _ = sealed.spare.file.set_size(sealed.end);
+        }
+        self.map.push(Segment {
+            first_lsn: header.first_lsn,
+            first_seq: header.first_seq,
+            end: HEADER_BYTES,
+            ts: header.ts,
+        });
+        self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES });
+        Ok(())
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The chunk being filled; begins as a used one that nobody reads any more.
+fn free_chunk<'a>(chunk: &'a mut Arc<Committed>, used: &mut Vec<Arc<Committed>>) -> &'a mut Committed {
+    if chunk.bytes.is_empty()
+        && let Some(i) = used.iter_mut().position(|old| Arc::get_mut(old).is_some())
+    {
+        *chunk = used.swap_remove(i);
+        if let Some(old) = Arc::get_mut(chunk) {
+            old.bytes.clear();
+            old.events.clear();
+        }
+        // Those still read are freed by their readers; only a few are kept for reuse.
+        used.truncate(4);
+    }
+    Arc::make_mut(chunk)
+}

@@ -1,0 +1,122 @@
+//! Every bound of the broker, in one table.
+//!
+//! Always holds: no queue, line, frame, table or wait elsewhere is without a number from here
+//! (invariant 6). The constants are part of the protocol or the format and cannot be set; the fields
+//! of [`Limits`] are defaults that an operator or a test may change. Owner: the composition root.
+
+use std::time::Duration;
+
+/// The longest hello line, its newline included, in bytes.
+pub const HELLO_BYTES: usize = 512;
+/// The longest frame after its length, in bytes. The shortest is 1.
+pub const FRAME_BYTES: usize = 65_536;
+/// The longest encoded event (the JSON object of a log line, without its newline), in bytes.
+pub const EVENT_BYTES: usize = 60 * 1024;
+/// The longest topic, in bytes of UTF-8.
+pub const TOPIC_BYTES: usize = 255;
+/// The longest VM name, in bytes.
+pub const NAME_BYTES: usize = 128;
+/// The longest event id, in bytes.
+pub const ID_BYTES: usize = 128;
+/// The longest key, in bytes.
+pub const KEY_BYTES: usize = 255;
+/// The most headers of one event.
+pub const HEADERS: usize = 32;
+/// The most bytes of all header names and values of one event together.
+pub const HEADER_BYTES: usize = 1024;
+/// The most tags of one event, and the most ids in its `caused_by`.
+pub const TAGS: usize = 32;
+/// The most bytes of all tags of one event together.
+pub const TAG_BYTES: usize = 1024;
+/// The deepest JSON of a frame, the frame's own object being level 1.
+pub const JSON_DEPTH: usize = 64;
+/// The most events of one `events: [ … ]` frame.
+pub const GROUP_EVENTS: usize = 1024;
+/// The most words of `capabilities=` that are kept and recorded.
+pub const CAPABILITIES: usize = 32;
+
+/// The smallest journal segment, in bytes.
+pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;
+/// A session's events enter the journal in batches that stop growing at this size, in bytes. A frame
+/// adds 512 KiB at most, so a batch always fits the smallest segment.
+pub const BATCH_BYTES: usize = 128 * 1024;
+/// One commit writes about this much before it syncs, in bytes.
+pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
+/// Each log file rotates at this size …
+pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
+/// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.
+pub const LOG_FILES: u32 = 4;
+/// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
+pub const SIGNALS_QUEUED: usize = 16_384;
+
+/// The bounds that can be set. `Limits::default()` is the documented table.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Time to say hello.
+    pub hello_time: Duration,
+    /// Connections that have not said hello; at one more the oldest is dropped.
+    pub pending_handshakes: usize,
+    /// Sessions in all.
+    pub sessions: usize,
+    /// Sessions of one VM.
+    pub sessions_per_vm: usize,
+    /// Publishes of one session that are not acked yet.
+    pub unacked_events: usize,
+    /// Their encoded bytes.
+    pub unacked_bytes: usize,
+    /// The encoded bytes of all sessions' unacked publishes.
+    pub unacked_bytes_in_all: usize,
+    /// A session ends when no frame came for so long.
+    pub idle_time: Duration,
+    /// A session ends when its socket took no byte for so long while something waited.
+    pub write_time: Duration,
+    /// After its last line or frame a closing connection is read for so long …
+    pub linger_time: Duration,
+    /// … or so many bytes.
+    pub linger_bytes: usize,
+    /// VMs remembered; the longest unreachable goes first.
+    pub vms: usize,
+    /// Descriptors kept for journal, logs and status.
+    pub reserved_descriptors: u64,
+    /// Drain at shutdown.
+    pub drain_time: Duration,
+    /// A host's publish waits so long for its line in the logs.
+    pub host_log_time: Duration,
+    /// Commits that wait for the logs' thread, in bytes; then publishers wait.
+    pub logs_behind_bytes: usize,
+    /// Log files kept open.
+    pub open_logs: usize,
+    /// The size of a journal segment.
+    pub segment_bytes: u64,
+    /// Sealed segments are removed when the journal is larger …
+    pub retain_bytes: u64,
+    /// … or their newest event is older.
+    pub retain_age: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            hello_time: Duration::from_secs(5),
+            pending_handshakes: 4096,
+            sessions: 10_000,
+            sessions_per_vm: 64,
+            unacked_events: 4096,
+            unacked_bytes: 1024 * 1024,
+            unacked_bytes_in_all: 64 * 1024 * 1024,
+            idle_time: Duration::from_secs(60),
+            write_time: Duration::from_secs(10),
+            linger_time: Duration::from_secs(1),
+            linger_bytes: 64 * 1024,
+            vms: 10_000,
+            reserved_descriptors: 64,
+            drain_time: Duration::from_secs(5),
+            host_log_time: Duration::from_secs(2),
+            logs_behind_bytes: 64 * 1024 * 1024,
+            open_logs: 256,
+            segment_bytes: 64 * 1024 * 1024,
+            retain_bytes: 1024 * 1024 * 1024,
+            retain_age: Duration::from_secs(7 * 24 * 3600),
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! What a frame says, and the frames that the broker sends.
+//!
+//! [`parse`] reads one frame's JSON; its fields borrow from it and a payload stays raw. Always holds: no
+//! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
+//! frame is a [`Refusal`], never the end of the session. Owner: `session.rs`.
+
+use crate::core::event::{Batch, Draft, Publish, Refusal, string_body};
+use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::core::event::Text;
+
+/// A guest's frame.
+#[derive(Debug)]
+pub enum Frame<'a> {
+    /// One event.
+    Publish(Publish<'a>),
+    /// `events: [ … ]`: all of them or none; 1 to [`GROUP_EVENTS`].
+    PublishAll(Vec<Publish<'a>>),
+    /// A sign of life that wants an answer.
+    Heartbeat,
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "type", borrow, default)]
+    kind: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    events: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    topic: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    id: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    key: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    headers: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tags: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    caused_by: Option<&'a RawValue>,
+}
+
+/// Reads one frame.
+///
+/// # Errors
+/// `not-utf8`, `bad-json`, `not-an-object`, `too-deep`, `duplicate-field`, `bad-field`, `no-type`,
+/// `unknown-type`, `too-many-events`.
+pub fn parse(body: &[u8]) -> Result<Frame<'_>, Refusal> {
+    let text = std::str::from_utf8(body)
+        .map_err(|e| Refusal::new("not-utf8", format!("the frame is not UTF-8: {e}")))?;
+    if depth_exceeds(body, JSON_DEPTH) {
+        return Err(Refusal::new("too-deep", format!("JSON is nested at most {JSON_DEPTH} levels deep")));
+    }
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(match serde_json::from_str::<IgnoredAny>(text) {
+            Ok(_) => Refusal::new("not-an-object", "a frame is one JSON object"),
+            Err(error) => refusal(&error),
+        });
+    }
+    let fields: Fields<'_> = serde_json::from_str(text).map_err(|e| refusal(&e))?;
+    match fields.kind.as_ref().map(|k| k.0.as_ref()) {
+        Some("publish") => match fields.events {
+            Some(events) => Ok(Frame::PublishAll(parse_events(events)?)),
+            None => Ok(Frame::Publish(Publish {
+                topic: fields.topic,
+                payload: fields.payload,
+                id: fields.id,
+                key: fields.key,
+                headers: fields.headers,
+                tags: fields.tags,
+                caused_by: fields.caused_by,
+            })),
+        },
+        Some("heartbeat") => Ok(Frame::Heartbeat),
+        Some(kind) => {
+            Err(Refusal::new("unknown-type", format!("this broker has no frame of type '{kind:.64}'")))
+        }
+        None => Err(Refusal::new("no-type", "the frame has no field 'type'")),
+    }
+}
+
+fn parse_events(raw: &RawValue) -> Result<Vec<Publish<'_>>, Refusal> {
+    struct Events;
+    impl<'de> Visitor<'de> for Events {
+        type Value = Option<Vec<Publish<'de>>>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an array of objects")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut events = Vec::new();
+            while events.len() < GROUP_EVENTS {
+                match items.next_element()? {
+                    Some(event) => events.push(event),
+                    None => return Ok(Some(events)),
+                }
+            }
+            let mut too_many = false;
+            while items.next_element::<IgnoredAny>()?.is_some() {
+                too_many = true;
+            }
+            Ok(if too_many { None } else { Some(events) })
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(raw.get());
+    match json.deserialize_seq(Events).map_err(|e| refusal(&e))? {
+        Some(events) if events.is_empty() => Err(Refusal::new("bad-field", "events is empty")),
+        Some(events) => Ok(events),
+        None => {
+            Err(Refusal::new("too-many-events", format!("one publish has at most {GROUP_EVENTS} events")))
+        }
+    }
+}
+
+/// serde says what is wrong in words only; the words of these two are part of its interface in practice,
+/// and a test below holds them.
+fn refusal(error: &serde_json::Error) -> Refusal {
+    let reason = error.to_string();
+    let code = match error.classify() {
+        serde_json::error::Category::Data if reason.starts_with("duplicate field") => "duplicate-field",
+        serde_json::error::Category::Data => "bad-field",
+        _ => "bad-json",
+    };
+    Refusal::new(code, reason)
+}
+
+/// Whether brackets outside strings nest deeper than `limit`. Right for JSON; for anything else the
+/// parser has the word.
+fn depth_exceeds(json: &[u8], limit: usize) -> bool {
+    let open = |b: &u8| matches!(b, b'{' | b'[');
+    // So few brackets cannot nest so deep, and counting them is a vector loop.
+    if json.iter().map(|b| usize::from(open(b))).sum::<usize>() <= limit {
+        return false;
+    }
+    let (mut depth, mut bytes) = (0usize, json.iter());
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => loop {
+                match bytes.next() {
+                    Some(b'\\') => drop(bytes.next()),
+                    Some(b'"') | None => break,
+                    Some(_) => {}
+                }
+            },
+            _ => {}
+        }
+        if depth > limit {
+            return true;
+        }
+    }
+    false
+}
+
+/// Appends one frame whose body `write` writes.
+fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    write(out);
+    let length = (out.len() - at - 4) as u32;
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Appends the ack of one durable event.
+pub fn publish_ack(out: &mut Vec<u8>, batch: &Batch, draft: &Draft, seq: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"publish\",\"status\":\"ok\",\"topic\":\"");
+        out.extend_from_slice(batch.topic(draft));
+        out.extend_from_slice(b"\",\"seq\":");
+        out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
+        out.extend_from_slice(b",\"id\":\"");
+        out.extend_from_slice(batch.id(draft));
+        out.extend_from_slice(b"\"}");
+    });
+}
+
+/// Appends the ack of `events: [ … ]`: `count` events from `first` on.
+pub fn publish_all_ack(out: &mut Vec<u8>, first: u64, count: usize) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"publish\",\"status\":\"ok\",\"seqs\":[");
+        for seq in first..first + count as u64 {
+            if seq > first {
+                out.push(b',');
+            }
+            out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
+        }
+        out.extend_from_slice(b"]}");
+    });
+}
+
+/// Appends an ack that refuses. `ack` is the refused frame's type where that could be read.
+pub fn error_ack(out: &mut Vec<u8>, ack: &str, refusal: &Refusal, seq: Option<u64>) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"");
+        out.extend_from_slice(ack.as_bytes());
+        out.extend_from_slice(b"\",\"status\":\"error\",\"code\":\"");
+        out.extend_from_slice(refusal.code.as_bytes());
+        out.extend_from_slice(b"\",\"reason\":\"");
+        string_body(out, &refusal.reason);
+        out.push(b'"');
+        if let Some(seq) = seq {
+            out.extend_from_slice(format!(",\"seq\":{seq}").as_bytes());
+        }
+        out.push(b'}');
+    });
+}
+
+/// Appends the answer to a heartbeat.
+pub fn heartbeat_ack(out: &mut Vec<u8>) {
+    framed(out, |out| out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"heartbeat\",\"status\":\"ok\"}"));
+}
+
+/// Appends the frame that comes before the broker ends a session.
+pub fn close(out: &mut Vec<u8>, reason: &str, retry_after_ms: u64) {
+    framed(out, |out| {
+        let text =
+            format!("{{\"type\":\"close\",\"reason\":\"{reason}\",\"retry_after_ms\":{retry_after_ms}}}");
+        out.extend_from_slice(text.as_bytes());
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn code(body: &[u8]) -> &'static str {
+        parse(body).map(drop).map_err(|r| r.code).unwrap_err()
+    }
+
+    #[test]
+    fn every_refusal_has_its_code() {
+        let deep =
+            format!("{{\"type\":\"publish\",\"payload\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+        let many = format!("{{\"type\":\"publish\",\"events\":[{}{{}}]}}", "{},".repeat(1024));
+        for (body, want) in [
+            (&b"\xff"[..], "not-utf8"),
+            (b"{", "bad-json"),
+            (b"nonsense", "bad-json"),
+            (b"{\"type\":\"heartbeat\"} x", "bad-json"),
+            (b"[1]", "not-an-object"),
+            (b"7", "not-an-object"),
+            (b"{}", "no-type"),
+            (b"{\"type\":null}", "no-type"),
+            (b"{\"type\":7}", "bad-field"),
+            (b"{\"type\":\"nope\"}", "unknown-type"),
+            (b"{\"type\":\"publish\",\"topic\":7}", "bad-field"),
+            (b"{\"type\":\"publish\",\"topic\":\"a\",\"topic\":\"b\"}", "duplicate-field"),
+            (b"{\"type\":\"publish\",\"events\":{}}", "bad-field"),
+            (b"{\"type\":\"publish\",\"events\":[]}", "bad-field"),
+            (b"{\"type\":\"publish\",\"events\":[{\"id\":\"a\",\"id\":\"b\"}]}", "duplicate-field"),
+            (deep.as_bytes(), "too-deep"),
+            (many.as_bytes(), "too-many-events"),
+        ] {
+            assert_eq!(code(body), want, "{:.60}", String::from_utf8_lossy(body));
+        }
+    }
+
+    #[test]
+    fn depth_counts_outside_strings_only() {
+        let nested =
+            |n: usize| format!("{{\"type\":\"heartbeat\",\"x\":{}{}}}", "[".repeat(n), "]".repeat(n));
+        assert!(parse(nested(63).as_bytes()).is_ok());
+        assert_eq!(code(nested(64).as_bytes()), "too-deep");
+        let quoted = format!("{{\"type\":\"heartbeat\",\"x\":\"\\\"{}\"}}", "[".repeat(100));
+        assert!(parse(quoted.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        assert!(matches!(parse(b" {\"type\":\"heartbeat\",\"new\":[1,{}]}"), Ok(Frame::Heartbeat)));
+        let Ok(Frame::Publish(publish)) =
+            parse(br#"{"type":"publish","topic":"a\u002eb","payload":{"n": 1e999}}"#)
+        else {
+            panic!()
+        };
+        assert_eq!(publish.topic.unwrap().0, "a.b");
+        assert_eq!(publish.payload.unwrap().get(), "{\"n\": 1e999}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200), json in "[\\[\\]{}\":,a-c0-9 \\\\]{0,60}") {
+            let _ = parse(&body);
+            let _ = parse(json.as_bytes());
+            let _ = parse(format!("{{\"type\":\"publish\",\"payload\":{json}}}").as_bytes());
+        }
+
+        /// The shortcut and the loop agree with a count over the parsed value.
+        #[test]
+        fn depth_is_that_of_the_value(levels in proptest::collection::vec(any::<bool>(), 0..90), limit in 1usize..80) {
+            let mut value = serde_json::json!("]}[{\\\"");
+            for object in &levels {
+                value = if *object { serde_json::json!({ "[": value }) } else { serde_json::json!([value]) };
+            }
+            prop_assert_eq!(depth_exceeds(value.to_string().as_bytes(), limit), levels.len() > limit);
+        }
+    }
+}

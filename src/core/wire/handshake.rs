@@ -1,0 +1,155 @@
+//! The hello line and its answers.
+//!
+//! `hello vm:<name> [capabilities=a,b,…] [token=…]\n`, at most 512 bytes, `vm:` may be left out, unknown
+//! words are ignored. Always holds: no input panics; capabilities come out lower-case, sorted, once each.
+//! Owner: `door`, once per connection.
+
+use crate::core::identity::{NameError, VmName};
+use crate::core::limits::{CAPABILITIES, HELLO_BYTES};
+
+/// The capability that opens a session of frames.
+pub const BUS_V1: &str = "bus-v1";
+/// The capability that asks for the host's rights.
+pub const HOST_BUS: &str = "host-bus";
+
+/// What a peer said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The name it goes by.
+    pub name: VmName,
+    /// Lower-case, sorted, each once.
+    pub capabilities: Vec<String>,
+    /// A proof of identity, not read yet.
+    pub token: Option<String>,
+}
+
+impl Hello {
+    /// Whether `capability` was listed, in any case.
+    pub fn has(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|c| c == capability)
+    }
+}
+
+/// Why a line is no hello. The text is the reason that the peer and the record get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HelloError {
+    /// No line end within [`HELLO_BYTES`].
+    #[error("hello-too-long")]
+    TooLong,
+    /// An empty line.
+    #[error("hello-empty")]
+    Empty,
+    /// Not UTF-8.
+    #[error("hello-not-utf8")]
+    NotUtf8,
+    /// Something else than `hello`.
+    #[error("hello-expected")]
+    NotHello,
+    /// No name, or one that breaks the rules.
+    #[error("bad-name")]
+    BadName,
+}
+
+impl From<NameError> for HelloError {
+    fn from(_: NameError) -> Self {
+        HelloError::BadName
+    }
+}
+
+/// Finds the end of the line in what was read so far: the line without its end, and how many bytes it took.
+///
+/// # Errors
+/// [`HelloError::TooLong`] when [`HELLO_BYTES`] have no line end.
+pub fn take_line(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, HelloError> {
+    let window = &bytes[..bytes.len().min(HELLO_BYTES)];
+    match window.iter().position(|b| *b == b'\n') {
+        Some(end) => {
+            let line = &bytes[..end];
+            Ok(Some((line.strip_suffix(b"\r").unwrap_or(line), end + 1)))
+        }
+        None if bytes.len() >= HELLO_BYTES => Err(HelloError::TooLong),
+        None => Ok(None),
+    }
+}
+
+/// Reads a line (without its end).
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloError> {
+    let text = std::str::from_utf8(line).map_err(|_| HelloError::NotUtf8)?;
+    let mut words = text.split_ascii_whitespace();
+    match words.next() {
+        None => return Err(HelloError::Empty),
+        Some("hello") => {}
+        Some(_) => return Err(HelloError::NotHello),
+    }
+    let name = words.next().ok_or(HelloError::BadName)?;
+    let mut hello = Hello {
+        name: VmName::parse(name.strip_prefix("vm:").unwrap_or(name))?,
+        capabilities: Vec::new(),
+        token: None,
+    };
+    for word in words {
+        if let Some(list) = word.strip_prefix("capabilities=") {
+            let listed = list.split(',').filter(|c| !c.is_empty()).map(str::to_ascii_lowercase);
+            hello.capabilities.extend(listed);
+        } else if let Some(token) = word.strip_prefix("token=") {
+            hello.token = Some(token.to_owned());
+        }
+    }
+    hello.capabilities.sort();
+    hello.capabilities.dedup();
+    hello.capabilities.truncate(CAPABILITIES);
+    Ok(hello)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn hellos() {
+        let hello =
+            parse_hello(b"hello vm:dev capabilities=Heartbeat,BUS-V1,,bus-v1 lang=go token=s3").unwrap();
+        assert_eq!(hello.name.as_str(), "dev");
+        assert_eq!(hello.capabilities, ["bus-v1", "heartbeat"]);
+        assert_eq!(hello.token.as_deref(), Some("s3"));
+        assert!(hello.has(BUS_V1) && !hello.has(HOST_BUS));
+        assert_eq!(parse_hello(b"hello dev").unwrap().capabilities, Vec::<String>::new());
+        for (line, error) in [
+            (&b""[..], HelloError::Empty),
+            (b"   ", HelloError::Empty),
+            (b"\xff\xfe", HelloError::NotUtf8),
+            (b"GET / HTTP/1.1", HelloError::NotHello),
+            (b"HELLO vm:a", HelloError::NotHello),
+            (b"hello", HelloError::BadName),
+            (b"hello vm:", HelloError::BadName),
+            (b"hello vm:a/b", HelloError::BadName),
+        ] {
+            assert_eq!(parse_hello(line), Err(error), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn lines() {
+        assert_eq!(take_line(b"hello a\r\nrest"), Ok(Some((&b"hello a"[..], 9))));
+        assert_eq!(take_line(b"hello a"), Ok(None));
+        assert_eq!(take_line(&[b'x'; 511]), Ok(None));
+        assert_eq!(take_line(&[b'x'; 512]), Err(HelloError::TooLong));
+        let mut longest = [b'x'; 512];
+        longest[511] = b'\n';
+        assert_eq!(take_line(&longest), Ok(Some((&longest[..511], 512))));
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = take_line(&line);
+            if let Ok(hello) = parse_hello(&line) {
+                prop_assert!(hello.capabilities.is_sorted());
+            }
+        }
+    }
+}
