@@ -1,1 +1,8 @@
-fn main() {}
+//! Parse, run, exit code.
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    castra::app::run(castra::cli::Cli::parse())
+}

@@ -65,6 +65,12 @@ impl Opened {
         Reader::new(self.disk.clone(), self.map.clone(), seq)
     }
 
+    /// A maker of readers that outlives this.
+    pub fn readers(&self) -> impl Fn(u64) -> Reader + Send + use<> {
+        let (disk, map) = (self.disk.clone(), self.map.clone());
+        move |seq| Reader::new(disk.clone(), map.clone(), seq)
+    }
+
     /// The writer alone, without threads: for tests that drive it step by step.
     pub fn into_writer(self) -> Writer {
         self.writer

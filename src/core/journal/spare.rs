@@ -161,7 +161,7 @@ impl Spares {
     /// Sees to it that there is a spare, until [`Spares::stop`]. `each` runs now and then: after every
     /// attempt, and every [`KEEP`].
     pub fn run(&self, disk: &dyn Disk, wanted: u64, mut each: impl FnMut()) {
-        let mut turn = 0;
+        let (mut first, mut turn) = (true, 0);
         loop {
             let making = {
                 let state = self.lock();
@@ -178,20 +178,18 @@ impl Spares {
                 !matches!(*state, State::Ready(_) | State::Stopped)
             };
             if making {
-                // What an earlier process left has either name, so the first one made follows it.
-                let made = if turn == 0 {
-                    find_or_make(disk, wanted, HEADER_BYTES)
-                } else {
-                    make(disk, wanted, turn)
-                };
-                turn += 1;
-                self.offer(made, &mut turn);
+                let made =
+                    if first { find_or_make(disk, wanted, HEADER_BYTES) } else { make(disk, wanted, turn) };
+                first = false;
+                // What an earlier process left has either name; the next one gets the other.
+                turn = made.as_ref().map_or(turn, |spare| usize::from(spare.name == NAMES[0]));
+                self.offer(made);
             }
             each();
         }
     }
 
-    fn offer(&self, made: io::Result<Spare>, turn: &mut usize) {
+    fn offer(&self, made: io::Result<Spare>) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut *state, State::Failed);
         match (before, made) {
@@ -200,7 +198,6 @@ impl Spares {
                 if matches!(before, State::Failed) {
                     tracing::info!("journal: there is room for a segment again");
                 }
-                *turn = usize::from(spare.name == NAMES[0]);
                 *state = State::Ready(spare);
             }
             (State::Failed, Err(_)) => {}

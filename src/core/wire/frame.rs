@@ -48,9 +48,27 @@ struct Fields<'a> {
 /// Reads one frame.
 ///
 /// # Errors
+/// What `ack` says in the refusal (`publish` when the frame says so, else `frame`), and one of the codes
 /// `not-utf8`, `bad-json`, `not-an-object`, `too-deep`, `duplicate-field`, `bad-field`, `no-type`,
 /// `unknown-type`, `too-many-events`.
-pub fn parse(body: &[u8]) -> Result<Frame<'_>, Refusal> {
+pub fn parse(body: &[u8]) -> Result<Frame<'_>, (&'static str, Refusal)> {
+    parse_fields(body).map_err(|refusal| (refused_type(body), refusal))
+}
+
+/// The type of a frame that is refused, as far as it can be read.
+fn refused_type(body: &[u8]) -> &'static str {
+    #[derive(Deserialize)]
+    struct Type<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Text<'a>,
+    }
+    match serde_json::from_slice::<Type<'_>>(body) {
+        Ok(said) if said.kind.0 == "publish" => "publish",
+        _ => "frame",
+    }
+}
+
+fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Refusal::new("not-utf8", format!("the frame is not UTF-8: {e}")))?;
     if depth_exceeds(body, JSON_DEPTH) {
@@ -230,7 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn code(body: &[u8]) -> &'static str {
-        parse(body).map(drop).map_err(|r| r.code).unwrap_err()
+        parse(body).map(drop).map_err(|(_, refusal)| refusal.code).unwrap_err()
     }
 
     #[test]

@@ -30,24 +30,32 @@ impl Hello {
     }
 }
 
-/// Why a line is no hello. The text is the reason that the peer and the record get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a line is no hello.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelloError {
     /// No line end within [`HELLO_BYTES`].
-    #[error("hello-too-long")]
     TooLong,
     /// An empty line.
-    #[error("hello-empty")]
     Empty,
     /// Not UTF-8.
-    #[error("hello-not-utf8")]
     NotUtf8,
     /// Something else than `hello`.
-    #[error("hello-expected")]
     NotHello,
     /// No name, or one that breaks the rules.
-    #[error("bad-name")]
     BadName,
+}
+
+impl HelloError {
+    /// The reason that the peer and the record get.
+    pub fn reason(self) -> &'static str {
+        match self {
+            HelloError::TooLong => "hello-too-long",
+            HelloError::Empty => "hello-empty",
+            HelloError::NotUtf8 => "hello-not-utf8",
+            HelloError::NotHello => "hello-expected",
+            HelloError::BadName => "bad-name",
+        }
+    }
 }
 
 impl From<NameError> for HelloError {

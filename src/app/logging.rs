@@ -1,0 +1,50 @@
+//! The broker's own lines: to `logs/broker.log` and, as they are, to stderr.
+
+use crate::core::events::Recorder;
+use std::io::{self, Write};
+use std::sync::Arc;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+struct Lines(Arc<Recorder>);
+
+/// Gathers one line; hands it over when it is dropped.
+struct Line {
+    recorder: Arc<Recorder>,
+    bytes: Vec<u8>,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+    fn make_writer(&'a self) -> Line {
+        Line { recorder: self.0.clone(), bytes: Vec::new() }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.recorder.log_line(std::mem::take(&mut self.bytes));
+    }
+}
+
+/// From here on everything that is traced becomes a line. Once per process.
+pub fn start(recorder: Arc<Recorder>) {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::INFO)
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(Lines(recorder))
+        .finish();
+    // A second call would be a second broker in this process, which keeps the first one's.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}

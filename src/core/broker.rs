@@ -1,0 +1,377 @@
+//! The composition root: opens everything in order, runs it, and drains it.
+//!
+//!     starting: lock ─▶ status ─▶ journal recovered ─▶ logs up to date ─▶ doors ─▶ running ⇄ disk-full
+//!     running ──SIGTERM, SIGINT──▶ draining: doors shut, sessions settle, journal and logs end ─▶ Ok
+//!     running ──the disk failed──▶ sessions are told, nothing more is written ─▶ JournalFailed
+//!
+//! Always holds: no door listens before recovery and the logs are done (invariant 2); after a failed fsync
+//! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
+
+use super::bus::{Bus, Ending};
+use super::clock;
+use super::door::{Lobby, tcp, unix};
+use super::events::Recorder;
+use super::journal::disk::RealDisk;
+use super::journal::{Journal, OpenError, Opened};
+use super::limits::Limits;
+use super::logs::{Logs, LogsError, Prepared};
+use super::state_root::{StateRoot, StateRootError};
+use super::status::{JournalStatus, SCHEMA, Snapshot, State, VmTable};
+use super::status_file::{self, StatusWriter};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+/// Status is looked at so often, and written when something changed …
+const STATUS_TICK: Duration = Duration::from_millis(100);
+/// … or after so many looks.
+const STATUS_TICKS: u32 = 8;
+/// The most ranges of damage that status shows; the log has them all.
+const DAMAGE_SHOWN: usize = 16;
+
+/// What a broker is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is.
+    pub root: StateRoot,
+    /// TCP addresses to listen on; loopback only.
+    pub tcp: Vec<SocketAddr>,
+    /// Sockets for guests, beside the host's own.
+    pub unix: Vec<PathBuf>,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+/// Why a broker did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The state root cannot be used.
+    #[error(transparent)]
+    StateRoot(#[from] StateRootError),
+    /// The journal cannot be opened.
+    #[error(transparent)]
+    Journal(#[from] OpenError),
+    /// The logs cannot be brought up to date.
+    #[error(transparent)]
+    Logs(#[from] LogsError),
+    /// A door cannot be opened.
+    #[error(
+        "cannot listen on {address}: {error}; is it taken? Another address is given with --tcp, --unix or --state-root"
+    )]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A file or thread that the broker needs cannot be had.
+    #[error("{what}: {error}")]
+    Io {
+        /// Which.
+        what: &'static str,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The disk failed while the broker ran.
+    #[error(
+        "the journal could not be made durable: {0}. Nothing was retried: look at the disk, then start the broker again"
+    )]
+    JournalFailed(String),
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> BrokerError {
+    move |error| BrokerError::Io { what, error }
+}
+
+/// Runs a broker until `shutdown` resolves. `ready` is called once, with the listeners, when the doors are open.
+///
+/// # Errors
+/// [`BrokerError`]; after an orderly end there is none.
+pub async fn run(
+    config: Config,
+    recorder: Arc<Recorder>,
+    (journal_id, lock): (u128, std::fs::File),
+    ready: impl FnOnce(&[String]),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), BrokerError> {
+    let Config { root, limits, .. } = &config;
+    let places = raise_descriptors(limits);
+    let vms = Arc::new(VmTable::new(limits.vms));
+    let status = Arc::new(Status::open(root, vms.clone(), recorder.clone()).map_err(failed("status"))?);
+
+    // Everything up to the doors reads and writes files; nothing else runs yet that it could delay.
+    let disk = Arc::new(RealDisk::new(root.journal()));
+    let opened = Opened::open(disk, journal_id, limits.segment_bytes)?;
+    let report = &opened.report;
+    let map = opened.map().clone();
+    tracing::info!(
+        first_seq = map.first_seq(),
+        head_seq = map.durable_seq(),
+        rewritten = report.rewritten,
+        damage = report.damage.len(),
+        "journal: open"
+    );
+    report.damage.iter().for_each(|damage| status.damaged(&damage.to_string()));
+    let reach = (map.first_seq(), map.durable_seq());
+    let prepared = Prepared::new(root, limits, vms.clone(), reach, &|seq| opened.reader(seq))?;
+    let readers = opened.readers();
+    let logs = prepared.start(limits, readers).map_err(failed("logs"))?;
+    let (ending, ended) = watch::channel(Ending::No);
+    let ending = Arc::new(ending);
+    let failure = Arc::new(Mutex::new(None::<String>));
+    let journal = {
+        let (logs, ending, failure) = (logs.clone(), ending.clone(), failure.clone());
+        let floor = logs.floor();
+        let committed = move |commit| logs.push(commit);
+        let on_failure = move |error: String| {
+            tracing::error!(%error, "journal: not durable; the broker ends");
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            ending.send_replace(Ending::JournalFailed);
+        };
+        Arc::new(opened.start(limits, committed, on_failure, floor))
+    };
+    status.attach(journal.clone(), logs.clone());
+
+    let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), ended.clone());
+    let (alive, mut all_gone) = mpsc::channel(1);
+    let lobby = Lobby::new(Arc::new(bus), places, alive);
+    let listeners = open_doors(&config, &lobby).await?;
+    drop(lobby);
+    status.say(State::Running, &listeners);
+    tracing::info!(
+        listeners = listeners.join(" "),
+        pid = std::process::id(),
+        version = env!("CARGO_PKG_VERSION"),
+        "broker: running"
+    );
+    ready(&listeners);
+    check_sealed(&journal, &status, ended.clone());
+
+    let mut ended = ended;
+    tokio::select! {
+        () = shutdown => drop(ending.send_replace(Ending::Draining)),
+        _ = ended.wait_for(|e| *e != Ending::No) => {}
+    }
+    status.say(State::Draining, &listeners);
+    tracing::info!("broker: draining");
+    let left = config.limits.drain_time.saturating_sub(Duration::from_millis(500));
+    if timeout(left, all_gone.recv()).await.is_err() {
+        tracing::warn!("broker: some sessions did not end in time and are cut off");
+    }
+    let end = tokio::task::spawn_blocking(move || {
+        journal.stop();
+        logs.stop();
+    });
+    if timeout(left, end).await.is_err() {
+        tracing::warn!("broker: the logs did not finish in time; the next start writes them on");
+    }
+    let _ = std::fs::remove_file(config.root.socket());
+    status.end();
+    drop(lock);
+    let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+    failure.map_or(Ok(()), |error| Err(BrokerError::JournalFailed(error)))
+}
+
+async fn open_doors(config: &Config, lobby: &Arc<Lobby>) -> Result<Vec<String>, BrokerError> {
+    let listen = |address: String| move |error| BrokerError::Listen { address, error };
+    let (mut listeners, mut doors) = (Vec::new(), Vec::new());
+    for addr in &config.tcp {
+        let door = tcp::bind(*addr).await.map_err(listen(format!("tcp:{addr}")))?;
+        listeners.push(format!("tcp:{}", door.local_addr().unwrap_or(*addr)));
+        doors.push(door);
+    }
+    let own = config.root.socket();
+    let mut sockets = Vec::new();
+    for path in [&own].into_iter().chain(&config.unix) {
+        let address = format!("unix:{}", path.display());
+        sockets.push((unix::bind(path).map_err(listen(address.clone()))?, *path == own));
+        listeners.push(address);
+    }
+    // Only when all are bound is one of them served.
+    for door in doors {
+        let door = Arc::new(door);
+        tokio::spawn(lobby.clone().serve(move || {
+            let door = door.clone();
+            async move { tcp::accept(&door).await }
+        }));
+    }
+    for (door, hosts) in sockets {
+        let door = Arc::new(door);
+        tokio::spawn(lobby.clone().serve(move || {
+            let door = door.clone();
+            async move { unix::accept(&door, hosts).await }
+        }));
+    }
+    Ok(listeners)
+}
+
+/// Raises the soft limit of descriptors to the hard one; how many of them connections may have.
+fn raise_descriptors(limits: &Limits) -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let kept = limits.reserved_descriptors + limits.open_logs as u64;
+    let wanted = (limits.sessions + limits.pending_handshakes) as u64;
+    usize::try_from(have.saturating_sub(kept).clamp(16, wanted)).unwrap_or(16)
+}
+
+/// Reads the sealed segments once, in the background, and says what is damaged.
+fn check_sealed(journal: &Arc<Journal>, status: &Arc<Status>, ended: watch::Receiver<Ending>) {
+    let (journal, status) = (journal.clone(), status.clone());
+    let check = move || {
+        // One segment, then a rest: half of one core at the most, and half of the disk.
+        let mut since = std::time::Instant::now();
+        let pause = || {
+            std::thread::sleep(since.elapsed().min(Duration::from_secs(1)));
+            since = std::time::Instant::now();
+            *ended.borrow() == Ending::No
+        };
+        journal.check_sealed(pause, |damage| status.damaged(&damage.to_string()));
+    };
+    if let Err(error) = std::thread::Builder::new().name("castra-check".into()).spawn(check) {
+        tracing::warn!(%error, "journal: sealed segments are not checked");
+    }
+}
+
+/// What the status thread writes, and the others tell it.
+struct Status {
+    vms: Arc<VmTable>,
+    recorder: Arc<Recorder>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    writer: StatusWriter,
+    snapshot: Snapshot,
+    running: Option<(Arc<Journal>, Arc<Logs>)>,
+    write_failed: bool,
+    ended: bool,
+}
+
+impl Status {
+    /// Takes in what an earlier broker remembered, says `starting`, and keeps saying.
+    fn open(root: &StateRoot, vms: Arc<VmTable>, recorder: Arc<Recorder>) -> io::Result<Self> {
+        let now = super::status::Now {
+            boot_ms: clock::boot_ms(),
+            wall_ms: clock::wall_ms(),
+            boot_id: clock::boot_id(),
+        };
+        match status_file::read(&root.status()) {
+            Ok(Some(old)) => vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "status: what the last broker remembered of VMs cannot be read")
+            }
+        }
+        let started = std::time::SystemTime::now();
+        let snapshot = Snapshot {
+            schema: SCHEMA,
+            boot_id: now.boot_id,
+            boot_ms: now.boot_ms,
+            wall_ms: now.wall_ms,
+            state: State::Starting,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: humantime::format_rfc3339_millis(started).to_string(),
+            started_boot_ms: now.boot_ms,
+            listeners: Vec::new(),
+            journal: JournalStatus::default(),
+            signals_dropped: 0,
+            logs_stalled: None,
+            vms: vms.records(),
+        };
+        let mut writer = StatusWriter::open(root)?;
+        writer.write(&snapshot)?;
+        let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
+        Ok(Status { vms, recorder, inner: Mutex::new(inner) })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn damaged(&self, what: &str) {
+        tracing::error!("journal: damage: {what}");
+        self.with(|inner| {
+            if inner.snapshot.journal.damage.len() < DAMAGE_SHOWN {
+                inner.snapshot.journal.damage.push(what.to_owned());
+            }
+        });
+    }
+
+    fn attach(self: &Arc<Self>, journal: Arc<Journal>, logs: Arc<Logs>) {
+        self.with(|inner| inner.running = Some((journal, logs)));
+        let status = self.clone();
+        let keep = move || {
+            for tick in 0u32.. {
+                std::thread::sleep(STATUS_TICK);
+                if !status.refresh(tick % STATUS_TICKS == 0) {
+                    return;
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("castra-status".into()).spawn(keep) {
+            tracing::error!(%error, "status: no thread; it will not be refreshed");
+        }
+    }
+
+    fn say(&self, state: State, listeners: &[String]) {
+        self.with(|inner| (inner.snapshot.state, inner.snapshot.listeners) = (state, listeners.to_vec()));
+        self.refresh(true);
+    }
+
+    fn end(&self) {
+        self.refresh(true);
+        self.with(|inner| inner.ended = true);
+    }
+
+    /// Writes the status when it changed, or always; false after the end.
+    fn refresh(&self, always: bool) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inner { writer, snapshot, running, write_failed, ended } = &mut *inner;
+        if *ended {
+            return false;
+        }
+        let mut changed = self.vms.take_changed() || always;
+        if let Some((journal, logs)) = running {
+            let map = journal.map();
+            let segments = map.segments();
+            let now = JournalStatus {
+                first_seq: map.first_seq(),
+                head_seq: map.durable_seq(),
+                logs_seq: logs.seq(),
+                segments: segments.len(),
+                bytes: segments.iter().map(|s| s.end).sum(),
+                damage: std::mem::take(&mut snapshot.journal.damage),
+            };
+            let state = match snapshot.state {
+                State::Running | State::DiskFull if journal.is_full() => State::DiskFull,
+                State::DiskFull => State::Running,
+                other => other,
+            };
+            changed |= now.head_seq != snapshot.journal.head_seq
+                || now.logs_seq != snapshot.journal.logs_seq
+                || state != snapshot.state;
+            (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
+        }
+        if !changed {
+            return true;
+        }
+        snapshot.signals_dropped = self.recorder.dropped();
+        (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
+        snapshot.vms = self.vms.records();
+        let written = writer.write(snapshot);
+        match &written {
+            Err(error) if !*write_failed => tracing::error!(%error, "status: cannot be written"),
+            Ok(()) if *write_failed => tracing::info!("status: written again"),
+            _ => {}
+        }
+        *write_failed = written.is_err();
+        true
+    }
+}

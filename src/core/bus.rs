@@ -1,0 +1,87 @@
+//! The bus: all that a door and a session see of the broker.
+//!
+//! Always holds: what comes in through [`Bus::publish`] is bounded by a byte permit held until its outcome
+//! (invariant 6). Owner: `broker.rs` makes one and shares it.
+
+use super::event::Batch;
+use super::events::Recorder;
+use super::journal::{Journal, Outcome};
+use super::limits::Limits;
+use super::logs::Logs;
+use super::status::VmTable;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokio::sync::{Semaphore, oneshot, watch};
+
+/// Bytes per permit of [`Bus::unacked`], so that 64 MiB and more fit a semaphore of 32 bits with ease.
+const PERMIT_BYTES: usize = 1024;
+
+/// Why sessions must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Not at all.
+    No,
+    /// The broker shuts down.
+    Draining,
+    /// The disk failed.
+    JournalFailed,
+}
+
+/// What doors and sessions share.
+pub struct Bus {
+    /// The bounds in force.
+    pub limits: Limits,
+    /// Presence: who was heard of when.
+    pub vms: Arc<VmTable>,
+    /// Where signals go.
+    pub recorder: Arc<Recorder>,
+    /// The copies that a host's publisher waits for.
+    pub logs: Arc<Logs>,
+    /// Places for sessions.
+    pub sessions: Arc<Semaphore>,
+    /// Tells every connection when it has to end.
+    pub ending: watch::Receiver<Ending>,
+    journal: Arc<Journal>,
+    unacked: Arc<Semaphore>,
+    session_ids: AtomicU64,
+}
+
+impl Bus {
+    /// A bus on a running journal.
+    pub fn new(
+        limits: Limits,
+        vms: Arc<VmTable>,
+        recorder: Arc<Recorder>,
+        logs: Arc<Logs>,
+        journal: Arc<Journal>,
+        ending: watch::Receiver<Ending>,
+    ) -> Self {
+        Bus {
+            sessions: Arc::new(Semaphore::new(limits.sessions)),
+            unacked: Arc::new(Semaphore::new(limits.unacked_bytes_in_all / PERMIT_BYTES)),
+            session_ids: AtomicU64::new(0),
+            limits,
+            vms,
+            recorder,
+            logs,
+            ending,
+            journal,
+        }
+    }
+
+    /// Hands a batch to the journal. Waits for a place among the bytes under way; what comes back gets the
+    /// outcome once the batch is durable or refused.
+    pub async fn publish(&self, batch: Batch) -> oneshot::Receiver<Outcome> {
+        let permits = u32::try_from(batch.bytes().div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        match self.unacked.clone().acquire_many_owned(permits).await {
+            Ok(permit) => self.journal.submit(batch, permit),
+            // Never closed; a receiver without a sender says that the outcome is unknown.
+            Err(_) => oneshot::channel().1,
+        }
+    }
+
+    /// A number for the next session, for records; it is no secret.
+    pub fn next_session_id(&self) -> u64 {
+        self.session_ids.fetch_add(1, Relaxed) + 1
+    }
+}

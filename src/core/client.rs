@@ -1,0 +1,160 @@
+//! A bus-v1 client: one connection, frames out and in. Used by the commands.
+//!
+//! Always holds: a frame that is handed out was whole; nothing waits longer than the caller's timeout.
+//! Owner: whoever connected.
+
+use super::limits::HELLO_BYTES;
+use super::session::{Reader, Writer};
+use super::wire::codec::{CodecError, FrameCodec};
+use bytes::BytesMut;
+use serde::Deserialize;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_util::codec::{Decoder, Encoder};
+
+/// Where a broker listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A socket's path.
+    Unix(PathBuf),
+}
+
+/// Why there is no session, or no longer one.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("{0}")]
+    Connect(io::Error),
+    /// The broker answered the hello with an error; its reason.
+    #[error("the broker refused the handshake: {0}")]
+    Refused(String),
+    /// The broker closed the session; its reason.
+    #[error("the broker closed the session: {0}")]
+    Closed(String),
+    /// What came is not bus-v1.
+    #[error("what answers there is no castra broker: {0}")]
+    Protocol(String),
+    /// The connection failed.
+    #[error("the connection was lost: {0}")]
+    Lost(#[from] io::Error),
+}
+
+/// A frame from the broker, as far as clients look at it.
+#[derive(Clone, Debug, Deserialize)]
+#[allow(missing_docs, reason = "the fields of docs/BUS.md")]
+pub struct Reply {
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(default)]
+    pub ack: String,
+    #[serde(default)]
+    pub status: String,
+    pub code: Option<String>,
+    pub reason: Option<String>,
+    pub topic: Option<String>,
+    pub seq: Option<u64>,
+    pub id: Option<String>,
+}
+
+/// One session.
+pub struct Client {
+    reader: Reader,
+    writer: Writer,
+    input: BytesMut,
+}
+
+impl Client {
+    /// Connects and says `hello` (the line without its end).
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn connect(target: &Target, hello: &str) -> Result<Self, ClientError> {
+        let (reader, writer): (Reader, Writer) = match target {
+            Target::Tcp(addr) => {
+                let stream = TcpStream::connect(addr).await.map_err(ClientError::Connect)?;
+                stream.set_nodelay(true)?;
+                let (reader, writer) = stream.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+            Target::Unix(path) => {
+                let (reader, writer) =
+                    UnixStream::connect(path).await.map_err(ClientError::Connect)?.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+        };
+        let mut client = Client { reader, writer, input: BytesMut::new() };
+        let banner = client.line().await?;
+        if !banner.starts_with("castra-broker ") {
+            return Err(ClientError::Protocol(format!("it says {banner:?}")));
+        }
+        client.writer.write_all(format!("{hello}\n").as_bytes()).await?;
+        let answer = client.line().await?;
+        match answer.strip_prefix("error: ") {
+            Some(reason) => Err(ClientError::Refused(reason.to_owned())),
+            None if answer.starts_with("ok session=") => Ok(client),
+            None => Err(ClientError::Protocol(format!("it answers {answer:?}"))),
+        }
+    }
+
+    async fn line(&mut self) -> Result<String, ClientError> {
+        loop {
+            if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
+                let line = self.input.split_to(end + 1);
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            if self.input.len() > HELLO_BYTES {
+                return Err(ClientError::Protocol("its first line has no end".into()));
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn more(&mut self) -> Result<(), ClientError> {
+        match self.reader.read_buf(&mut self.input).await? {
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends one frame; `body` is a JSON object.
+    ///
+    /// # Errors
+    /// The connection failed, or the body is no frame (empty, over 65,536 bytes).
+    pub async fn send(&mut self, body: &[u8]) -> Result<(), ClientError> {
+        let mut frame = BytesMut::new();
+        FrameCodec.encode(body, &mut frame).map_err(broken)?;
+        Ok(self.writer.write_all(&frame).await?)
+    }
+
+    /// The next frame that is no heartbeat.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a close frame is `Closed`.
+    pub async fn receive(&mut self) -> Result<Reply, ClientError> {
+        loop {
+            let Some(body) = FrameCodec.decode(&mut self.input).map_err(broken)? else {
+                self.more().await?;
+                continue;
+            };
+            let reply: Reply =
+                serde_json::from_slice(&body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+            match reply.kind.as_str() {
+                "close" => return Err(ClientError::Closed(reply.reason.unwrap_or_default())),
+                "heartbeat" => {}
+                _ => return Ok(reply),
+            }
+        }
+    }
+}
+
+fn broken(error: CodecError) -> ClientError {
+    match error {
+        CodecError::Io(error) => ClientError::Lost(error),
+        other => ClientError::Protocol(other.to_string()),
+    }
+}

@@ -1,0 +1,52 @@
+//! The unix door: `castra.sock`, the host's own way in, and further sockets for guests.
+//!
+//! Always holds: a socket is 0600 from the moment it has its name; only on the host's socket may a peer of
+//! the broker's own uid, or root, be the host (SO_PEERCRED). Owner: `broker.rs`.
+
+use super::Connection;
+use crate::core::identity::Peer;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use tokio::net::UnixListener;
+
+/// The longest path of a socket, in bytes.
+pub const PATH_BYTES: usize = 107;
+
+/// Listens at `path`. A socket that an earlier broker left there gives way; anything else does not.
+///
+/// # Errors
+/// The path is too long, is something else than a socket, or cannot be made.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    let new = path.with_extension("new");
+    if new.as_os_str().len() > PATH_BYTES {
+        let why = format!("the path of a socket is at most {} bytes; choose a shorter one", PATH_BYTES - 4);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    if std::fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "there is a file of that name that is no socket",
+        ));
+    }
+    let _ = std::fs::remove_file(&new);
+    let listener = UnixListener::bind(&new)?;
+    std::fs::set_permissions(&new, Permissions::from_mode(0o600))?;
+    std::fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+/// The next connection. `hosts` says that this is the host's own socket.
+///
+/// # Errors
+/// Those of accept(2).
+pub async fn accept(listener: &UnixListener, hosts: bool) -> io::Result<Connection> {
+    let (stream, _) = listener.accept().await?;
+    let cred = stream.peer_cred()?;
+    let trusted = cred.uid() == 0 || cred.uid() == nix::unistd::geteuid().as_raw();
+    let address = format!("unix:uid={},pid={}", cred.uid(), cred.pid().unwrap_or(0));
+    let (reader, writer) = stream.into_split();
+    let peer = Peer { address, may_be_host: hosts && trusted };
+    Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer })
+}

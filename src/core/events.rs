@@ -1,0 +1,241 @@
+//! Observable signals: what happened, for files that people and scripts read.
+//!
+//! `handshakes/handshake-events.jsonl` has a record per handshake, `handshakes/bus-events.jsonl` one per
+//! back-pressure, timeout or disconnect, `logs/broker.log` the broker's own lines. Always holds: whoever
+//! signals never waits for the disk; what does not fit the queue is counted and said in `status`
+//! (invariant 11); each file rotates like a log. Owner: `broker.rs`; one thread writes.
+
+use super::limits::{LOG_BYTES, LOG_FILES, SIGNALS_QUEUED};
+use super::state_root::StateRoot;
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// One handshake, as `handshake-events.jsonl` has it.
+#[derive(Debug, Serialize)]
+pub struct Handshake<'a> {
+    /// Unix seconds.
+    pub timestamp: u64,
+    /// The name that was said, if one was.
+    pub vm: Option<&'a str>,
+    /// Sorted.
+    pub capabilities: &'a [String],
+    /// `bus-v1`, or `handshake-only`.
+    pub session_kind: &'static str,
+    /// `granted`, `denied` or `timeout`.
+    pub session_outcome: &'static str,
+    /// Why not granted.
+    pub reason: Option<&'a str>,
+    /// Who it was.
+    pub remote_addr: &'a str,
+}
+
+/// One signal of a session, as `bus-events.jsonl` has it.
+#[derive(Debug, Serialize)]
+pub struct BusEvent<'a> {
+    /// Unix seconds.
+    pub timestamp: u64,
+    /// Whose session.
+    pub vm: &'a str,
+    /// Which session; not its token.
+    pub session: u64,
+    /// Stable, kebab-case.
+    pub reason: &'a str,
+    /// `retry` or `disconnect`.
+    pub action: &'static str,
+    /// For people.
+    pub detail: &'a str,
+}
+
+#[derive(Clone, Copy)]
+enum Target {
+    Handshakes = 0,
+    BusEvents = 1,
+    BrokerLog = 2,
+}
+
+enum Job {
+    Line(Target, Vec<u8>),
+    Stop,
+}
+
+/// Takes signals and never waits.
+#[derive(Debug)]
+pub struct Recorder {
+    queue: SyncSender<Job>,
+    dropped: AtomicU64,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl Recorder {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(root: &StateRoot) -> io::Result<Arc<Self>> {
+        let (queue, jobs) = sync_channel(SIGNALS_QUEUED);
+        let recorder = Arc::new(Recorder { queue, dropped: AtomicU64::new(0), thread: Mutex::default() });
+        let files = [
+            root.handshakes().join("handshake-events.jsonl"),
+            root.handshakes().join("bus-events.jsonl"),
+            root.logs().join("broker.log"),
+        ];
+        let counter = Arc::downgrade(&recorder);
+        let lost = move |lines| {
+            if let Some(recorder) = counter.upgrade() {
+                recorder.dropped.fetch_add(lines, Relaxed);
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("castra-events".into())
+            .spawn(move || write(&jobs, files, lost))?;
+        *recorder.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(recorder)
+    }
+
+    /// Records a handshake.
+    pub fn handshake(&self, record: &Handshake<'_>) {
+        self.json(Target::Handshakes, record);
+    }
+
+    /// Records a session's signal.
+    pub fn bus_event(&self, record: &BusEvent<'_>) {
+        self.json(Target::BusEvents, record);
+    }
+
+    /// Appends a line, newline included, to the broker's own log.
+    pub fn log_line(&self, line: Vec<u8>) {
+        self.send(Target::BrokerLog, line);
+    }
+
+    /// How many signals were lost: the queue was full, or the file could not be written.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
+    }
+
+    fn json(&self, target: Target, record: &impl Serialize) {
+        if let Ok(mut line) = serde_json::to_vec(record) {
+            line.push(b'\n');
+            self.send(target, line);
+        }
+    }
+
+    fn send(&self, target: Target, line: Vec<u8>) {
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Job::Line(target, line)) {
+            self.dropped.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Writes what was signalled so far and ends the thread. Blocks.
+    pub fn stop(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = self.queue.send(Job::Stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], lost: impl Fn(u64)) {
+    let mut files = paths.map(Appended::new);
+    while let Ok(job) = jobs.recv() {
+        // One write for all that is waiting.
+        let mut next = Some(job);
+        while let Some(Job::Line(target, line)) = next {
+            files[target as usize].push(&line);
+            next = jobs.try_recv().ok();
+        }
+        files.iter_mut().for_each(|file| lost(file.flush()));
+        if matches!(next, Some(Job::Stop)) {
+            return;
+        }
+    }
+}
+
+/// A file that lines are appended to and that rotates.
+struct Appended {
+    path: PathBuf,
+    file: Option<(File, u64)>,
+    pending: Vec<u8>,
+    lines: u64,
+}
+
+impl Appended {
+    fn new(path: PathBuf) -> Self {
+        Appended { path, file: None, pending: Vec::new(), lines: 0 }
+    }
+
+    fn push(&mut self, line: &[u8]) {
+        self.pending.extend_from_slice(line);
+        self.lines += 1;
+    }
+
+    /// Writes what is pending; how many lines were lost.
+    fn flush(&mut self) -> u64 {
+        let lines = std::mem::take(&mut self.lines);
+        if lines == 0 {
+            return 0;
+        }
+        let written = self.try_flush();
+        self.pending.clear();
+        if written.is_err() {
+            self.file = None;
+            return lines;
+        }
+        0
+    }
+
+    fn try_flush(&mut self) -> io::Result<()> {
+        if let Some((_, size)) = &self.file
+            && size + self.pending.len() as u64 > LOG_BYTES
+        {
+            rotate(&self.path)?;
+            self.file = None;
+        }
+        let (file, size) = match &mut self.file {
+            Some(open) => open,
+            None => {
+                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
+                let size = file.metadata()?.len();
+                self.file.insert((file, size))
+            }
+        };
+        file.write_all(&self.pending)?;
+        *size += self.pending.len() as u64;
+        Ok(())
+    }
+}
+
+/// The name of the `n`-th rotated file: `<path>.n`.
+pub fn rotated(path: &Path, n: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{n}"));
+    PathBuf::from(name)
+}
+
+/// `path` becomes `path.1`, that `path.2` … and the oldest is replaced.
+///
+/// # Errors
+/// A rename failed.
+pub fn rotate(path: &Path) -> io::Result<()> {
+    for n in (0..LOG_FILES).rev() {
+        let from = if n == 0 { path.to_owned() } else { rotated(path, n) };
+        match std::fs::rename(from, rotated(path, n + 1)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}

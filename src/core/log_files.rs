@@ -1,0 +1,289 @@
+//! The files of the logs: appended in rounds, rotated, cut after a crash.
+//!
+//! Always holds: a file has whole lines in ascending `seq`, but for what a crash left behind its last
+//! synced one, which [`LogFiles::cut`] removes; so many files are open at most, the longest unused is
+//! closed first. Owner: the thread of `logs.rs`.
+
+use super::events::{rotate, rotated};
+use super::limits::{LOG_BYTES, LOG_FILES};
+use super::state_root::sync_dir;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+struct Open {
+    file: File,
+    size: u64,
+    used: u64,
+}
+
+/// All logs of a folder.
+pub struct LogFiles {
+    dir: PathBuf,
+    open: HashMap<Box<[u8]>, Open>,
+    limit: usize,
+    rounds: u64,
+    /// Lines of this round, by log.
+    pending: HashMap<Box<[u8]>, Vec<u8>>,
+    /// Logs written since the last sync.
+    dirty: BTreeSet<Box<[u8]>>,
+    /// The folder has entries that are not durable.
+    entries: bool,
+}
+
+impl LogFiles {
+    /// The logs of `dir`, of which `limit` are open at most.
+    pub fn new(dir: PathBuf, limit: usize) -> Self {
+        LogFiles {
+            dir,
+            open: HashMap::new(),
+            limit,
+            rounds: 0,
+            pending: HashMap::new(),
+            dirty: BTreeSet::new(),
+            entries: false,
+        }
+    }
+
+    fn path(&self, log: &[u8]) -> PathBuf {
+        self.dir.join(format!("{}.log", String::from_utf8_lossy(log)))
+    }
+
+    /// Whether there is a log of that name.
+    pub fn exists(&self, log: &[u8]) -> bool {
+        self.open.contains_key(log) || self.path(log).exists()
+    }
+
+    /// Adds a line, newline included, to this round.
+    pub fn push(&mut self, log: &[u8], line: &[u8]) {
+        match self.pending.get_mut(log) {
+            Some(lines) => lines.extend_from_slice(line),
+            None => drop(self.pending.insert(log.into(), line.to_vec())),
+        }
+    }
+
+    /// Writes the round's lines, one write a log.
+    ///
+    /// # Errors
+    /// A write failed: some logs have the round's lines, some a part of them, some none; call
+    /// [`LogFiles::cut`] before the next round.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.rounds += 1;
+        let mut pending = std::mem::take(&mut self.pending);
+        let mut written = Ok(());
+        for (log, lines) in pending.iter_mut().filter(|(_, lines)| !lines.is_empty()) {
+            written = self.append(log, lines);
+            if written.is_err() {
+                break;
+            }
+            lines.clear();
+        }
+        // The buffers of logs that go on being written are kept.
+        if pending.len() <= 2 * self.limit && written.is_ok() {
+            pending.values_mut().for_each(|lines| lines.shrink_to(64 * 1024));
+            self.pending = pending;
+        }
+        written
+    }
+
+    fn append(&mut self, log: &[u8], lines: &[u8]) -> io::Result<()> {
+        // A log that somebody removed begins again.
+        if self.open.get(log).is_some_and(|open| open.file.metadata().map_or(true, |m| m.nlink() == 0)) {
+            self.open.remove(log);
+        }
+        self.ensure_open(log)?;
+        if let Some(open) =
+            self.open.get(log).filter(|o| o.size > 0 && o.size + lines.len() as u64 > LOG_BYTES)
+        {
+            open.file.sync_data()?;
+            rotate(&self.path(log))?;
+            self.open.remove(log);
+            self.ensure_open(log)?;
+        }
+        if let Some(open) = self.open.get_mut(log) {
+            open.file.write_all(lines)?;
+            open.size += lines.len() as u64;
+            open.used = self.rounds;
+        }
+        if !self.dirty.contains(log) {
+            self.dirty.insert(log.into());
+        }
+        Ok(())
+    }
+
+    fn ensure_open(&mut self, log: &[u8]) -> io::Result<()> {
+        if self.open.contains_key(log) {
+            return Ok(());
+        }
+        if self.open.len() >= self.limit
+            && let Some(oldest) =
+                self.open.iter().min_by_key(|(_, open)| open.used).map(|(log, _)| log.clone())
+        {
+            self.open.remove(&oldest);
+        }
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(log))?;
+        let size = file.metadata()?.len();
+        self.entries |= size == 0;
+        self.open.insert(log.into(), Open { file, size, used: self.rounds });
+        Ok(())
+    }
+
+    /// Makes everything that was flushed durable.
+    ///
+    /// # Errors
+    /// A sync failed.
+    pub fn sync(&mut self) -> io::Result<()> {
+        for log in &self.dirty {
+            match self.open.get(log) {
+                Some(open) => open.file.sync_data()?,
+                // Closed since, or removed by somebody.
+                None => match File::open(self.path(log)) {
+                    Ok(file) => file.sync_data()?,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                },
+            }
+        }
+        if std::mem::take(&mut self.entries) {
+            sync_dir(&self.dir)?;
+        }
+        self.dirty.clear();
+        Ok(())
+    }
+
+    /// Cuts every log behind its last whole line with a seq of at most `seq`.
+    ///
+    /// # Errors
+    /// The folder or a log cannot be read or cut.
+    pub fn cut(&mut self, seq: u64) -> io::Result<()> {
+        self.open.clear();
+        self.pending.clear();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if is_log(&path) {
+                cut_file(&path, seq)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_log(path: &Path) -> bool {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    name.ends_with(".log") || (1..=LOG_FILES).any(|n| name.ends_with(&format!(".log.{n}")))
+}
+
+fn cut_file(path: &Path, seq: u64) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let size = file.metadata()?.len();
+    let end = end_of_last(&file, size, seq)?;
+    if end < size {
+        tracing::info!(log = %path.display(), bytes = size - end, "log: lines behind the checkpoint are cut; the journal has them");
+        file.set_len(end)?;
+    }
+    Ok(())
+}
+
+/// Where the last whole line with a seq of at most `seq` ends; 0 when there is none. Reads backwards.
+fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<u64> {
+    const STEP: u64 = 256 * 1024;
+    // Bytes of the file from `at` on that belong to a line which begins before `at`.
+    let (mut at, mut carried) = (size, Vec::new());
+    while at > 0 {
+        let from = at.saturating_sub(STEP);
+        let mut bytes = vec![0; (at - from) as usize];
+        file.read_exact_at(&mut bytes, from)?;
+        bytes.extend_from_slice(&carried);
+        let mut end = bytes.len();
+        while let Some(newline) = bytes[..end].iter().rposition(|b| *b == b'\n') {
+            let start = bytes[..newline].iter().rposition(|b| *b == b'\n').map(|i| i + 1);
+            let whole = start.or((from == 0).then_some(0));
+            match whole {
+                Some(start) if line_seq(&bytes[start..newline]).is_some_and(|found| found <= seq) => {
+                    return Ok(from + newline as u64 + 1);
+                }
+                Some(start) if start > 0 => end = start,
+                Some(_) => return Ok(0),
+                None => {
+                    end = newline + 1;
+                    break;
+                }
+            }
+        }
+        // A line is at most an event; more than that without a newline is none of ours.
+        bytes.truncate(end.min(4 * crate::core::limits::EVENT_BYTES));
+        carried = bytes;
+        at = from;
+    }
+    Ok(0)
+}
+
+/// The seq of a line `{"seq":N,…}`.
+pub fn line_seq(line: &[u8]) -> Option<u64> {
+    let digits = line.strip_prefix(b"{\"seq\":")?;
+    let end = digits.iter().position(|b| *b == b',')?;
+    if !line.ends_with(b"}") {
+        return None;
+    }
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// The files of a log, oldest first, that are there.
+pub fn files_of(path: &Path) -> Vec<PathBuf> {
+    let rotated = (1..=LOG_FILES).rev().map(|n| rotated(path, n));
+    rotated.chain([path.to_owned()]).filter(|p| p.exists()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whatever a crash left behind the last line of at most `seq`: it goes, and nothing else.
+        #[test]
+        fn cut_keeps_exactly_the_whole_lines(
+            lens in proptest::collection::vec(0usize..3000, 0..300), seq in 0u64..320, torn in prop_oneof![
+                Just(Vec::new()), Just(vec![0u8; 5000]), Just(b"{\"seq\":1,\"half".to_vec()), Just(b"\n\n\n".to_vec())
+            ]
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.log");
+            let (mut bytes, mut want) = (Vec::new(), 0);
+            for (i, len) in lens.iter().enumerate() {
+                bytes.extend_from_slice(format!("{{\"seq\":{},\"p\":\"{}\"}}\n", i + 1, "x".repeat(*len)).as_bytes());
+                if i as u64 + 1 <= seq {
+                    want = bytes.len();
+                }
+            }
+            bytes.extend_from_slice(&torn);
+            std::fs::write(&path, &bytes).unwrap();
+            LogFiles::new(dir.path().into(), 4).cut(seq).unwrap();
+            prop_assert_eq!(std::fs::read(&path).unwrap().len(), want);
+        }
+    }
+
+    #[test]
+    fn rotates_and_begins_again_when_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut logs = LogFiles::new(dir.path().into(), 1);
+        let path = dir.path().join("a.log");
+        logs.push(b"a", b"{\"seq\":1}\n");
+        logs.push(b"b", b"{\"seq\":1}\n");
+        logs.flush().unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(LOG_BYTES).unwrap();
+        logs.push(b"b", b"{\"seq\":2}\n");
+        logs.flush().unwrap();
+        logs.push(b"a", b"{\"seq\":4}\n");
+        logs.flush().unwrap();
+        assert_eq!(files_of(&path), [rotated(&path, 1), path.clone()]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"{\"seq\":4}\n");
+        std::fs::remove_file(&path).unwrap();
+        logs.push(b"a", b"{\"seq\":5}\n");
+        logs.flush().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"{\"seq\":5}\n");
+        logs.sync().unwrap();
+    }
+}

@@ -1,0 +1,254 @@
+//! The state root: where everything of one broker is, who may use it, and that only one broker does.
+//!
+//! Always holds: the folder is 0700 and its owner's; `format` names the version and the journal's id and is
+//! durable before the first segment; while a broker runs it holds an open-file-description lock on
+//! `broker.lock`, which others only query. Owner: `broker.rs` opens it; the commands read below it.
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The version of the state root's layout.
+pub const FORMAT: u32 = 1;
+
+/// Why a state root cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateRootError {
+    /// A broker holds the lock.
+    #[error("{path} is in use by another broker{pid}; stop that one, or give this one a --state-root of its own", path = .path.display())]
+    InUse {
+        /// The state root.
+        path: PathBuf,
+        /// ` (pid 123)`, or nothing.
+        pid: String,
+    },
+    /// Somebody else's.
+    #[error("{path} belongs to uid {owner}, this broker runs as uid {uid}; run it as its owner, or choose another --state-root", path = .path.display())]
+    NotOwned {
+        /// The state root.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who asks.
+        uid: u32,
+    },
+    /// `format` is of a later castra.
+    #[error("{path} has format {found}, this castra knows {FORMAT}; run the castra that wrote it, or a newer one", path = .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// `format` cannot be read as one.
+    #[error("{path} is damaged ({why}); restore it from a backup: it names the journal, and without it no segment can be trusted", path = .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A call failed.
+    #[error("{what} {path}: {error}", path = .path.display())]
+    Io {
+        /// The call.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        error: io::Error,
+    },
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateRootError {
+    let path = path.to_owned();
+    move |error| StateRootError::Io { what, path, error }
+}
+
+/// The paths of one state root.
+#[derive(Clone, Debug)]
+pub struct StateRoot {
+    path: PathBuf,
+}
+
+/// What `format` says.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Format {
+    format: u32,
+    journal: String,
+}
+
+impl StateRoot {
+    /// The one that was given, else `$CASTRA_STATE_ROOT` (which `cli` has read already), else
+    /// `$XDG_STATE_HOME/castra`, else `~/.local/state/castra`.
+    pub fn resolve(given: Option<PathBuf>) -> Self {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let path = given
+            .or_else(|| set("XDG_STATE_HOME").map(|p| p.join("castra")))
+            .unwrap_or_else(|| set("HOME").unwrap_or_else(|| PathBuf::from("/")).join(".local/state/castra"));
+        StateRoot { path }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// The lock that a running broker holds.
+    pub fn lock(&self) -> PathBuf {
+        self.path.join("broker.lock")
+    }
+    /// The host's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("castra.sock")
+    }
+    /// What `castra status` reads.
+    pub fn status(&self) -> PathBuf {
+        self.path.join("status")
+    }
+    /// The segments' folder.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("journal")
+    }
+    /// The logs' folder.
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("logs")
+    }
+    /// The folder of `<vm>.log` and `bus.log`.
+    pub fn bus_logs(&self) -> PathBuf {
+        self.path.join("logs/bus")
+    }
+    /// The folder of the signals' records.
+    pub fn handshakes(&self) -> PathBuf {
+        self.path.join("handshakes")
+    }
+
+    /// Makes what is missing, takes the lock, reads or writes `format`. The journal's id, and the lock,
+    /// which lasts as long as the file is open.
+    ///
+    /// # Errors
+    /// [`StateRootError`].
+    pub fn open(&self) -> Result<(u128, File), StateRootError> {
+        make_dir(&self.path)?;
+        let owner = std::fs::metadata(&self.path).map_err(failed("look at", &self.path))?.uid();
+        let uid = nix::unistd::geteuid().as_raw();
+        if owner != uid {
+            return Err(StateRootError::NotOwned { path: self.path.clone(), owner, uid });
+        }
+        std::fs::set_permissions(&self.path, Permissions::from_mode(0o700))
+            .map_err(failed("set the mode of", &self.path))?;
+        let lock = self.take_lock()?;
+        for dir in [self.journal(), self.logs(), self.bus_logs(), self.handshakes()] {
+            make_dir(&dir)?;
+        }
+        let journal = self.open_format()?;
+        sync_dir(&self.path).map_err(failed("sync", &self.path))?;
+        Ok((journal, lock))
+    }
+
+    fn take_lock(&self) -> Result<File, StateRootError> {
+        let path = self.lock();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&path).map_err(failed("open", &path))?;
+        if let Err(error) = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            return Err(match error {
+                nix::Error::EAGAIN | nix::Error::EACCES => {
+                    let mut text = String::new();
+                    let _ = file.read_to_string(&mut text);
+                    let pid = text.trim().parse::<u32>().map_or(String::new(), |pid| format!(" (pid {pid})"));
+                    StateRootError::InUse { path: self.path.clone(), pid }
+                }
+                other => failed("lock", &path)(other.into()),
+            });
+        }
+        // Only for the message above; on a full disk it stays empty.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        Ok(file)
+    }
+
+    fn open_format(&self) -> Result<u128, StateRootError> {
+        let path = self.path.join("format");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.write_format(&path),
+            Err(e) => return Err(failed("read", &path)(e)),
+        };
+        let damaged = |why: String| StateRootError::Damaged { path: path.clone(), why };
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        match value["format"].as_u64() {
+            Some(found) if found > u64::from(FORMAT) => {
+                return Err(StateRootError::Newer { path, found: u32::try_from(found).unwrap_or(u32::MAX) });
+            }
+            Some(found) if found == u64::from(FORMAT) => {}
+            _ => return Err(damaged("it says no format".into())),
+        }
+        let format: Format = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
+        let journal = uuid::Uuid::parse_str(&format.journal).map_err(|e| damaged(e.to_string()))?;
+        Ok(journal.as_u128())
+    }
+
+    fn write_format(&self, path: &Path) -> Result<u128, StateRootError> {
+        let journal = self.journal();
+        let mut entries = std::fs::read_dir(&journal).map_err(failed("list", &journal))?;
+        if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with(".seg")))
+        {
+            return Err(StateRootError::Damaged {
+                path: path.to_owned(),
+                why: "it is missing, and there is a journal".into(),
+            });
+        }
+        let journal = uuid::Uuid::new_v4();
+        let format = Format { format: FORMAT, journal: journal.to_string() };
+        let text = serde_json::json!(format).to_string() + "\n";
+        replace(path, text.as_bytes()).map_err(failed("write", path))?;
+        Ok(journal.as_u128())
+    }
+
+    /// Whether a broker holds the lock. Never waits.
+    ///
+    /// # Errors
+    /// The lock file is there and cannot be asked.
+    pub fn is_locked(&self) -> io::Result<bool> {
+        let file = match File::open(self.lock()) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let mut lock = whole_file(libc::F_RDLCK);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    }
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+fn make_dir(path: &Path) -> Result<(), StateRootError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))
+}
+
+/// Makes the entries of `dir` durable.
+///
+/// # Errors
+/// The folder cannot be opened or synced.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Replaces the file at `path`, all of it or nothing, durable when this returns `Ok`.
+///
+/// # Errors
+/// Any call's; the file is as it was.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
