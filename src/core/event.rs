@@ -8,7 +8,7 @@
 //! last byte. Pure. Owner: the session fills a [`Batch`]; the journal takes it and gives it back.
 
 use super::identity::VmName;
-use super::limits::{EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
+use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
 use super::topic::Topic;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -205,6 +205,13 @@ impl Batch {
             self.bytes.truncate(draft.start as usize);
             self.drafts.truncate(from);
         }
+    }
+
+    /// The same memory without its events; `None` when it is more than is worth keeping.
+    pub fn emptied(mut self) -> Option<Self> {
+        self.bytes.clear();
+        self.drafts.clear();
+        (self.bytes.capacity() <= 2 * BATCH_BYTES).then_some(self)
     }
 
     /// The events, in order.

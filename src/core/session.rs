@@ -17,15 +17,13 @@ use super::identity::Role;
 use super::journal::{NotCommitted, Outcome, Receipt};
 use super::limits::BATCH_BYTES;
 use super::status::Presence;
-use super::wire::codec::FrameCodec;
+use super::wire::codec::{CodecError, LENGTH_BYTES, first_frame};
 use super::wire::frame::{self, Frame};
-use bytes::BytesMut;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tokio_util::codec::Decoder;
 
 /// A socket's reading half.
 pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -80,6 +78,16 @@ impl From<Ending> for End {
     }
 }
 
+impl From<CodecError> for End {
+    fn from(error: CodecError) -> Self {
+        match error {
+            CodecError::Empty => End::FrameEmpty,
+            CodecError::TooLarge(_) => End::FrameTooLarge,
+            CodecError::Io(_) => End::IoError,
+        }
+    }
+}
+
 /// What is owed for some frames, in their order.
 enum Answer {
     /// So many publishes of one event each.
@@ -90,8 +98,14 @@ enum Answer {
     Refused(&'static str, Box<Refusal>),
 }
 
-/// Frames that were read together, their events on the way to the disk.
+/// Frames that were taken together.
 struct Round {
+    batch: Batch,
+    answers: Vec<Answer>,
+}
+
+/// A round whose events are on the way to the disk.
+struct Owed {
     answers: Vec<Answer>,
     events: usize,
     bytes: usize,
@@ -107,11 +121,13 @@ pub struct Session<'a> {
     ids: IdSource,
     reader: Reader,
     writer: Writer,
-    /// What was read and is no whole frame yet.
-    input: BytesMut,
+    /// What was read and not taken yet.
+    input: Vec<u8>,
     /// What is to be written.
     output: Vec<u8>,
-    rounds: VecDeque<Round>,
+    owed: VecDeque<Owed>,
+    /// A batch that came back, for its memory.
+    unused: Option<Batch>,
     unacked_events: usize,
     unacked_bytes: usize,
     last_frame: Instant,
@@ -126,7 +142,7 @@ impl<'a> Session<'a> {
         role: Role,
         reader: Reader,
         writer: Writer,
-        input: BytesMut,
+        input: Vec<u8>,
     ) -> Self {
         Session {
             bus,
@@ -138,7 +154,8 @@ impl<'a> Session<'a> {
             writer,
             input,
             output: Vec::new(),
-            rounds: VecDeque::new(),
+            owed: VecDeque::new(),
+            unused: None,
             unacked_events: 0,
             unacked_bytes: 0,
             last_frame: Instant::now(),
@@ -168,8 +185,9 @@ impl<'a> Session<'a> {
 
     async fn serve(&mut self) -> End {
         let mut ending = self.ending.clone();
+        let ended = ended(&mut ending);
         let idle = sleep_until(self.last_frame + self.bus.limits.idle_time);
-        tokio::pin!(idle);
+        tokio::pin!(ended, idle);
         loop {
             if let Err(end) = self.take_frames().await {
                 return end;
@@ -178,16 +196,11 @@ impl<'a> Session<'a> {
                 return end;
             }
             let may_read = self.has_window();
-            if self.input.is_empty() && self.input.capacity() == 0 {
-                self.input.reserve(READ_MIN);
-            }
+            self.make_room();
             tokio::select! {
                 biased;
-                () = ended(&mut ending) => {
-                    let why = *self.ending.borrow();
-                    return why.into();
-                }
-                outcome = front_outcome(&mut self.rounds), if !self.rounds.is_empty() => {
+                why = &mut ended => return why.into(),
+                outcome = front_outcome(&mut self.owed), if !self.owed.is_empty() => {
                     self.answer_front(outcome).await;
                     self.answer_ready().await;
                     if !may_read {
@@ -197,7 +210,7 @@ impl<'a> Session<'a> {
                 }
                 read = self.reader.read_buf(&mut self.input), if may_read => match read {
                     Ok(0) => return End::PeerClosed,
-                    Ok(_) => self.grow_input(),
+                    Ok(_) => {}
                     Err(_) => return End::IoError,
                 },
                 () = &mut idle, if may_read => {
@@ -211,60 +224,62 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Room for the next read: twice as much as before when that was filled, little again when all is quiet.
+    fn make_room(&mut self) {
+        if self.owed.is_empty() && self.input.is_empty() && self.input.capacity() > READ_MIN {
+            (self.input, self.unused) = (Vec::new(), None);
+        }
+        if self.input.len() == self.input.capacity() {
+            let more = self.input.capacity().clamp(READ_MIN, READ_MAX);
+            self.input.reserve(more);
+        }
+    }
+
     fn has_window(&self) -> bool {
         self.unacked_events < self.bus.limits.unacked_events
             && self.unacked_bytes < self.bus.limits.unacked_bytes
     }
 
-    fn grow_input(&mut self) {
-        let read = self.input.len();
-        if self.input.capacity() - read < READ_MIN {
-            self.input.reserve((2 * read).clamp(READ_MIN, READ_MAX));
-        }
-    }
-
     /// Turns what was read into rounds, as far as the window goes.
     async fn take_frames(&mut self) -> Result<(), End> {
-        while self.has_window() {
-            let mut batch = Batch::default();
-            let mut answers = Vec::new();
-            let mut broken = None;
-            let (events, bytes) = (self.unacked_events, self.unacked_bytes);
-            let mut frames = 0;
-            while batch.bytes() < BATCH_BYTES
-                && events + batch.len() < self.bus.limits.unacked_events
-                && bytes + batch.bytes() < self.bus.limits.unacked_bytes
-            {
-                match FrameCodec.decode(&mut self.input) {
-                    Ok(Some(body)) => self.take_frame(&body, &mut batch, &mut answers),
+        let input = std::mem::take(&mut self.input);
+        let (mut taken, mut broken) = (0, None);
+        while self.has_window() && broken.is_none() {
+            let before = taken;
+            let now = clock::wall_ms();
+            let mut round = Round { batch: self.unused.take().unwrap_or_default(), answers: Vec::new() };
+            while round.batch.bytes() < BATCH_BYTES && self.fits(&round.batch) {
+                match first_frame(&input[taken..]) {
+                    Ok(Some(body)) => {
+                        self.take_frame(body, now, &mut round);
+                        taken += LENGTH_BYTES + body.len();
+                    }
                     Ok(None) => break,
                     Err(error) => {
-                        broken = Some(if error.code() == "frame-empty" {
-                            End::FrameEmpty
-                        } else {
-                            End::FrameTooLarge
-                        });
+                        broken = Some(End::from(error));
                         break;
                     }
                 }
-                frames += 1;
             }
-            if frames > 0 {
-                self.last_frame = Instant::now();
+            if taken == before {
+                break;
             }
-            self.send_round(batch, answers).await;
-            match broken {
-                Some(end) => return Err(end),
-                None if frames == 0 => return Ok(()),
-                None => {}
-            }
+            self.last_frame = Instant::now();
+            self.send_round(round).await;
         }
-        Ok(())
+        self.input = input;
+        self.input.drain(..taken);
+        broken.map_or(Ok(()), Err)
     }
 
-    fn take_frame(&mut self, body: &[u8], batch: &mut Batch, answers: &mut Vec<Answer>) {
+    fn fits(&self, batch: &Batch) -> bool {
+        self.unacked_events + batch.len() < self.bus.limits.unacked_events
+            && self.unacked_bytes + batch.bytes() < self.bus.limits.unacked_bytes
+    }
+
+    fn take_frame(&mut self, body: &[u8], now: u64, round: &mut Round) {
+        let Round { batch, answers } = round;
         let vm = self.presence.vm();
-        let now = clock::wall_ms();
         let refused = match frame::parse(body) {
             Ok(Frame::Publish(publish)) => {
                 match batch.push(&vm.name, &publish, |out| self.ids.write(now, out)) {
@@ -305,11 +320,13 @@ impl<'a> Session<'a> {
         answers.push(Answer::Refused(refused.0, Box::new(refused.1)));
     }
 
-    async fn send_round(&mut self, batch: Batch, answers: Vec<Answer>) {
+    async fn send_round(&mut self, round: Round) {
+        let Round { batch, answers } = round;
+        let (events, bytes) = (batch.len(), batch.bytes());
         if answers.is_empty() {
+            self.unused = Some(batch);
             return;
         }
-        let (events, bytes) = (batch.len(), batch.bytes());
         let outcome = if batch.is_empty() {
             None
         } else {
@@ -318,13 +335,13 @@ impl<'a> Session<'a> {
         };
         self.unacked_events += events;
         self.unacked_bytes += bytes;
-        self.rounds.push_back(Round { answers, events, bytes, outcome });
+        self.owed.push_back(Owed { answers, events, bytes, outcome });
         self.answer_ready().await;
     }
 
     /// Answers every round whose outcome is known, in order.
     async fn answer_ready(&mut self) {
-        while let Some(front) = self.rounds.front_mut() {
+        while let Some(front) = self.owed.front_mut() {
             let outcome = match &mut front.outcome {
                 None => None,
                 Some(receiver) => match receiver.try_recv() {
@@ -338,22 +355,22 @@ impl<'a> Session<'a> {
     }
 
     async fn answer_front(&mut self, outcome: Option<Outcome>) {
-        let Some(round) = self.rounds.pop_front() else { return };
-        self.unacked_events -= round.events;
-        self.unacked_bytes -= round.bytes;
-        self.presence.vm().answered(round.events);
+        let Some(owed) = self.owed.pop_front() else { return };
+        self.unacked_events -= owed.events;
+        self.unacked_bytes -= owed.bytes;
+        self.presence.vm().answered(owed.events);
         let out = &mut self.output;
         let receipt = match outcome {
             None => Receipt { first_seq: 0, batch: Batch::default() },
             Some(Ok(receipt)) => receipt,
-            Some(Err(reason)) => return answer_all(out, round.answers, &not_committed(reason)),
+            Some(Err(reason)) => return answer_all(out, owed.answers, &not_committed(reason)),
         };
         let last_seq = receipt.first_seq + receipt.batch.len() as u64 - u64::from(!receipt.batch.is_empty());
         if self.role == Role::Host && !self.bus.logs.wait_for(last_seq, self.bus.limits.host_log_time).await {
-            return answer_behind(out, round.answers, receipt.first_seq);
+            return answer_behind(out, owed.answers, receipt.first_seq);
         }
         let mut drafts = receipt.batch.drafts().iter().zip(receipt.first_seq..);
-        for answer in round.answers {
+        for answer in owed.answers {
             match answer {
                 Answer::Events(n) => {
                     drafts
@@ -369,6 +386,8 @@ impl<'a> Session<'a> {
                 Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
             }
         }
+        drop(drafts);
+        self.unused = Some(receipt.batch).and_then(Batch::emptied);
     }
 
     /// Writes all of `output`. A socket that takes nothing is recorded, and given up in the end.
@@ -410,8 +429,8 @@ impl<'a> Session<'a> {
 
     /// Waits for what is owed, so that its acks stand before the close frame.
     async fn settle(&mut self, end: End) -> End {
-        while !self.rounds.is_empty() {
-            let outcome = front_outcome(&mut self.rounds).await;
+        while !self.owed.is_empty() {
+            let outcome = front_outcome(&mut self.owed).await;
             self.answer_front(outcome).await;
             if let Err(end) = self.write_out().await {
                 return end;
@@ -435,13 +454,13 @@ impl Drop for Session<'_> {
     }
 }
 
-/// Resolves when sessions must end. (A guard of the watch must not live across an await.)
-async fn ended(ending: &mut watch::Receiver<Ending>) {
-    let _ = ending.wait_for(|e| *e != Ending::No).await;
+/// Resolves when sessions must end, with why.
+async fn ended(ending: &mut watch::Receiver<Ending>) -> Ending {
+    ending.wait_for(|e| *e != Ending::No).await.map_or(Ending::Draining, |e| *e)
 }
 
-async fn front_outcome(rounds: &mut VecDeque<Round>) -> Option<Outcome> {
-    match rounds.front_mut().and_then(|round| round.outcome.as_mut()) {
+async fn front_outcome(owed: &mut VecDeque<Owed>) -> Option<Outcome> {
+    match owed.front_mut().and_then(|owed| owed.outcome.as_mut()) {
         Some(outcome) => Some(outcome.await.unwrap_or(Err(NotCommitted::Unknown))),
         None => None,
     }
@@ -460,7 +479,7 @@ fn not_committed(reason: NotCommitted) -> Refusal {
     }
 }
 
-/// Every publish of the round gets this refusal; what was refused already keeps its own.
+/// Every publish gets this refusal; what was refused already keeps its own.
 fn answer_all(out: &mut Vec<u8>, answers: Vec<Answer>, why: &Refusal) {
     for answer in answers {
         match answer {

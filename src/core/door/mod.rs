@@ -19,7 +19,6 @@ use super::limits::HELLO_BYTES;
 use super::session::{Reader, Session, Writer, linger};
 use super::status::Presence;
 use super::wire::handshake::{BUS_V1, HOST_BUS, Hello, HelloError, parse_hello, take_line};
-use bytes::{Buf, BytesMut};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -117,7 +116,7 @@ impl Lobby {
     async fn welcome(&self, connection: Connection) {
         let Connection { mut reader, mut writer, peer } = connection;
         let (ticket, dropped) = self.enter();
-        let mut input = BytesMut::with_capacity(HELLO_BYTES);
+        let mut input = Vec::with_capacity(HELLO_BYTES);
         let mut ending = self.bus.ending.clone();
         let said = tokio::select! {
             said = hear_hello(&self.bus, &mut reader, &mut writer, &mut input) => said,
@@ -254,7 +253,7 @@ async fn hear_hello(
     bus: &Bus,
     reader: &mut Reader,
     writer: &mut Writer,
-    input: &mut BytesMut,
+    input: &mut Vec<u8>,
 ) -> Result<Option<Hello>, Refused> {
     let until = Instant::now() + bus.limits.hello_time;
     let late = |_| Refused { reason: "hello-timeout".to_owned(), outcome: Outcome::Timeout };
@@ -265,7 +264,7 @@ async fn hear_hello(
     loop {
         if let Some((line, taken)) = take_line(input)? {
             let hello = parse_hello(line)?;
-            input.advance(taken);
+            input.drain(..taken);
             return Ok(Some(hello));
         }
         match timeout_at(until, reader.read_buf(input)).await.map_err(late)? {

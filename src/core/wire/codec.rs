@@ -1,7 +1,8 @@
 //! Bytes to frames and back: u32 big-endian length, then that many bytes. Next: `session.rs`.
 //!
 //! Always holds: any split of the bytes into reads gives the same frames; no more than one frame is
-//! asked room for; after an error the stream has no next frame. Owner: one codec per session.
+//! asked room for; after an error the stream has no next frame. Owner: whoever reads the stream; sessions
+//! look at frames in place with [`first_frame`], clients take them out with the [`Decoder`].
 
 use crate::core::limits::FRAME_BYTES;
 use bytes::{Buf, BufMut, BytesMut};
@@ -35,6 +36,20 @@ impl CodecError {
     }
 }
 
+/// The body of the first frame in `bytes`; `None` while it is not whole.
+///
+/// # Errors
+/// [`CodecError`]: the length is 0 or too large.
+pub fn first_frame(bytes: &[u8]) -> Result<Option<&[u8]>, CodecError> {
+    let Some((head, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*head);
+    match length as usize {
+        0 => Err(CodecError::Empty),
+        n if n > FRAME_BYTES => Err(CodecError::TooLarge(length)),
+        n => Ok(rest.get(..n)),
+    }
+}
+
 /// The codec of both directions. It has no state: what is not whole yet stays in the buffer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrameCodec;
@@ -44,20 +59,15 @@ impl Decoder for FrameCodec {
     type Error = CodecError;
 
     fn decode(&mut self, buf: &mut BytesMut) -> Result<Option<BytesMut>, CodecError> {
-        let Some(head) = buf.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
-        let length = u32::from_be_bytes(*head);
-        match length as usize {
-            0 => Err(CodecError::Empty),
-            n if n > FRAME_BYTES => Err(CodecError::TooLarge(length)),
-            n if buf.len() < LENGTH_BYTES + n => {
-                buf.reserve(LENGTH_BYTES + n - buf.len());
-                Ok(None)
+        let Some(length) = first_frame(buf)?.map(<[u8]>::len) else {
+            if let Some(head) = buf.first_chunk::<LENGTH_BYTES>() {
+                let whole = LENGTH_BYTES + u32::from_be_bytes(*head) as usize;
+                buf.reserve(whole - buf.len());
             }
-            n => {
-                buf.advance(LENGTH_BYTES);
-                Ok(Some(buf.split_to(n)))
-            }
-        }
+            return Ok(None);
+        };
+        buf.advance(LENGTH_BYTES);
+        Ok(Some(buf.split_to(length)))
     }
 }
 
