@@ -15,6 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::codec::{Decoder, Encoder};
 
+const READ_BYTES: usize = 16 * 1024;
+
 /// Where a broker listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -63,8 +65,18 @@ pub struct Reply {
 
 /// One session.
 pub struct Client {
-    reader: Reader,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+/// Sends frames.
+pub struct Sender {
     writer: Writer,
+}
+
+/// Receives frames.
+pub struct Receiver {
+    reader: Reader,
     input: BytesMut,
 }
 
@@ -87,13 +99,14 @@ impl Client {
                 (Box::new(reader), Box::new(writer))
             }
         };
-        let mut client = Client { reader, writer, input: BytesMut::new() };
-        let banner = client.line().await?;
+        let (sender, receiver) = (Sender { writer }, Receiver { reader, input: BytesMut::new() });
+        let mut client = Client { sender, receiver };
+        let banner = client.receiver.line().await?;
         if !banner.starts_with("castra-broker ") {
             return Err(ClientError::Protocol(format!("it says {banner:?}")));
         }
-        client.writer.write_all(format!("{hello}\n").as_bytes()).await?;
-        let answer = client.line().await?;
+        client.sender.writer.write_all(format!("{hello}\n").as_bytes()).await?;
+        let answer = client.receiver.line().await?;
         match answer.strip_prefix("error: ") {
             Some(reason) => Err(ClientError::Refused(reason.to_owned())),
             None if answer.starts_with("ok session=") => Ok(client),
@@ -101,6 +114,43 @@ impl Client {
         }
     }
 
+    /// Both directions, for tasks of their own.
+    pub fn split(self) -> (Sender, Receiver) {
+        (self.sender, self.receiver)
+    }
+
+    /// As [`Sender::send`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send(&mut self, body: &[u8]) -> Result<(), ClientError> {
+        self.sender.send([body]).await
+    }
+
+    /// As [`Receiver::receive`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn receive(&mut self) -> Result<Reply, ClientError> {
+        self.receiver.receive().await
+    }
+}
+
+impl Sender {
+    /// Sends frames, each body a JSON object, in one write.
+    ///
+    /// # Errors
+    /// The connection failed, or a body is no frame (empty, over 65,536 bytes).
+    pub async fn send<'a>(&mut self, bodies: impl IntoIterator<Item = &'a [u8]>) -> Result<(), ClientError> {
+        let mut frames = BytesMut::new();
+        for body in bodies {
+            FrameCodec.encode(body, &mut frames).map_err(broken)?;
+        }
+        Ok(self.writer.write_all(&frames).await?)
+    }
+}
+
+impl Receiver {
     async fn line(&mut self) -> Result<String, ClientError> {
         loop {
             if let Some(end) = self.input.iter().position(|b| *b == b'\n') {
@@ -115,20 +165,24 @@ impl Client {
     }
 
     async fn more(&mut self) -> Result<(), ClientError> {
+        self.input.reserve(READ_BYTES);
         match self.reader.read_buf(&mut self.input).await? {
             0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             _ => Ok(()),
         }
     }
 
-    /// Sends one frame; `body` is a JSON object.
+    /// The next frame's body.
     ///
     /// # Errors
-    /// The connection failed, or the body is no frame (empty, over 65,536 bytes).
-    pub async fn send(&mut self, body: &[u8]) -> Result<(), ClientError> {
-        let mut frame = BytesMut::new();
-        FrameCodec.encode(body, &mut frame).map_err(broken)?;
-        Ok(self.writer.write_all(&frame).await?)
+    /// The connection failed, or what came is no frame.
+    pub async fn frame(&mut self) -> Result<BytesMut, ClientError> {
+        loop {
+            if let Some(body) = FrameCodec.decode(&mut self.input).map_err(broken)? {
+                return Ok(body);
+            }
+            self.more().await?;
+        }
     }
 
     /// The next frame that is no heartbeat.
@@ -137,10 +191,7 @@ impl Client {
     /// [`ClientError`]; a close frame is `Closed`.
     pub async fn receive(&mut self) -> Result<Reply, ClientError> {
         loop {
-            let Some(body) = FrameCodec.decode(&mut self.input).map_err(broken)? else {
-                self.more().await?;
-                continue;
-            };
+            let body = self.frame().await?;
             let reply: Reply =
                 serde_json::from_slice(&body).map_err(|e| ClientError::Protocol(e.to_string()))?;
             match reply.kind.as_str() {
