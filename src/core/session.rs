@@ -31,7 +31,7 @@ pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
 pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The read buffer begins so small, and grows with a busy peer.
-const READ_MIN: usize = 2 * 1024;
+const READ_MIN: usize = 4 * 1024;
 const READ_MAX: usize = 128 * 1024;
 /// A socket that takes nothing is recorded at these seconds before it is given up.
 const WRITE_RETRIES: [u64; 3] = [1, 3, 6];
@@ -123,6 +123,8 @@ pub struct Session<'a> {
     writer: Writer,
     /// What was read and not taken yet.
     input: Vec<u8>,
+    /// The last read filled the buffer: there was more.
+    filled: bool,
     /// What is to be written.
     output: Vec<u8>,
     owed: VecDeque<Owed>,
@@ -153,6 +155,7 @@ impl<'a> Session<'a> {
             reader,
             writer,
             input,
+            filled: false,
             output: Vec::new(),
             owed: VecDeque::new(),
             unused: None,
@@ -210,7 +213,7 @@ impl<'a> Session<'a> {
                 }
                 read = self.reader.read_buf(&mut self.input), if may_read => match read {
                     Ok(0) => return End::PeerClosed,
-                    Ok(_) => {}
+                    Ok(_) => self.filled = self.input.len() == self.input.capacity(),
                     Err(_) => return End::IoError,
                 },
                 () = &mut idle, if may_read => {
@@ -224,14 +227,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Room for the next read: twice as much as before when that was filled, little again when all is quiet.
+    /// Room for the next read: twice as much when the last one filled it, little again when all is quiet.
     fn make_room(&mut self) {
-        if self.owed.is_empty() && self.input.is_empty() && self.input.capacity() > READ_MIN {
-            (self.input, self.unused) = (Vec::new(), None);
-        }
-        if self.input.len() == self.input.capacity() {
-            let more = self.input.capacity().clamp(READ_MIN, READ_MAX);
-            self.input.reserve(more);
+        let room = self.input.capacity();
+        if self.owed.is_empty() && self.input.is_empty() && room > READ_MIN && !self.filled {
+            (self.input, self.unused) = (Vec::with_capacity(READ_MIN), None);
+        } else if self.filled || self.input.len() == room {
+            self.input.reserve(
+                (2 * room).clamp(READ_MIN, READ_MAX).max(self.input.len() + READ_MIN) - self.input.len(),
+            );
+            self.filled = false;
         }
     }
 
