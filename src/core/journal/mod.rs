@@ -65,6 +65,11 @@ impl Opened {
         Reader::new(self.disk.clone(), self.map.clone(), seq)
     }
 
+    /// As [`Journal::check_sealed`].
+    pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
+        recover::check_sealed(&*self.disk, &self.map, pause, each);
+    }
+
     /// The writer alone, without threads: for tests that drive it step by step.
     pub fn into_writer(self) -> Writer {
         self.writer
@@ -155,20 +160,8 @@ impl Journal {
 
     /// Reads every record of the sealed segments and hands out what is damaged. Takes as long as reading
     /// them does; `pause` runs between segments and ends the check when it returns false.
-    pub fn check_sealed(&self, mut pause: impl FnMut() -> bool, mut each: impl FnMut(Damage)) {
-        for pair in self.map.segments().windows(2) {
-            if !pause() {
-                return;
-            }
-            match recover::check(&*self.disk, self.map.journal, &pair[0], &pair[1]) {
-                Ok(damage) => damage.into_iter().for_each(&mut each),
-                // Retention is allowed to be faster.
-                Err(_) if self.map.after(pair[0].first_lsn).is_none() => {}
-                Err(error) => {
-                    tracing::error!(segment = %segment::segment_name(pair[0].first_lsn), %error, "journal: a sealed segment cannot be read")
-                }
-            }
-        }
+    pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
+        recover::check_sealed(&*self.disk, &self.map, pause, each);
     }
 
     /// Commits what was submitted, says that all is durable, ends the threads. Blocks.

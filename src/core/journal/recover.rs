@@ -356,6 +356,28 @@ fn rewrite(
     Ok((spare, segment))
 }
 
+/// Checks every sealed segment of `map`; see [`super::Journal::check_sealed`].
+pub(super) fn check_sealed(
+    disk: &dyn Disk,
+    map: &Map,
+    mut pause: impl FnMut() -> bool,
+    mut each: impl FnMut(Damage),
+) {
+    for pair in map.segments().windows(2) {
+        if !pause() {
+            return;
+        }
+        match check(disk, map.journal, &pair[0], &pair[1]) {
+            Ok(damage) => damage.into_iter().for_each(&mut each),
+            // Retention is allowed to be faster.
+            Err(_) if map.after(pair[0].first_lsn).is_none() => {}
+            Err(error) => {
+                tracing::error!(segment = %segment_name(pair[0].first_lsn), %error, "journal: a sealed segment cannot be read");
+            }
+        }
+    }
+}
+
 /// Reads every record of a sealed segment; what is missing up to `next`.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ pub fn expired(segments: &[Segment], now: u64, max_bytes: u64, max_age: u64, flo
 ///
 /// # Errors
 /// A file that could not be removed; it is no longer part of the journal all the same until the next start.
-pub(super) fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
+pub fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
     if count == 0 {
         return Ok(());
     }
