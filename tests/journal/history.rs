@@ -83,7 +83,9 @@ impl Context {
             && self.rng.one_in(8)
         {
             let (model, rng) = (&self.model, &mut self.rng);
-            model.follow(reader, model.first.1, model.acked.len() as u64, 6, rng).map_err(|e| format!("live: {e}"))?;
+            model
+                .follow(reader, model.first.1, model.acked.len() as u64, 6, rng)
+                .map_err(|e| format!("live: {e}"))?;
             self.readers.rotate_right(1);
         }
         Ok(())
@@ -160,7 +162,8 @@ fn start(
     done: &mut Done,
 ) -> Result<Opened, String> {
     while rng.one_in(4) {
-        let call = [Call::Write, Call::Sync, Call::SyncDir, Call::Rename, Call::SetSize, Call::Create, Call::Remove];
+        let call =
+            [Call::Write, Call::Sync, Call::SyncDir, Call::Rename, Call::SetSize, Call::Create, Call::Remove];
         let call = call[rng.below(7) as usize];
         let errno = if call == Call::Write && rng.one_in(2) { ENOSPC } else { EIO };
         disk.fail(call, rng.below(2), errno);
@@ -365,7 +368,8 @@ impl Life {
     fn retain(&mut self, rng: &mut Rng) -> Result<(), End> {
         let segments = self.map.segments();
         let keep = rng.below(5 * self.bytes);
-        let floor = if rng.one_in(4) { rng.below(self.map.durable_seq() + 1) } else { self.map.durable_seq() };
+        let floor =
+            if rng.one_in(4) { rng.below(self.map.durable_seq() + 1) } else { self.map.durable_seq() };
         let gone = retain::expired(&segments, self.now, keep, 1 << 40, floor);
         if gone == 0 {
             return Ok(());

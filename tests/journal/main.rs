@@ -55,7 +55,9 @@ fn acked_is_never_lost_and_refused_never_comes_back() {
         }
     });
     if let Some((seed, why)) = failure.into_inner().unwrap() {
-        panic!("seed {seed}: {why}\nreplay it: CASTRA_SEED={seed} cargo test --test journal acked -- --nocapture");
+        panic!(
+            "seed {seed}: {why}\nreplay it: CASTRA_SEED={seed} cargo test --test journal acked -- --nocapture"
+        );
     }
     let (total, histories) = (total.into_inner().unwrap(), next.load(Ordering::Relaxed) - 1);
     println!("{histories} histories in {:.1?}: {total:?}", began.elapsed());

@@ -43,7 +43,8 @@ pub fn draw_batch(rng: &mut Rng, most: usize) -> (Batch, Vec<(String, String, bo
         let before = parts.len();
         for _ in 0..count {
             let vm = format!("vm{}", rng.below(5));
-            let topic = if rng.one_in(4) { format!("vm:vm{}", rng.below(5)) } else { format!("t.{}", rng.below(9)) };
+            let topic =
+                if rng.one_in(4) { format!("vm:vm{}", rng.below(5)) } else { format!("t.{}", rng.below(9)) };
             let size = match rng.below(12) {
                 0 => rng.below(most as u64 / 3) as usize,
                 1..4 => rng.below(700) as usize,
@@ -106,7 +107,14 @@ impl Model {
     }
 
     /// Reads on to `last`, or until about `most` events were seen. Only what is before `first` may be missing.
-    pub fn follow(&self, reader: &mut Reader, first: u64, last: u64, most: u64, rng: &mut Rng) -> Result<(), String> {
+    pub fn follow(
+        &self,
+        reader: &mut Reader,
+        first: u64,
+        last: u64,
+        most: u64,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
         let (mut nothing, mut seen) = (0, 0);
         loop {
             let mut wrong = None;
@@ -155,7 +163,10 @@ impl Model {
             return Err(format!("acked up to {acked}, recovered up to {last}"));
         }
         if last > acked + self.in_flight.len() as u64 {
-            return Err(format!("recovered up to {last}, but only {acked} and {} were sent", self.in_flight.len()));
+            return Err(format!(
+                "recovered up to {last}, but only {acked} and {} were sent",
+                self.in_flight.len()
+            ));
         }
         if last > acked && self.line(last).is_some_and(|line| line.joined) {
             return Err(format!("{last} came back without the rest of its publish"));
@@ -194,7 +205,8 @@ pub fn survives(disk: &SimDisk, model: &Model, bytes: u64, rng: &mut Rng, depth:
     disk.unhook();
     for crashed in again.lock().unwrap().drain(..) {
         if rng.one_in(3) {
-            tried += survives(&crashed, model, bytes, rng, depth + 1).map_err(|e| format!("crash in recovery: {e}"))?;
+            tried += survives(&crashed, model, bytes, rng, depth + 1)
+                .map_err(|e| format!("crash in recovery: {e}"))?;
         }
     }
     let opened = opened?;
@@ -212,13 +224,20 @@ pub fn survives(disk: &SimDisk, model: &Model, bytes: u64, rng: &mut Rng, depth:
 }
 
 /// A recovered journal takes the next batch.
-fn write_on(disk: &SimDisk, opened: Opened, model: &mut Model, bytes: u64, rng: &mut Rng) -> Result<(), String> {
+fn write_on(
+    disk: &SimDisk,
+    opened: Opened,
+    model: &mut Model,
+    bytes: u64,
+    rng: &mut Rng,
+) -> Result<(), String> {
     let mut reader = opened.reader(1 + rng.below(model.acked.len() as u64 + 1));
     let first = opened.map().first_seq();
     let mut writer = opened.into_writer();
     let (batch, parts) = draw_batch(rng, bytes as usize - 4096 - 48);
     if !writer.has_room(&batch) {
-        let spare = castra::core::journal::spare::find_or_make(disk, bytes, 4096).map_err(|e| e.to_string())?;
+        let spare =
+            castra::core::journal::spare::find_or_make(disk, bytes, 4096).map_err(|e| e.to_string())?;
         writer.rotate(spare).map_err(|e| e.to_string())?;
     }
     model.push(&batch, &parts, model.ts + 1);

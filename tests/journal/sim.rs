@@ -297,8 +297,9 @@ impl SimDisk {
         }
         state.live = state.durable.clone();
         if state.lies.garble {
-            let mut names = state.live.values();
-            if let Some(inode) = names.find_map(|ino| state.inodes.get_mut(ino).filter(|i| i.live.len() > 4200)) {
+            let long = |ino: &&u64| state.inodes[ino].live.len() > 4200;
+            let garbled = state.live.values().find(long).copied();
+            if let Some(inode) = garbled.and_then(|ino| state.inodes.get_mut(&ino)) {
                 let bytes = Arc::make_mut(&mut inode.live);
                 bytes[4190] ^= 1;
                 inode.durable = inode.live.clone();
@@ -307,7 +308,11 @@ impl SimDisk {
         SimDisk::from(state)
     }
 
-    fn call<T>(&self, call: Call, f: impl FnOnce(&mut State, Option<io::Error>) -> io::Result<T>) -> io::Result<T> {
+    fn call<T>(
+        &self,
+        call: Call,
+        f: impl FnOnce(&mut State, Option<io::Error>) -> io::Result<T>,
+    ) -> io::Result<T> {
         let (result, hook) = {
             let mut inner = self.lock();
             let fault = inner.state.fault(call);

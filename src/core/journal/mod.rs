@@ -7,6 +7,7 @@
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records. Owner: `broker.rs`.
 
 mod commit;
+mod damage;
 pub mod disk;
 pub mod read;
 pub mod record;
@@ -18,7 +19,8 @@ pub mod spare;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
-pub use recover::{Damage, OpenError, Report};
+pub use damage::Damage;
+pub use recover::{OpenError, Report};
 
 use super::event::Batch;
 use super::limits::Limits;
@@ -67,7 +69,7 @@ impl Opened {
 
     /// As [`Journal::check_sealed`].
     pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
-        recover::check_sealed(&*self.disk, &self.map, pause, each);
+        damage::check_sealed(&*self.disk, &self.map, pause, each);
     }
 
     /// The writer alone, without threads: for tests that drive it step by step.
@@ -161,7 +163,7 @@ impl Journal {
     /// Reads every record of the sealed segments and hands out what is damaged. Takes as long as reading
     /// them does; `pause` runs between segments and ends the check when it returns false.
     pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
-        recover::check_sealed(&*self.disk, &self.map, pause, each);
+        damage::check_sealed(&*self.disk, &self.map, pause, each);
     }
 
     /// Commits what was submitted, says that all is durable, ends the threads. Blocks.

@@ -16,7 +16,7 @@ pub fn expired(segments: &[Segment], now: u64, max_bytes: u64, max_age: u64, flo
         .take_while(|pair| {
             let (segment, next) = (pair[0], pair[1]);
             let old = next.ts.saturating_add(max_age) < now && next.ts > 0;
-            let gone = next.first_seq <= floor + 1 && (bytes > max_bytes || old);
+            let gone = next.first_seq.saturating_sub(1) <= floor && (bytes > max_bytes || old);
             bytes -= segment.end;
             gone
         })
@@ -35,8 +35,10 @@ pub fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
     map.forget(count);
     for segment in &segments[..count] {
         disk.remove(&segment_name(segment.first_lsn))?;
+        // One by one, oldest first: no crash may leave a hole between those that stay.
+        disk.sync_dir()?;
     }
-    disk.sync_dir()
+    Ok(())
 }
 
 #[cfg(test)]

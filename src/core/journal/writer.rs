@@ -188,9 +188,13 @@ impl Writer {
         if let Err(CommitError::DiskFull) = written {
             self.next.lsn -= self.next.seq - first;
             self.next.seq = first;
-            // Whatever reached the file must not be taken for a record later.
-            if let Some(active) = self.active.take() {
-                let _ = active.spare.file.set_size(active.end);
+            // Whatever reached the file must not come back as events after a crash: only when that is sure
+            // the batch was refused.
+            if let Some(Active { spare: Spare { file, .. }, end, .. }) = self.active.take()
+                && let Err(e) = file.set_size(end).and_then(|()| file.sync())
+            {
+                self.poisoned = true;
+                return Err(e.into());
             }
         }
         written?;
@@ -233,7 +237,7 @@ impl Writer {
         };
         let head = Head {
             lsn: self.next.lsn,
-            seq: 0,
+            seq: self.next.seq - 1,
             ts: self.next.ts,
             synced: self.durable_lsn,
             kind: Kind::Marker,
