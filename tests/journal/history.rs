@@ -101,6 +101,7 @@ struct Life {
     turn: Option<usize>,
     bytes: u64,
     now: u64,
+    fresh: bool,
     done: Done,
 }
 
@@ -206,7 +207,7 @@ fn live(
     }
     drop(shared);
     let (disk, context, writer) = (disk.clone(), context.clone(), opened.into_writer());
-    Life { disk, context, writer, map, spare: None, turn: None, bytes, now, done }
+    Life { disk, context, writer, map, spare: None, turn: None, bytes, now, fresh: true, done }
 }
 
 /// Why a life ends early.
@@ -297,11 +298,14 @@ impl Life {
     }
 
     fn push(&mut self, batch: &Batch, parts: &[(String, String, bool)]) -> Result<(), End> {
+        // Which ts a lost batch had, a new process cannot know: its first is not before any.
+        let (known, fresh) = (self.model(|model| model.ts), std::mem::take(&mut self.fresh));
+        let now = if fresh { self.now.max(known) } else { self.now };
         let expected = self.model(|model| {
-            model.push(batch, parts, self.now);
+            model.push(batch, parts, now);
             (model.acked.len() + model.in_flight.len() - batch.len() + 1) as u64
         });
-        match self.writer.push(batch, self.now) {
+        match self.writer.push(batch, now) {
             seq if seq == expected => Ok(()),
             seq => Err(End::Wrong(format!("pushed as {seq}, expected {expected}"))),
         }
