@@ -132,7 +132,8 @@ impl Model {
                 if !right && wrong.is_none() {
                     let got = String::from_utf8_lossy(event.line).into_owned();
                     let want = line.map(|line| String::from_utf8_lossy(&line.text).into_owned());
-                    wrong = Some(format!("seq {} of {last} is {got:.120}, should be {want:.120?}", event.seq));
+                    wrong =
+                        Some(format!("seq {} of {last} is {got:.120}, should be {want:.120?}", event.seq));
                 }
             });
             if let Some(wrong) = wrong {

@@ -108,7 +108,7 @@ impl Opened {
                 let gone =
                     retain::expired(&map.segments(), commit::now_ms(), retain_bytes, retain_age, floor);
                 if let Err(error) = retain::apply(disk, &map, gone) {
-                    tracing::warn!(%error, "journal: an expired segment could not be removed");
+                    tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }
             };
             let run = move || spares.run(&*disk, segment_bytes, || retain(&*disk));

@@ -175,7 +175,8 @@ impl Reader {
 
 /// Goes to a record at or before `seq`, at most about a window before it.
 fn seek(scanner: &mut Scanner, end: u64, lsns: &std::ops::Range<u64>, seq: u64) -> io::Result<()> {
-    let (mut low, mut high) = (HEADER_BYTES, end);
+    // A file that was cut may end before its records begin.
+    let (mut low, mut high) = (HEADER_BYTES, end.max(HEADER_BYTES));
     while high - low > WINDOW as u64 {
         let middle = (low + (high - low) / 2) & !7;
         match first_event(scanner, middle, high, lsns)? {

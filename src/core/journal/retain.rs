@@ -23,20 +23,22 @@ pub fn expired(segments: &[Segment], now: u64, max_bytes: u64, max_age: u64, flo
         .count()
 }
 
-/// Removes them.
+/// Removes them, one by one, oldest first: no crash and no failure may leave a hole between those that stay.
 ///
 /// # Errors
-/// A file that could not be removed; it is no longer part of the journal all the same until the next start.
+/// A file that could not be removed; it and those after it stay part of the journal.
 pub fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
-    if count == 0 {
-        return Ok(());
-    }
-    let segments = map.segments();
-    map.forget(count);
-    for segment in &segments[..count] {
-        disk.remove(&segment_name(segment.first_lsn))?;
-        // One by one, oldest first: no crash may leave a hole between those that stay.
-        disk.sync_dir()?;
+    for segment in map.segments().iter().take(count) {
+        map.forget_oldest();
+        let removed = match disk.remove(&segment_name(segment.first_lsn)) {
+            // An earlier attempt did this much.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        if let Err(error) = removed.and_then(|()| disk.sync_dir()) {
+            map.remember_oldest(*segment);
+            return Err(error);
+        }
     }
     Ok(())
 }

@@ -218,9 +218,14 @@ impl Map {
         });
     }
 
-    /// Forgets the oldest `count` segments.
-    pub(super) fn forget(&self, count: usize) {
-        self.write(|s| drop(s.segments.drain(..count)));
+    /// Forgets the oldest segment.
+    pub(super) fn forget_oldest(&self) {
+        self.write(|s| s.segments.remove(0));
+    }
+
+    /// What was forgotten is there after all.
+    pub(super) fn remember_oldest(&self, segment: Segment) {
+        self.write(|s| s.segments.insert(0, segment));
     }
 }
 
