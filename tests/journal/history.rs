@@ -85,7 +85,7 @@ impl Context {
             let (model, rng) = (&self.model, &mut self.rng);
             model
                 .follow(reader, model.first.1, model.acked.len() as u64, 6, rng)
-                .map_err(|e| format!("live: {e} DBG"))?;
+                .map_err(|e| format!("live: {e}"))?;
             self.readers.rotate_right(1);
         }
         Ok(())

@@ -220,7 +220,7 @@ impl Map {
 
     /// Forgets the oldest segment.
     pub(super) fn forget_oldest(&self) {
-        self.write(|s| s.segments.remove(0));
+        self.write(|s| drop(s.segments.drain(..s.segments.len().min(1))));
     }
 
     /// What was forgotten is there after all.

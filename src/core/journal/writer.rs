@@ -188,14 +188,6 @@ impl Writer {
         if let Err(CommitError::DiskFull) = written {
             self.next.lsn -= self.next.seq - first;
             self.next.seq = first;
-            // Whatever reached the file must not come back as events after a crash: only when that is sure
-            // the batch was refused.
-            if let Some(Active { spare: Spare { file, .. }, end, .. }) = self.active.take()
-                && let Err(e) = file.set_size(end).and_then(|()| file.sync())
-            {
-                self.poisoned = true;
-                return Err(e.into());
-            }
         }
         written?;
         self.used.push(chunk.clone());
@@ -209,7 +201,7 @@ impl Writer {
         };
         match active.spare.file.write_at(bytes, active.end) {
             Ok(()) => {}
-            Err(e) if is_full(&e) => return Err(CommitError::DiskFull),
+            Err(e) if is_full(&e) => return Err(self.refuse()),
             Err(e) => {
                 self.poisoned = true;
                 return Err(e.into());
@@ -223,6 +215,19 @@ impl Writer {
         self.durable_lsn = self.next.lsn - 1;
         self.map.advance(active.end, self.next.seq - 1);
         Ok(())
+    }
+
+    /// A write found no space: the segment ends before it. What reached the file must not come back after a
+    /// crash, nor be stepped over by a reader and then written anew; only when that is sure it was refused.
+    fn refuse(&mut self) -> CommitError {
+        let Some(Active { spare, end, .. }) = self.active.take() else { return CommitError::DiskFull };
+        match spare.file.set_size(end).and_then(|()| spare.file.sync()) {
+            Ok(()) => CommitError::DiskFull,
+            Err(e) => {
+                self.poisoned = true;
+                e.into()
+            }
+        }
     }
 
     /// Carries `synced` over the last batch when the journal falls idle. Does nothing a second time.
