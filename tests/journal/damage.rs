@@ -68,6 +68,8 @@ struct File {
     header: Header,
     bytes: Vec<u8>,
     records: Vec<Written>,
+    /// Behind its records stand those that recovery wrote anew into the next segment.
+    leftover: bool,
 }
 
 /// The segments, record by record.
@@ -81,11 +83,13 @@ fn files(disk: &SimDisk) -> Vec<File> {
             records.push(Written { head, range: at..at + HEAD_BYTES + body.len() });
             at += size;
         }
-        files.push(File { name, first_lsn, header, bytes, records });
+        files.push(File { name, first_lsn, header, bytes, records, leftover: false });
     }
     let starts: Vec<u64> = files.iter().skip(1).map(|file| file.first_lsn).collect();
     for (file, end) in files.iter_mut().zip(starts) {
+        let all = file.records.len();
         file.records.retain(|record| record.head.lsn < end);
+        file.leftover = file.records.len() < all;
     }
     files
 }
@@ -98,7 +102,7 @@ enum Blow {
     Removed,
 }
 
-fn strike(rng: &mut Rng, file: &File, newest: bool) -> Blow {
+fn strike(rng: &mut Rng, file: &File, keep: bool) -> Blow {
     let end = file.records.last().map_or(HEADER_BYTES as usize, |record| record.range.end);
     let at = if rng.one_in(5) { rng.below(72) as usize } else { rng.below(end as u64) as usize };
     let at = if rng.one_in(2) || at < 72 { at } else { at.max(HEADER_BYTES as usize) };
@@ -120,7 +124,7 @@ fn strike(rng: &mut Rng, file: &File, newest: bool) -> Blow {
             let (at, to) = (at as u64 / PAGE * PAGE, (to as u64).div_ceil(PAGE) * PAGE);
             return Blow::Unreadable(at..to);
         }
-        _ if !newest && rng.one_in(4) => return Blow::Removed,
+        _ if !keep && rng.one_in(4) => return Blow::Removed,
         _ => bytes[at..to].rotate_left(1),
     }
     Blow::Bytes(bytes)
@@ -224,8 +228,9 @@ fn case(seed: u64) -> Result<bool, String> {
     let mut blows = BTreeMap::new();
     for _ in 0..1 + rng.below(2) {
         let i = if rng.one_in(3) { files.len() - 1 } else { rng.below(files.len() as u64) as usize };
-        // The first one's absence is retention.
-        blows.insert(i, strike(&mut rng, &files[i], i + 1 == files.len() || i == 0));
+        // The first one's absence is retention; what stands twice is not lost with one of them.
+        let keep = i + 1 == files.len() || i == 0 || files[i - 1].leftover;
+        blows.insert(i, strike(&mut rng, &files[i], keep));
     }
     for (i, blow) in &blows {
         match blow {
