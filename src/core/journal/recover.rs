@@ -102,12 +102,10 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     if let Some(last) = sealed.last_mut() {
         last.end = walked.known_end;
     }
-    // Only its unused zeros and torn bytes go; nothing depends on it but space. What is damaged stays, and
-    // with it the records behind it that say so.
-    let shrink = || match walked.damage.is_empty() {
-        true => open().map(|file| drop(file.set_size(walked.known_end))),
-        false => Ok(()),
-    };
+    // Only its unused zeros and torn bytes go; nothing depends on it but space. Where something is damaged
+    // all stays, because what lies further on may be all that says so.
+    let whole = report.damage.is_empty();
+    let shrink = || if whole { open().map(|file| drop(file.set_size(walked.known_end))) } else { Ok(()) };
     if walked.tail.is_empty() {
         shrink()?;
         return Ok(Recovered {
@@ -149,13 +147,14 @@ fn read_headers(
     }
     found.sort_unstable_by_key(|(first_lsn, ..)| *first_lsn);
     let mut segments: Vec<(Segment, Header)> = Vec::new();
-    for (i, &(first_lsn, end, header)) in found.iter().enumerate() {
+    // From the newest on: what one cannot say of itself, the one after it says.
+    for (i, &(first_lsn, end, header)) in found.iter().enumerate().rev() {
         let header = match header {
             Some(header) => header,
             None => {
                 let name = segment_name(first_lsn);
-                let before = segments.last().map(|(segment, _)| *segment);
-                let after = found[i + 1..].iter().find_map(|(.., header)| *header);
+                let before = i.checked_sub(1).map(|i| found[i]);
+                let after = segments.last().map(|(_, header)| *header);
                 let header = guess_header(disk, journal, (first_lsn, end), before, after)
                     .map_err(failed(format!("read {name}")))?;
                 let (lsns, seqs) = (first_lsn..first_lsn, 0..0);
@@ -170,6 +169,8 @@ fn read_headers(
         };
         segments.push((Segment { first_lsn, first_seq: header.first_seq, end, ts: header.ts }, header));
     }
+    segments.reverse();
+    report.damage.reverse();
     Ok(segments)
 }
 
@@ -180,10 +181,10 @@ fn guess_header(
     disk: &dyn Disk,
     journal: u128,
     (first_lsn, end): (u64, u64),
-    before: Option<Segment>,
+    before: Option<(u64, u64, Option<Header>)>,
     after: Option<Header>,
 ) -> io::Result<Option<Header>> {
-    let first = records(disk, journal, first_lsn, end, |_| false)?;
+    let first = record(disk, journal, (first_lsn, end), first_lsn + end / 8, true)?;
     let (lsn, seq, ts) = match (first, after) {
         (Some(head), _) => (head.lsn, head.first_seq(), head.ts),
         (None, Some(after)) => (after.first_lsn, after.first_seq, after.ts),
@@ -192,36 +193,34 @@ fn guess_header(
     let mut first_seq = seq;
     if lsn > first_lsn {
         first_seq = seq.saturating_sub(lsn - first_lsn).max(1);
-        if let Some(before) = before {
-            let last = records(disk, journal, before.first_lsn, before.end, |head| head.lsn + 1 < first_lsn)?;
-            let known =
-                last.filter(|head| head.lsn < first_lsn).map_or(before.first_seq, |head| head.seq + 1);
-            first_seq = first_seq.max(known);
+        if let Some((before_lsn, end, header)) = before {
+            let known = record(disk, journal, (before_lsn, end), first_lsn, false)?.map(|head| head.seq + 1);
+            first_seq = first_seq.max(known.or(header.map(|header| header.first_seq)).unwrap_or(1));
         }
     }
     let (synced_lsn, synced_seq) = (first_lsn - 1, first_seq - 1);
     Ok(Some(Header { journal, first_lsn, first_seq, synced_lsn, synced_seq, ts }))
 }
 
-/// The last valid record of a segment as long as `more` of each wants the next.
-fn records(
+/// The first valid record of a segment, or the last, below an lsn.
+fn record(
     disk: &dyn Disk,
     journal: u128,
-    first_lsn: u64,
-    end: u64,
-    more: impl Fn(&Head) -> bool,
+    (first_lsn, end): (u64, u64),
+    below: u64,
+    first: bool,
 ) -> io::Result<Option<Head>> {
     let file = disk.open(&segment_name(first_lsn))?;
     let mut scanner = Scanner::new(file, salt(journal, first_lsn));
-    let mut last = None;
+    let mut found = None;
     loop {
         match scanner.next()?.map(|record| record.head) {
-            Some(head) => last = Some(head),
-            None if scanner.resync(end, first_lsn..first_lsn + end / 8)? => continue,
-            None => return Ok(last),
+            Some(head) if head.lsn < below => found = Some(head),
+            None if scanner.resync(end, first_lsn..below)? => continue,
+            _ => return Ok(found),
         }
-        if !last.as_ref().is_some_and(&more) {
-            return Ok(last);
+        if first {
+            return Ok(found);
         }
     }
 }
