@@ -242,9 +242,9 @@ impl Life {
         }
         self.disk.heal();
         if rng.one_in(2) {
-            self.commit().and_then(|_| self.mark()).or_else(|end| match end {
-                End::Failed => Err("a clean stop failed".to_owned()),
-                End::Wrong(why) => Err(why),
+            self.commit().and_then(|_| self.mark()).map_err(|end| match end {
+                End::Failed => "a clean stop failed".to_owned(),
+                End::Wrong(why) => why,
             })?;
         }
         Ok(())

@@ -152,7 +152,7 @@ mod tests {
 
     fn head(lsn: u64, kind: Kind) -> Head {
         let layout = Layout { vm_at: 60, vm_len: 9, topic_len: 300 };
-        Head { lsn, seq: lsn, ts: lsn + 5, synced: lsn - 1, kind, joined: lsn % 2 == 0, layout }
+        Head { lsn, seq: lsn, ts: lsn + 5, synced: lsn - 1, kind, joined: lsn.is_multiple_of(2), layout }
     }
 
     proptest! {
