@@ -109,6 +109,9 @@ fn strike(rng: &mut Rng, file: &File, keep: bool) -> Blow {
     let mut bytes = file.bytes.clone();
     let long = [1, 8, 100, 600, 5000][rng.below(5) as usize];
     let to = (at + 1 + rng.below(long) as usize).min(bytes.len());
+    if rng.one_in(8) {
+        bytes[rng.below(72) as usize] ^= 16;
+    }
     match rng.below(8) {
         0..2 => bytes[at] ^= 1 << rng.below(8),
         2 => bytes[at..to].fill(0),
@@ -168,8 +171,9 @@ fn expect(files: &[File], blows: &BTreeMap<usize, Blow>) -> Expected {
             continue;
         }
         expected.unusable = !header && kept.is_empty();
+        // Whatever record is left says at least what the header said.
         let said = kept.iter().map(|record| record.head.synced).max().unwrap_or(0);
-        let known = said.max(if header { file.header.synced_lsn } else { 0 });
+        let known = said.max(file.header.synced_lsn);
         let mut tail = Vec::new();
         let torn = lost.iter().map(|record| record.head.lsn).find(|lsn| *lsn > known).unwrap_or(u64::MAX);
         for record in &file.records {

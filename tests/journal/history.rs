@@ -274,7 +274,7 @@ impl Life {
                     Call::Remove,
                 ];
                 let call = call[rng.below(7) as usize];
-                let errno = if rng.one_in(4) { ENOSPC } else { EIO };
+                let errno = if rng.one_in(2) { ENOSPC } else { EIO };
                 self.disk.fail(call, rng.below(3), errno);
                 Ok(())
             }
