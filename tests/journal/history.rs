@@ -184,7 +184,6 @@ fn adopt(context: &Mutex<Context>, opened: Opened, rng: &mut Rng) -> Result<Open
     let mut context = context.lock().unwrap();
     let last = context.model.check(&opened, rng).map_err(|e| format!("opened: {e}"))?;
     context.model.adopt(last);
-    context.model.in_flight.clear();
     let first = opened.map().first_seq();
     context.model.first = (first, first);
     Ok(opened)
