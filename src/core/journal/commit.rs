@@ -96,8 +96,16 @@ impl<O: Observer> CommitLoop<O> {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        while !self.drain() && !self.waiting.is_empty() {
+        // What was submitted before somebody said stop.
+        loop {
+            let stop = self.drain();
+            if self.waiting.is_empty() {
+                break;
+            }
             self.commit();
+            if stop {
+                break;
+            }
         }
         self.mark();
     }

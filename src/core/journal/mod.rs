@@ -7,6 +7,7 @@
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records. Owner: `broker.rs`.
 
 mod commit;
+mod damage;
 pub mod disk;
 pub mod read;
 pub mod record;
@@ -18,7 +19,8 @@ pub mod spare;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
-pub use recover::{Damage, OpenError, Report};
+pub use damage::Damage;
+pub use recover::{OpenError, Report};
 
 use super::event::Batch;
 use super::limits::Limits;
@@ -71,6 +73,11 @@ impl Opened {
         move |seq| Reader::new(disk.clone(), map.clone(), seq)
     }
 
+    /// As [`Journal::check_sealed`].
+    pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
+        damage::check_sealed(&*self.disk, &self.map, pause, each);
+    }
+
     /// The writer alone, without threads: for tests that drive it step by step.
     pub fn into_writer(self) -> Writer {
         self.writer
@@ -107,7 +114,7 @@ impl Opened {
                 let gone =
                     retain::expired(&map.segments(), commit::now_ms(), retain_bytes, retain_age, floor);
                 if let Err(error) = retain::apply(disk, &map, gone) {
-                    tracing::warn!(%error, "journal: an expired segment could not be removed");
+                    tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }
             };
             let run = move || spares.run(&*disk, segment_bytes, || retain(&*disk));
@@ -161,20 +168,8 @@ impl Journal {
 
     /// Reads every record of the sealed segments and hands out what is damaged. Takes as long as reading
     /// them does; `pause` runs between segments and ends the check when it returns false.
-    pub fn check_sealed(&self, mut pause: impl FnMut() -> bool, mut each: impl FnMut(Damage)) {
-        for pair in self.map.segments().windows(2) {
-            if !pause() {
-                return;
-            }
-            match recover::check(&*self.disk, self.map.journal, &pair[0], &pair[1]) {
-                Ok(damage) => damage.into_iter().for_each(&mut each),
-                // Retention is allowed to be faster.
-                Err(_) if self.map.after(pair[0].first_lsn).is_none() => {}
-                Err(error) => {
-                    tracing::error!(segment = %segment::segment_name(pair[0].first_lsn), %error, "journal: a sealed segment cannot be read")
-                }
-            }
-        }
+    pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
+        damage::check_sealed(&*self.disk, &self.map, pause, each);
     }
 
     /// Commits what was submitted, says that all is durable, ends the threads. Blocks.

@@ -40,7 +40,16 @@ pub struct Reader {
 
 struct Place {
     segment: Segment,
+    /// The one after it, when it is sealed: whatever the file holds from its first lsn on is not the
+    /// segment's (a torn tail, a batch that was refused).
+    next: Option<Segment>,
     scanner: Scanner,
+}
+
+impl Place {
+    fn end_lsn(&self) -> u64 {
+        self.next.map_or(u64::MAX, |next| next.first_lsn)
+    }
 }
 
 impl Reader {
@@ -68,9 +77,27 @@ impl Reader {
             return Ok(self.gap(oldest.min(durable + 1)));
         }
         let Some(place) = &mut self.place else { return Ok(Read::End) };
+        if place.next.is_none() {
+            // After `durable` was read: either it is sealed by now, or all up to `durable` is in it.
+            let Some((segment, next)) = self.map.after(place.segment.first_lsn) else {
+                // Retention took it.
+                self.place = None;
+                return Ok(Read::Events(0));
+            };
+            (place.segment, place.next) = (segment, next);
+        }
+        let end_lsn = place.end_lsn();
         let (mut count, mut handed, mut refreshed) = (0, 0, false);
         while handed < bytes && self.next_seq <= durable {
             match place.scanner.next()? {
+                Some(record) if record.head.lsn >= end_lsn => {
+                    let at = record.at;
+                    place.scanner.go(at);
+                    if count > 0 {
+                        break;
+                    }
+                    return self.step_over(durable);
+                }
                 Some(record) if record.head.kind != Kind::Event || record.head.seq < self.next_seq => {}
                 Some(record) if record.head.seq == self.next_seq => {
                     let head = record.head;
@@ -102,17 +129,9 @@ impl Reader {
     /// There is no record here though one is durable: the segment ends here, or it is damaged.
     fn step_over(&mut self, durable: u64) -> io::Result<Read> {
         let Some(place) = &mut self.place else { return Ok(Read::Events(0)) };
-        let (segment, next) = match self.map.after(place.segment.first_lsn) {
-            Some(found) => found,
-            // Retention took the segment while it was read.
-            None => {
-                self.place = None;
-                return Ok(Read::Events(0));
-            }
-        };
-        let end_seq = next.map_or(durable + 1, |next| next.first_seq);
-        let end_lsn = next.map_or(u64::MAX, |next| next.first_lsn);
-        if self.next_seq < end_seq && place.scanner.resync(segment.end, segment.first_lsn..end_lsn)? {
+        let end_seq = place.next.map_or(durable + 1, |next| next.first_seq);
+        let lsns = place.segment.first_lsn..place.end_lsn();
+        if self.next_seq < end_seq && place.scanner.resync(place.segment.end, lsns)? {
             // The next call sees a seq beyond the one it wants, and says the gap.
             return Ok(Read::Events(0));
         }
@@ -137,7 +156,7 @@ impl Reader {
                     let mut scanner = Scanner::new(file, salt(self.map.journal, segment.first_lsn));
                     let lsns = segment.first_lsn..next.map_or(u64::MAX, |next| next.first_lsn);
                     seek(&mut scanner, segment.end, &lsns, self.next_seq)?;
-                    self.place = Some(Place { segment, scanner });
+                    self.place = Some(Place { segment, next, scanner });
                     return Ok(None);
                 }
                 // Removed by retention in this moment: look again.
@@ -156,7 +175,8 @@ impl Reader {
 
 /// Goes to a record at or before `seq`, at most about a window before it.
 fn seek(scanner: &mut Scanner, end: u64, lsns: &std::ops::Range<u64>, seq: u64) -> io::Result<()> {
-    let (mut low, mut high) = (HEADER_BYTES, end);
+    // A file that was cut may end before its records begin.
+    let (mut low, mut high) = (HEADER_BYTES, end.max(HEADER_BYTES));
     while high - low > WINDOW as u64 {
         let middle = (low + (high - low) / 2) & !7;
         match first_event(scanner, middle, high, lsns)? {

@@ -2,7 +2,7 @@
 //!
 //!      0  u32  CRC-32C of bytes 4 … 48+length, begun with the segment's salt
 //!      4  u32  length of the body
-//!      8  u64  lsn         16  u64  seq (0: not an event)
+//!      8  u64  lsn         16  u64  seq; of a record that is no event, the last event's before it
 //!     24  u64  ts          32  u64  synced: the last lsn known durable when this was written
 //!     40  u8   kind        41  u8   flags (1: joined with the next record, both or none)
 //!     42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  0
@@ -36,7 +36,8 @@ pub enum Kind {
 pub struct Head {
     /// Dense over all records.
     pub lsn: u64,
-    /// Dense over events; 0 for others.
+    /// Dense over events; others repeat the last event's before them, so that any record tells where
+    /// it stands among the events.
     pub seq: u64,
     /// Wall time in milliseconds, never going back.
     pub ts: u64,
@@ -48,6 +49,13 @@ pub struct Head {
     pub joined: bool,
     /// Where an event's line has its VM and topic.
     pub layout: Layout,
+}
+
+impl Head {
+    /// The seq of the first event here or behind.
+    pub fn first_seq(&self) -> u64 {
+        if self.kind == Kind::Event { self.seq } else { self.seq + 1 }
+    }
 }
 
 /// What stands at some place of a segment.
@@ -117,7 +125,7 @@ pub fn decode(bytes: &[u8], salt: u32) -> Decoded<'_> {
         2 => Kind::Marker,
         _ => return Decoded::Bad,
     };
-    if length > BODY_BYTES || (kind == Kind::Event) != (u64_at(16) > 0) {
+    if length > BODY_BYTES || (kind == Kind::Event && u64_at(16) == 0) {
         return Decoded::Bad;
     }
     let Some(whole) = bytes.get(..HEAD_BYTES + length) else { return Decoded::Short(HEAD_BYTES + length) };
@@ -143,9 +151,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn head(lsn: u64, kind: Kind) -> Head {
-        let seq = if kind == Kind::Event { lsn } else { 0 };
         let layout = Layout { vm_at: 60, vm_len: 9, topic_len: 300 };
-        Head { lsn, seq, ts: lsn + 5, synced: lsn - 1, kind, joined: lsn % 2 == 0, layout }
+        Head { lsn, seq: lsn, ts: lsn + 5, synced: lsn - 1, kind, joined: lsn.is_multiple_of(2), layout }
     }
 
     proptest! {

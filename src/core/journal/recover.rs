@@ -12,40 +12,13 @@
 //! and not just in the page cache, because the rest was rewritten and synced before anybody sees it
 //! (invariants 1 and 2); a publish of several events comes back whole or not at all. Owner: [`super::Journal::open`].
 
+use super::damage::Damage;
 use super::disk::Disk;
-use super::record::{Head, Kind, encode, salt};
+use super::record::{Head, encode, salt};
 use super::scan::Scanner;
 use super::segment::{HEADER_BYTES, Header, HeaderError, Map, Segment, activate, parse_name, segment_name};
 use super::spare::{self, Spare};
 use std::io;
-use std::ops::Range;
-
-/// Records that were durable and cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment's file name.
-    pub segment: String,
-    /// Where in the file it begins.
-    pub at: u64,
-    /// The lost records' lsns; empty when only the header was hit.
-    pub lsns: Range<u64>,
-    /// The lost events' seqs; empty when only other records were hit.
-    pub seqs: Range<u64>,
-}
-
-impl std::fmt::Display for Damage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Damage { segment, at, lsns, seqs } = self;
-        if lsns.is_empty() {
-            return write!(f, "journal/{segment}: its header is damaged; its records were found without it");
-        }
-        write!(f, "journal/{segment} at byte {at}: lsn {}..={} ", lsns.start, lsns.end - 1)?;
-        match seqs.is_empty() {
-            true => write!(f, "(no events) cannot be read"),
-            false => write!(f, "(events {}..={}) cannot be read", seqs.start, seqs.end - 1),
-        }
-    }
-}
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +60,13 @@ pub(super) struct Next {
     pub ts: u64,
 }
 
+impl Next {
+    /// Behind a record.
+    fn behind(self, head: &Head) -> Self {
+        Next { lsn: head.lsn + 1, seq: head.seq + 1, ts: self.ts.max(head.ts) }
+    }
+}
+
 pub(super) struct Recovered {
     pub map: Map,
     pub report: Report,
@@ -101,6 +81,8 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
 
 /// Reads the headers, walks the newest segment, rewrites its tail.
 pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Result<Recovered, OpenError> {
+    // The names that an earlier process gave are not durable when it was killed before its own sync.
+    disk.sync_dir().map_err(failed("sync the folder"))?;
     let mut report = Report::default();
     let segments = read_headers(disk, journal, &mut report)?;
     let Some((last, header)) = segments.last().copied() else {
@@ -120,9 +102,12 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     if let Some(last) = sealed.last_mut() {
         last.end = walked.known_end;
     }
+    // Only its unused zeros and torn bytes go; nothing depends on it but space. Where something is damaged
+    // all stays, because what lies further on may be all that says so.
+    let whole = report.damage.is_empty();
+    let shrink = || if whole { open().map(|file| drop(file.set_size(walked.known_end))) } else { Ok(()) };
     if walked.tail.is_empty() {
-        // Only its unused zeros and torn bytes go; not needed for anything but space.
-        let _ = open()?.set_size(walked.known_end);
+        shrink()?;
         return Ok(Recovered {
             map: Map::new(journal, sealed, walked.next.seq - 1),
             report,
@@ -132,7 +117,7 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     let (spare, segment) = rewrite(disk, journal, spare_bytes, &walked)?;
     let map = Map::new(journal, sealed, walked.next.seq - 1);
     if segment.first_lsn != last.first_lsn {
-        let _ = open()?.set_size(walked.known_end);
+        shrink()?;
     }
     map.push(segment);
     Ok(Recovered { map, report, rewritten: Some((spare, segment)) })
@@ -143,79 +128,101 @@ fn read_headers(
     journal: u128,
     report: &mut Report,
 ) -> Result<Vec<(Segment, Header)>, OpenError> {
-    let mut lsns: Vec<u64> =
-        disk.list().map_err(failed("list"))?.iter().filter_map(|name| parse_name(name)).collect();
-    lsns.sort_unstable();
-    let mut segments: Vec<(Segment, Header)> = Vec::new();
-    for (i, &first_lsn) in lsns.iter().enumerate() {
-        let name = segment_name(first_lsn);
+    let mut found = Vec::new();
+    for name in disk.list().map_err(failed("list"))? {
+        let Some(first_lsn) = parse_name(&name) else { continue };
         let file = disk.open(&name).map_err(failed(format!("open {name}")))?;
         let end = file.size().map_err(failed(format!("size of {name}")))?;
-        let unusable = |why: String| OpenError::Unusable { segment: name.clone(), why };
-        let header = match Header::read(&*file).map_err(failed(format!("read {name}")))? {
-            Ok(header) if header.journal != journal => {
-                return Err(unusable("it belongs to another journal; move it out of the folder".into()));
+        let unusable = |why: String| Err(OpenError::Unusable { segment: name.clone(), why });
+        let header = match Header::read(&*file) {
+            Ok(Ok(header)) if header.journal != journal => {
+                return unusable("it belongs to another journal; move it out of the folder".into());
             }
-            Ok(header) if header.first_lsn == first_lsn => header,
-            Err(error @ HeaderError::Version(_)) => return Err(unusable(error.to_string())),
-            // The name is wrong, or the header is: its records say which.
-            _ => match guess_header(Scanner::new(file, salt(journal, first_lsn)), journal, first_lsn)
-                .map_err(failed(format!("read {name}")))?
-            {
-                Some(header) => {
-                    report.damage.push(Damage {
-                        segment: name,
-                        at: 0,
-                        lsns: first_lsn..first_lsn,
-                        seqs: 0..0,
-                    });
-                    header
-                }
-                None if i + 1 < lsns.len() => {
-                    report.damage.push(Damage {
-                        segment: name,
-                        at: 0,
-                        lsns: first_lsn..lsns[i + 1],
-                        seqs: 0..0,
-                    });
-                    continue;
-                }
-                None => {
-                    return Err(unusable(
-                        "the newest segment has no readable header and no readable record; what it held is lost. \
-                         Restore it from a backup, or move it away to go on without its events"
-                            .into(),
-                    ));
-                }
-            },
+            Ok(Err(error @ HeaderError::Version(_))) => return unusable(error.to_string()),
+            Ok(Ok(header)) if header.first_lsn == first_lsn => Some(header),
+            // The name is wrong, or the header is, or it cannot be read: the records say which.
+            _ => None,
+        };
+        found.push((first_lsn, end, header));
+    }
+    found.sort_unstable_by_key(|(first_lsn, ..)| *first_lsn);
+    let mut segments: Vec<(Segment, Header)> = Vec::new();
+    // From the newest on: what one cannot say of itself, the one after it says.
+    for (i, &(first_lsn, end, header)) in found.iter().enumerate().rev() {
+        let header = match header {
+            Some(header) => header,
+            None => {
+                let name = segment_name(first_lsn);
+                let before = i.checked_sub(1).map(|i| found[i]);
+                let after = segments.last().map(|(_, header)| *header);
+                let header = guess_header(disk, journal, (first_lsn, end), before, after)
+                    .map_err(failed(format!("read {name}")))?;
+                let (lsns, seqs) = (first_lsn..first_lsn, 0..0);
+                report.damage.push(Damage { segment: name.clone(), at: 0, lsns, seqs });
+                header.ok_or_else(|| OpenError::Unusable {
+                    segment: name,
+                    why: "the newest segment has no readable header and no readable record; what it held is lost. \
+                          Restore it from a backup, or move it away to go on without its events"
+                        .into(),
+                })?
+            }
         };
         segments.push((Segment { first_lsn, first_seq: header.first_seq, end, ts: header.ts }, header));
     }
+    segments.reverse();
+    report.damage.reverse();
     Ok(segments)
 }
 
-/// The salt needs only the name: a segment whose header is damaged is as readable as before when its
-/// first record is.
-fn guess_header(mut scanner: Scanner, journal: u128, first_lsn: u64) -> io::Result<Option<Header>> {
-    let mut events = 0;
-    while let Some(record) = scanner.next()? {
-        let head = record.head;
-        if head.lsn != first_lsn + events {
-            return Ok(None);
+/// What a header must have said. The salt needs only the name, so the records are as readable as before;
+/// the first one that is says where the segment is in the journal, or else the segment after it does.
+/// When records before that one are lost, the segment before it says how many of them were events.
+fn guess_header(
+    disk: &dyn Disk,
+    journal: u128,
+    (first_lsn, end): (u64, u64),
+    before: Option<(u64, u64, Option<Header>)>,
+    after: Option<Header>,
+) -> io::Result<Option<Header>> {
+    let first = record(disk, journal, (first_lsn, end), first_lsn + end / 8, true)?;
+    let (lsn, seq, ts) = match (first, after) {
+        (Some(head), _) => (head.lsn, head.first_seq(), head.ts),
+        (None, Some(after)) => (after.first_lsn, after.first_seq, after.ts),
+        (None, None) => return Ok(None),
+    };
+    let mut first_seq = seq;
+    if lsn > first_lsn {
+        first_seq = seq.saturating_sub(lsn - first_lsn).max(1);
+        if let Some((before_lsn, end, header)) = before {
+            let known = record(disk, journal, (before_lsn, end), first_lsn, false)?.map(|head| head.seq + 1);
+            first_seq = first_seq.max(known.or(header.map(|header| header.first_seq)).unwrap_or(1));
         }
-        if head.kind == Kind::Event {
-            return Ok(Some(Header {
-                journal,
-                first_lsn,
-                first_seq: head.seq,
-                synced_lsn: first_lsn - 1,
-                synced_seq: head.seq - 1,
-                ts: head.ts,
-            }));
-        }
-        events += 1;
     }
-    Ok(None)
+    let (synced_lsn, synced_seq) = (first_lsn - 1, first_seq - 1);
+    Ok(Some(Header { journal, first_lsn, first_seq, synced_lsn, synced_seq, ts }))
+}
+
+/// The first valid record of a segment, or the last, below an lsn.
+fn record(
+    disk: &dyn Disk,
+    journal: u128,
+    (first_lsn, end): (u64, u64),
+    below: u64,
+    first: bool,
+) -> io::Result<Option<Head>> {
+    let file = disk.open(&segment_name(first_lsn))?;
+    let mut scanner = Scanner::new(file, salt(journal, first_lsn));
+    let mut found = None;
+    loop {
+        match scanner.next()?.map(|record| record.head) {
+            Some(head) if head.lsn < below => found = Some(head),
+            None if scanner.resync(end, first_lsn..below)? => continue,
+            _ => return Ok(found),
+        }
+        if first {
+            return Ok(found);
+        }
+    }
 }
 
 struct Walked {
@@ -275,25 +282,17 @@ fn walk(
                     break;
                 }
                 if head.lsn > known_lsn + 1 && head.lsn > expected.lsn {
-                    // What lies between the damage and this record is torn, and how many events the damage
-                    // held is not known: no fewer are given up than there can have been.
-                    let seq =
-                        if head.seq > 0 { head.seq } else { expected.seq + (known_lsn + 1 - expected.lsn) };
-                    walked.lose(&name, at, known_lsn + 1, seq);
+                    // What lies between the damage and this record is torn, and which of the events before it
+                    // are damage is not known: all of them are given up, so that no seq is used twice.
+                    walked.lose(&name, at, known_lsn + 1, head.first_seq());
                     break;
                 }
                 if head.lsn > expected.lsn {
-                    let first_seq = if head.kind == Kind::Event { head.seq } else { expected.seq };
-                    let damage = Damage {
-                        segment: name.clone(),
-                        at: walked.known_end,
-                        lsns: expected.lsn..head.lsn,
-                        seqs: expected.seq..first_seq,
-                    };
-                    walked.damage.push(damage);
+                    let (segment, at) = (name.clone(), walked.known_end);
+                    let (lsns, seqs) = (expected.lsn..head.lsn, expected.seq..head.first_seq());
+                    walked.damage.push(Damage { segment, at, lsns, seqs });
                 }
-                let seq = if head.kind == Kind::Event { head.seq + 1 } else { expected.seq };
-                walked.next = Next { lsn: head.lsn + 1, seq, ts: expected.ts.max(head.ts) };
+                walked.next = expected.behind(&head);
                 if head.lsn <= known_lsn {
                     walked.known = walked.next;
                     walked.known_end = record.at + super::record::size(record.body.len()) as u64;
@@ -307,8 +306,12 @@ fn walk(
             None => {
                 pass.go(at);
                 if !pass.resync(segment.end, expected.lsn..lsns.end).map_err(read)? {
-                    // Only the header can say more than the last valid record: a rewritten tail.
-                    let seq = expected.seq.max(header.synced_seq + 1);
+                    // Said by the header, or by records of a rewritten tail whose header is damaged too: then
+                    // how many events are lost is not known, and no fewer are given up than there can be.
+                    let seq = match known_lsn == header.synced_lsn {
+                        true => header.synced_seq + 1,
+                        false => expected.seq + (known_lsn + 1 - expected.lsn),
+                    };
                     walked.lose(&name, at, known_lsn + 1, seq);
                     break;
                 }
@@ -321,8 +324,7 @@ fn walk(
     }
     walked.next = walked.known;
     for (head, _) in &walked.tail {
-        let seq = if head.kind == Kind::Event { head.seq + 1 } else { walked.next.seq };
-        walked.next = Next { lsn: head.lsn + 1, seq, ts: walked.next.ts.max(head.ts) };
+        walked.next = walked.next.behind(head);
     }
     Ok(walked)
 }
@@ -344,7 +346,9 @@ fn rewrite(
     };
     let mut bytes = Vec::new();
     for (head, body) in &walked.tail {
-        encode(&mut bytes, header.salt(), head, [body, b""]);
+        // As its header, every record says that all of them are durable: nobody sees it before they are.
+        let head = Head { synced: header.synced_lsn, ..*head };
+        encode(&mut bytes, header.salt(), &head, [body, b""]);
     }
     let space = "make room for the rewritten tail (free some space on this file system)";
     let spare =
@@ -354,44 +358,4 @@ fn rewrite(
     let end = HEADER_BYTES + bytes.len() as u64;
     let segment = Segment { first_lsn: header.first_lsn, first_seq: header.first_seq, end, ts: header.ts };
     Ok((spare, segment))
-}
-
-/// Reads every record of a sealed segment; what is missing up to `next`.
-///
-/// # Errors
-/// The file cannot be opened.
-pub(super) fn check(
-    disk: &dyn Disk,
-    journal: u128,
-    segment: &Segment,
-    next: &Segment,
-) -> io::Result<Vec<Damage>> {
-    let name = segment_name(segment.first_lsn);
-    let mut scanner = Scanner::new(disk.open(&name)?, salt(journal, segment.first_lsn));
-    let mut damage = Vec::new();
-    let (mut lsn, mut seq) = (segment.first_lsn, segment.first_seq);
-    loop {
-        let at = scanner.at();
-        let found = scanner.next()?.map(|record| record.head);
-        let (found_lsn, found_seq) = match found {
-            Some(head) if head.lsn < lsn => continue,
-            Some(head) => (head.lsn, Some(head.seq).filter(|seq| *seq > 0)),
-            None if lsn < next.first_lsn && scanner.resync(segment.end, lsn..next.first_lsn)? => continue,
-            None => (next.first_lsn, Some(next.first_seq)),
-        };
-        let found_lsn = found_lsn.min(next.first_lsn);
-        if found_lsn > lsn {
-            damage.push(Damage {
-                segment: name.clone(),
-                at,
-                lsns: lsn..found_lsn,
-                seqs: seq..found_seq.unwrap_or(seq),
-            });
-        }
-        if found_lsn == next.first_lsn {
-            return Ok(damage);
-        }
-        lsn = found_lsn + 1;
-        seq = found_seq.map_or(seq, |s| s + 1);
-    }
 }

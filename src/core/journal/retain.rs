@@ -16,27 +16,31 @@ pub fn expired(segments: &[Segment], now: u64, max_bytes: u64, max_age: u64, flo
         .take_while(|pair| {
             let (segment, next) = (pair[0], pair[1]);
             let old = next.ts.saturating_add(max_age) < now && next.ts > 0;
-            let gone = next.first_seq <= floor + 1 && (bytes > max_bytes || old);
+            let gone = next.first_seq.saturating_sub(1) <= floor && (bytes > max_bytes || old);
             bytes -= segment.end;
             gone
         })
         .count()
 }
 
-/// Removes them.
+/// Removes them, one by one, oldest first: no crash and no failure may leave a hole between those that stay.
 ///
 /// # Errors
-/// A file that could not be removed; it is no longer part of the journal all the same until the next start.
-pub(super) fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
-    if count == 0 {
-        return Ok(());
+/// A file that could not be removed; it and those after it stay part of the journal.
+pub fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
+    for segment in map.segments().iter().take(count) {
+        map.forget_oldest();
+        let removed = match disk.remove(&segment_name(segment.first_lsn)) {
+            // An earlier attempt did this much.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        if let Err(error) = removed.and_then(|()| disk.sync_dir()) {
+            map.remember_oldest(*segment);
+            return Err(error);
+        }
     }
-    let segments = map.segments();
-    map.forget(count);
-    for segment in &segments[..count] {
-        disk.remove(&segment_name(segment.first_lsn))?;
-    }
-    disk.sync_dir()
+    Ok(())
 }
 
 #[cfg(test)]

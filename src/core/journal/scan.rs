@@ -145,10 +145,15 @@ impl Scanner {
 fn read_pages(file: &dyn DiskFile, window: &mut [u8], at: u64) -> io::Result<usize> {
     let size = file.size()?;
     let want = usize::try_from(size.saturating_sub(at)).unwrap_or(usize::MAX).min(window.len());
-    for (i, page) in window[..want].chunks_mut(PAGE).enumerate() {
-        if file.read_at(page, at + (i * PAGE) as u64).is_err() {
+    let mut done = 0;
+    while done < want {
+        // The disk's pages, so that a bad one takes nothing of its neighbours with it.
+        let page_end = PAGE - (at as usize + done) % PAGE;
+        let page = &mut window[done..want.min(done + page_end)];
+        if file.read_at(page, at + done as u64).is_err() {
             page.fill(0xff);
         }
+        done += page.len();
     }
     Ok(want)
 }

@@ -2,7 +2,7 @@
 //!
 //! Bytes 0 … 4096 of `<first lsn, 20 digits>.seg` are the header, all numbers little-endian:
 //!
-//!      0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of bytes 16 … 72
+//!      0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of 8 … 12 and 16 … 72
 //!     16  u128     journal id    32  u64  first lsn          40  u64  first seq
 //!     48  u64      synced lsn    56  u64  synced seq         64  u64  ts
 //!
@@ -72,7 +72,7 @@ impl Header {
         for (i, number) in numbers.iter().enumerate() {
             out[32 + 8 * i..40 + 8 * i].copy_from_slice(&number.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&out[16..]);
+        let crc = crc(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
     }
@@ -85,7 +85,7 @@ impl Header {
         let fixed = bytes.first_chunk::<WRITTEN>().ok_or(HeaderError::Damaged)?;
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
-        if fixed[..8] != MAGIC[..] || crc32c::crc32c(&fixed[16..]) != u32_at(12) {
+        if fixed[..8] != MAGIC[..] || crc(fixed) != u32_at(12) {
             return Err(HeaderError::Damaged);
         }
         if u32_at(8) != VERSION {
@@ -110,6 +110,10 @@ impl Header {
         let n = file.read_at(&mut bytes, 0)?;
         Ok(Header::decode(&bytes[..n]))
     }
+}
+
+fn crc(header: &[u8; WRITTEN]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..])
 }
 
 /// `<first lsn, 20 digits>.seg`.
@@ -214,9 +218,14 @@ impl Map {
         });
     }
 
-    /// Forgets the oldest `count` segments.
-    pub(super) fn forget(&self, count: usize) {
-        self.write(|s| drop(s.segments.drain(..count)));
+    /// Forgets the oldest segment.
+    pub(super) fn forget_oldest(&self) {
+        self.write(|s| drop(s.segments.drain(..s.segments.len().min(1))));
+    }
+
+    /// What was forgotten is there after all.
+    pub(super) fn remember_oldest(&self, segment: Segment) {
+        self.write(|s| s.segments.insert(0, segment));
     }
 }
 
@@ -224,12 +233,13 @@ impl Map {
 /// everything in the file is durable under the new name.
 ///
 /// # Errors
-/// Any call's; the file may then be there under either name.
+/// Any call's; the file may then be there under either name. `StorageFull` only when it has its old one.
 pub fn activate(disk: &dyn Disk, file: &dyn DiskFile, name: &str, header: &Header) -> io::Result<()> {
     file.write_at(&header.encode(), 0)?;
     file.sync()?;
     disk.rename(name, &header.name())?;
-    disk.sync_dir()
+    // From here on the next start may find the new name, whatever the reason of a failure.
+    disk.sync_dir().map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -246,13 +256,15 @@ mod tests {
             (header.name().as_str(), parse_name(&header.name())),
             ("00000000000000000042.seg", Some(42))
         );
-        for bit in 16 * 8..bytes.len() * 8 {
+        for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes;
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged));
         }
         let mut newer = bytes;
         newer[8] = 2;
+        let crc = crc(&newer);
+        newer[12..16].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Header::decode(&newer), Err(HeaderError::Version(2)));
         assert_eq!(Header::decode(&bytes[..71]), Err(HeaderError::Damaged));
         for name in ["spare", "42.seg", "0000000000000000004x.seg", "00000000000000000042.seg2"] {

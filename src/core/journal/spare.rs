@@ -161,7 +161,9 @@ impl Spares {
     /// Sees to it that there is a spare, until [`Spares::stop`]. `each` runs now and then: after every
     /// attempt, and every [`KEEP`].
     pub fn run(&self, disk: &dyn Disk, wanted: u64, mut each: impl FnMut()) {
-        let (mut first, mut turn) = (true, 0);
+        // None until the first: only then may what an earlier process left be looked at, for later it may be
+        // the one that the writer is just making a segment.
+        let mut turn = None;
         loop {
             let making = {
                 let state = self.lock();
@@ -178,18 +180,17 @@ impl Spares {
                 !matches!(*state, State::Ready(_) | State::Stopped)
             };
             if making {
-                let made =
-                    if first { find_or_make(disk, wanted, HEADER_BYTES) } else { make(disk, wanted, turn) };
-                first = false;
-                // What an earlier process left has either name; the next one gets the other.
-                turn = made.as_ref().map_or(turn, |spare| usize::from(spare.name == NAMES[0]));
-                self.offer(made);
+                let made = match turn {
+                    None => find_or_make(disk, wanted, HEADER_BYTES),
+                    Some(turn) => make(disk, wanted, turn),
+                };
+                self.offer(made, &mut turn);
             }
             each();
         }
     }
 
-    fn offer(&self, made: io::Result<Spare>) {
+    fn offer(&self, made: io::Result<Spare>, turn: &mut Option<usize>) {
         let mut state = self.lock();
         let before = std::mem::replace(&mut *state, State::Failed);
         match (before, made) {
@@ -198,6 +199,7 @@ impl Spares {
                 if matches!(before, State::Failed) {
                     tracing::info!("journal: there is room for a segment again");
                 }
+                *turn = Some(usize::from(spare.name == NAMES[0]));
                 *state = State::Ready(spare);
             }
             (State::Failed, Err(_)) => {}

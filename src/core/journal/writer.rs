@@ -188,10 +188,6 @@ impl Writer {
         if let Err(CommitError::DiskFull) = written {
             self.next.lsn -= self.next.seq - first;
             self.next.seq = first;
-            // Whatever reached the file must not be taken for a record later.
-            if let Some(active) = self.active.take() {
-                let _ = active.spare.file.set_size(active.end);
-            }
         }
         written?;
         self.used.push(chunk.clone());
@@ -205,7 +201,7 @@ impl Writer {
         };
         match active.spare.file.write_at(bytes, active.end) {
             Ok(()) => {}
-            Err(e) if is_full(&e) => return Err(CommitError::DiskFull),
+            Err(e) if is_full(&e) => return Err(self.refuse()),
             Err(e) => {
                 self.poisoned = true;
                 return Err(e.into());
@@ -221,6 +217,19 @@ impl Writer {
         Ok(())
     }
 
+    /// A write found no space: the segment ends before it. What reached the file must not come back after a
+    /// crash, nor be stepped over by a reader and then written anew; only when that is sure it was refused.
+    fn refuse(&mut self) -> CommitError {
+        let Some(Active { spare, end, .. }) = self.active.take() else { return CommitError::DiskFull };
+        match spare.file.set_size(end).and_then(|()| spare.file.sync()) {
+            Ok(()) => CommitError::DiskFull,
+            Err(e) => {
+                self.poisoned = true;
+                e.into()
+            }
+        }
+    }
+
     /// Carries `synced` over the last batch when the journal falls idle. Does nothing a second time.
     ///
     /// # Errors
@@ -233,7 +242,7 @@ impl Writer {
         };
         let head = Head {
             lsn: self.next.lsn,
-            seq: 0,
+            seq: self.next.seq - 1,
             ts: self.next.ts,
             synced: self.durable_lsn,
             kind: Kind::Marker,

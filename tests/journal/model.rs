@@ -1,0 +1,268 @@
+//! What the journal must hold, and the check of a crashed disk against it.
+//!
+//! Always holds: the lines of the model are made here, from what was published, not by the journal.
+
+use crate::sim::{Cut, Rng, SimDisk};
+use castra::core::event::{Batch, Publish, Text};
+use castra::core::identity::VmName;
+use castra::core::journal::Opened;
+use castra::core::journal::read::{Read, Reader};
+use std::sync::Arc;
+
+pub const JOURNAL: u128 = 0xca57_4a00_1234_5678_9abc_def0_1122_3344;
+
+/// One event as it must come back.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub text: Arc<[u8]>,
+    pub vm: String,
+    pub topic: String,
+    pub ts: u64,
+    /// One publish with the next.
+    pub joined: bool,
+}
+
+/// What was acked, and what is under way.
+#[derive(Clone, Default)]
+pub struct Model {
+    /// Seq 1 is the first.
+    pub acked: Vec<Line>,
+    /// Pushed, neither acked nor refused.
+    pub in_flight: Vec<Line>,
+    /// A crash was before anybody was told about `in_flight`, and it did not come back. It may one crash
+    /// later, as long as nothing was pushed since: the cut that took it out was not durable itself.
+    pub stale: bool,
+    /// The oldest event that must be there, and the oldest that may be the oldest.
+    pub first: (u64, u64),
+    pub ts: u64,
+}
+
+/// Some publishes of random VMs: single events and groups.
+pub fn draw_batch(rng: &mut Rng, most: usize) -> (Batch, Vec<(String, String, bool)>) {
+    let mut batch = Batch::default();
+    let mut parts: Vec<(String, String, bool)> = Vec::new();
+    while parts.is_empty() || rng.one_in(3) {
+        let (from, count) = (batch.len(), if rng.one_in(3) { 2 + rng.below(3) } else { 1 });
+        let before = parts.len();
+        for _ in 0..count {
+            let vm = format!("vm{}", rng.below(5));
+            let topic =
+                if rng.one_in(4) { format!("vm:vm{}", rng.below(5)) } else { format!("t.{}", rng.below(9)) };
+            let size = match rng.below(12) {
+                0 => rng.below(most as u64 / 3) as usize,
+                1..4 => rng.below(700) as usize,
+                _ => rng.below(90) as usize,
+            };
+            // No two payloads are alike: a wrong event is seen to be wrong.
+            let payload = format!("\"{:016x}{}\"", rng.next(), "x".repeat(size));
+            let publish = Publish {
+                topic: Some(Text(topic.as_str().into())),
+                payload: Some(serde_json::from_str(&payload).unwrap()),
+                ..Publish::default()
+            };
+            let id = rng.next();
+            let id = |out: &mut Vec<u8>| out.extend_from_slice(format!("{id:x}").as_bytes());
+            batch.push(&VmName::parse(&vm).unwrap(), &publish, id).unwrap();
+            parts.push((vm, topic, true));
+        }
+        if batch.bytes() + 120 * batch.len() > most {
+            batch.truncate(from);
+            parts.truncate(before);
+            continue;
+        }
+        batch.join(from);
+        parts.last_mut().unwrap().2 = false;
+    }
+    (batch, parts)
+}
+
+impl Model {
+    pub fn new() -> Self {
+        Model { first: (1, 1), ..Model::default() }
+    }
+
+    /// The batch is under way, pushed at `now`.
+    pub fn push(&mut self, batch: &Batch, parts: &[(String, String, bool)], now: u64) {
+        self.ts = self.ts.max(now);
+        if std::mem::take(&mut self.stale) {
+            self.in_flight.clear();
+        }
+        for (draft, (vm, topic, joined)) in batch.drafts().iter().zip(parts) {
+            let seq = self.acked.len() + self.in_flight.len() + 1;
+            let mut text = format!("{{\"seq\":{seq},\"ts\":{},", self.ts).into_bytes();
+            text.extend_from_slice(batch.tail(draft));
+            let (vm, topic) = (vm.clone(), topic.clone());
+            self.in_flight.push(Line { text: text.into(), vm, topic, ts: self.ts, joined: *joined });
+        }
+    }
+
+    /// What was under way is acked.
+    pub fn ack(&mut self) {
+        if !self.stale {
+            self.acked.append(&mut self.in_flight);
+        }
+    }
+
+    /// A recovery served events up to `last`: from now on they count as acked.
+    pub fn adopt(&mut self, last: u64) {
+        let more = (last as usize).saturating_sub(self.acked.len());
+        self.stale = more == 0;
+        if more > 0 {
+            self.acked.extend(self.in_flight.drain(..).take(more));
+        }
+    }
+
+    fn line(&self, seq: u64) -> Option<&Line> {
+        let i = (seq as usize).checked_sub(1)?;
+        self.acked.get(i).or_else(|| self.in_flight.get(i - self.acked.len()))
+    }
+
+    /// Reads on to `last`, or until about `most` events were seen. Only what is before `first` may be missing.
+    pub fn follow(
+        &self,
+        reader: &mut Reader,
+        first: u64,
+        last: u64,
+        most: u64,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        let (mut nothing, mut seen) = (0, 0);
+        loop {
+            let mut wrong = None;
+            let expected = reader.next_seq();
+            let mut next = expected;
+            let read = reader.read(1 + rng.below(3000) as usize, &mut |event| {
+                let line = self.line(event.seq).filter(|_| event.seq == next && event.seq <= last);
+                next += 1;
+                let right = line.is_some_and(|line| {
+                    *line.text == *event.line
+                        && line.ts == event.ts
+                        && line.vm.as_bytes() == event.vm()
+                        && line.topic.as_bytes() == event.topic()
+                });
+                if !right && wrong.is_none() {
+                    let got = String::from_utf8_lossy(event.line).into_owned();
+                    let want = line.map(|line| String::from_utf8_lossy(&line.text).into_owned());
+                    wrong =
+                        Some(format!("seq {} of {last} is {got:.120}, should be {want:.120?}", event.seq));
+                }
+            });
+            if let Some(wrong) = wrong {
+                return Err(wrong);
+            }
+            match read.map_err(|e| format!("reading {expected}: {e}"))? {
+                Read::End if expected > last => return Ok(()),
+                Read::Gap { from, to } if from == expected && to >= from && to < first => {}
+                Read::Events(0) if nothing < 20 => nothing += 1,
+                Read::Events(n) if n > 0 && next == expected + n as u64 && reader.next_seq() == next => {
+                    (nothing, seen) = (0, seen + n as u64);
+                    if seen > most {
+                        return Ok(());
+                    }
+                }
+                other => return Err(format!("reading {expected} of {first}..={last}: {other:?}")),
+            }
+        }
+    }
+
+    /// What `opened` serves is what it must; the last seq.
+    pub fn check(&self, opened: &Opened, rng: &mut Rng) -> Result<u64, String> {
+        if !opened.report.damage.is_empty() {
+            return Err(format!("damage is reported: {:?}", opened.report.damage));
+        }
+        let (first, last) = (opened.map().first_seq(), opened.map().durable_seq());
+        let acked = self.acked.len() as u64;
+        if last < acked {
+            return Err(format!("acked up to {acked}, recovered up to {last}"));
+        }
+        if last > acked + self.in_flight.len() as u64 {
+            return Err(format!(
+                "recovered up to {last}, but only {acked} and {} were sent",
+                self.in_flight.len()
+            ));
+        }
+        if last > acked && self.line(last).is_some_and(|line| line.joined) {
+            return Err(format!("{last} came back without the rest of its publish"));
+        }
+        if first < self.first.0 || first > self.first.1 {
+            return Err(format!("the oldest is {first}, it should be in {:?}", self.first));
+        }
+        self.follow(&mut opened.reader(1), first, last, u64::MAX, rng).map_err(|e| format!("from 1: {e}"))?;
+        for _ in 0..2 {
+            let from = 1 + rng.below(last + 2);
+            let mut reader = opened.reader(from);
+            self.follow(&mut reader, first, last, 4, rng).map_err(|e| format!("from {from}: {e}"))?;
+        }
+        Ok(last)
+    }
+}
+
+/// Opens it.
+pub fn open(disk: &SimDisk, segment_bytes: u64) -> Result<Opened, String> {
+    Opened::open(Arc::new(disk.clone()), JOURNAL, segment_bytes).map_err(|e| e.to_string())
+}
+
+/// A crashed disk recovers to what the model says, for good; how many crashes were tried.
+pub fn survives(disk: &SimDisk, model: &Model, bytes: u64, rng: &mut Rng, depth: u32) -> Result<u64, String> {
+    let mut tried = 1;
+    // Crashes in the middle of this recovery.
+    let again = Arc::new(std::sync::Mutex::new(Vec::new()));
+    if depth < 2 && rng.one_in(6) {
+        let (again, mut rng) = (again.clone(), rng.fork());
+        disk.hook(Box::new(move |disk, _| {
+            let crashed = if rng.one_in(4) { disk.killed(&mut rng) } else { disk.cut(&mut rng, Cut::Any) };
+            again.lock().unwrap().push(crashed);
+        }));
+    }
+    let opened = open(disk, bytes);
+    disk.unhook();
+    for crashed in again.lock().unwrap().drain(..) {
+        if rng.one_in(3) {
+            tried += survives(&crashed, model, bytes, rng, depth + 1)
+                .map_err(|e| format!("crash in recovery: {e}"))?;
+        }
+    }
+    let opened = opened?;
+    let last = model.check(&opened, rng)?;
+    let mut model = model.clone();
+    model.adopt(last);
+    model.first = (opened.map().first_seq(), opened.map().first_seq());
+    if depth == 0 && rng.one_in(8) {
+        write_on(disk, opened, &mut model, bytes, rng).map_err(|e| format!("going on: {e}"))?;
+    }
+    let second = disk.cut(rng, Cut::Nothing);
+    let opened = open(&second, bytes).map_err(|e| format!("the second time: {e}"))?;
+    let served = model.check(&opened, rng).map_err(|e| format!("the second time: {e}"))?;
+    match served == model.acked.len() as u64 || model.stale {
+        true => Ok(tried),
+        false => Err("the second time more is served".into()),
+    }
+}
+
+/// A recovered journal takes the next batch.
+fn write_on(
+    disk: &SimDisk,
+    opened: Opened,
+    model: &mut Model,
+    bytes: u64,
+    rng: &mut Rng,
+) -> Result<(), String> {
+    let mut reader = opened.reader(1 + rng.below(model.acked.len() as u64 + 1));
+    let first = opened.map().first_seq();
+    let mut writer = opened.into_writer();
+    let (batch, parts) = draw_batch(rng, bytes as usize - 4096 - 48);
+    if !writer.has_room(&batch) {
+        let spare =
+            castra::core::journal::spare::find_or_make(disk, bytes, 4096).map_err(|e| e.to_string())?;
+        writer.rotate(spare).map_err(|e| e.to_string())?;
+    }
+    model.push(&batch, &parts, model.ts + 1);
+    writer.push(&batch, model.ts);
+    writer.commit().map_err(|e| e.to_string())?;
+    model.ack();
+    if rng.one_in(2) {
+        writer.mark().map_err(|e| e.to_string())?;
+    }
+    let last = model.acked.len() as u64;
+    model.follow(&mut reader, first, last, u64::MAX, rng)
+}
