@@ -65,7 +65,7 @@ fn sources() -> Vec<Source> {
 
 /// The line up to `//`, unless that stands in a string.
 fn without_comment(line: &str) -> String {
-    let ends = line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count() % 2 == 0);
+    let ends = line.match_indices("//").find(|(at, _)| line[..*at].matches('"').count().is_multiple_of(2));
     ends.map_or(line, |(at, _)| &line[..at]).to_owned()
 }
 
