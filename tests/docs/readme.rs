@@ -55,7 +55,7 @@ fn the_session_goes_as_shown() {
             good.then_some(())
         });
     }
-    assert_eq!(text.lines().count(), 10 - 1, "the session has ten lines at the most");
+    assert!(text.lines().count() <= 10, "the session has ten lines at the most");
 }
 
 #[test]
