@@ -1,0 +1,331 @@
+//! docs/BUS.md: every hex example decodes to what it says; codes, reasons and limits are the code's.
+
+use crate::markdown::{Block, blocks, code, hex, kebab_literals, read, root, table, ticked};
+use bytes::BytesMut;
+use castra::core::event::{Batch, Publish, Refusal};
+use castra::core::identity::VmName;
+use castra::core::limits::{self, Limits};
+use castra::core::wire::codec::FrameCodec;
+use castra::core::wire::frame::{self, Frame};
+use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio_util::codec::Decoder;
+
+const DOC: &str = "docs/BUS.md";
+
+/// What may be said to a guest, or be recorded, stands in these files.
+const SOURCES: [&str; 7] = [
+    "src/core/event.rs",
+    "src/core/identity.rs",
+    "src/core/session.rs",
+    "src/core/door/mod.rs",
+    "src/core/wire/codec.rs",
+    "src/core/wire/frame.rs",
+    "src/core/wire/handshake.rs",
+];
+
+#[test]
+fn every_hex_example_decodes_to_what_it_says() {
+    let blocks = blocks(&read(DOC));
+    let mut seen = BTreeSet::new();
+    let mut published = Vec::new();
+    for pair in blocks.windows(2).filter(|pair| pair[0].tag == "hex") {
+        let bytes = hex(&pair[0]);
+        match pair[1].tag.as_str() {
+            "json" => frames(&pair[1], &bytes, &mut published, &mut seen),
+            "text" if bytes == pair[1].text.as_bytes() => lines(&pair[1], &bytes, &mut seen),
+            "text" => {
+                let error = FrameCodec.decode(&mut BytesMut::from(&bytes[..])).expect_err("broken framing");
+                assert_eq!(error.code(), pair[1].text.trim(), "{DOC}:{}", pair[0].line);
+                seen.insert(error.code().to_owned());
+            }
+            other => {
+                panic!("{DOC}:{}: a hex block is followed by json or text, not by {other:?}", pair[0].line)
+            }
+        }
+    }
+    for kind in [
+        "hello",
+        "publish",
+        "events",
+        "heartbeat",
+        "ack ok",
+        "ack error",
+        "close",
+        "frame-empty",
+        "frame-too-large",
+    ] {
+        assert!(seen.contains(kind), "{DOC} has no example of {kind}: {seen:?}");
+    }
+}
+
+/// Lines of the handshake, as they are.
+fn lines(said: &Block, bytes: &[u8], seen: &mut BTreeSet<String>) {
+    if said.text.starts_with("hello ") {
+        let (line, taken) = take_line(bytes).unwrap().expect("a whole line");
+        assert_eq!(taken, bytes.len(), "{DOC}:{}", said.line);
+        assert!(parse_hello(line).unwrap().has(BUS_V1));
+        seen.insert("hello".into());
+        return;
+    }
+    for line in said.text.lines() {
+        let banner = format!("castra-broker {} ready", env!("CARGO_PKG_VERSION"));
+        let token = line
+            .strip_prefix("ok session=")
+            .is_some_and(|t| t.len() == 32 && t.bytes().all(|b| b.is_ascii_hexdigit()));
+        assert!(
+            line == banner || line == "ok" || token,
+            "{DOC}:{}: {line:?} is no line of a broker",
+            said.line
+        );
+    }
+}
+
+/// Frames of either side. What the broker says is written anew by its own functions, from the frames
+/// that stand before it.
+fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BTreeSet<String>) {
+    let mut stream = BytesMut::from(bytes);
+    for want in said.text.lines() {
+        let body = FrameCodec.decode(&mut stream).unwrap().expect("a whole frame");
+        assert_eq!(std::str::from_utf8(&body).unwrap(), want, "{DOC}:{}", said.line);
+        let value: Value = serde_json::from_str(want).unwrap();
+        let mut again = Vec::new();
+        let text = |field: &str| value[field].as_str().unwrap_or_default();
+        match (text("type"), text("status")) {
+            ("ack", "ok") => {
+                seen.insert("ack ok".into());
+                again_ok(&mut again, &value, published);
+            }
+            ("ack", _) => {
+                seen.insert("ack error".into());
+                // The doc says who is refused: the first frame before this ack that gets this very code.
+                let refused =
+                    published.iter().find_map(|frame| refusal(frame).filter(|(_, r)| r.code == text("code")));
+                let (kind, refusal) =
+                    refused.unwrap_or_else(|| panic!("{DOC}:{}: no frame before gets {want}", said.line));
+                frame::error_ack(&mut again, kind, &refusal, value["seq"].as_u64());
+            }
+            ("close", _) => {
+                seen.insert("close".into());
+                frame::close(&mut again, text("reason"), value["retry_after_ms"].as_u64().unwrap());
+            }
+            (kind, _) => {
+                let kind = if value.get("events").is_some() { "events" } else { kind };
+                seen.insert(kind.to_owned());
+                published.push(want.to_owned());
+                continue;
+            }
+        }
+        assert_eq!(std::str::from_utf8(&again[4..]).unwrap(), want, "{DOC}:{}", said.line);
+    }
+    assert!(stream.is_empty(), "{DOC}:{}: bytes are left", said.line);
+}
+
+fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
+    if ack["ack"] == "heartbeat" {
+        return frame::heartbeat_ack(out);
+    }
+    if let Some(seqs) = ack["seqs"].as_array() {
+        return frame::publish_all_ack(out, seqs[0].as_u64().unwrap(), seqs.len());
+    }
+    for text in published {
+        if let Ok(Frame::Publish(publish)) = frame::parse(text.as_bytes())
+            && publish.id.as_ref().is_some_and(|id| id.0 == ack["id"].as_str().unwrap())
+        {
+            let batch = encode("devbox", &publish).unwrap();
+            return frame::publish_ack(out, &batch, &batch.drafts()[0], ack["seq"].as_u64().unwrap());
+        }
+    }
+    panic!("no publish before has the id of {ack}");
+}
+
+fn encode(vm: &str, publish: &Publish<'_>) -> Result<Batch, Refusal> {
+    let mut batch = Batch::default();
+    batch.push(&VmName::parse(vm).unwrap(), publish, |out| out.extend_from_slice(b"an-id"))?;
+    Ok(batch)
+}
+
+/// How a frame is refused, if it is.
+fn refusal(body: &str) -> Option<(&'static str, Refusal)> {
+    match frame::parse(body.as_bytes()) {
+        Err(refused) => Some(refused),
+        Ok(Frame::Publish(publish)) => encode("devbox", &publish).err().map(|refusal| ("publish", refusal)),
+        Ok(_) => None,
+    }
+}
+
+#[test]
+fn every_event_line_is_the_encoding_of_its_fields() {
+    let blocks = blocks(&read(DOC));
+    let examples: Vec<&Block> = blocks.iter().filter(|block| block.tag == "jsonl").collect();
+    assert!(!examples.is_empty());
+    for line in examples.iter().flat_map(|block| block.text.lines()) {
+        let value: Value = serde_json::from_str(line).unwrap();
+        let publish: Publish<'_> = serde_json::from_str(line).unwrap();
+        let batch = encode(value["vm"].as_str().unwrap(), &publish).unwrap();
+        let tail = std::str::from_utf8(batch.tail(&batch.drafts()[0])).unwrap();
+        assert_eq!(format!("{line}\n"), format!("{{\"seq\":{},\"ts\":{},{tail}", value["seq"], value["ts"]));
+    }
+    let fields: Vec<String> =
+        table(&read(DOC), "The event").iter().map(|row| ticked(&row[0]).to_owned()).collect();
+    let line = examples[0].text.lines().nth(1).unwrap();
+    let places: Vec<usize> =
+        fields.iter().map(|field| line.find(&format!("\"{field}\":")).expect(field)).collect();
+    assert!(places.is_sorted(), "the table's fields are in the order of the encoding: {fields:?}");
+}
+
+#[test]
+fn codes_and_reasons_are_those_of_the_code() {
+    let doc = read(DOC);
+    let literals: Vec<(String, String)> = SOURCES.iter().flat_map(|path| kebab_literals(path)).collect();
+    assert!(literals.len() > 30, "{literals:?}");
+    for (literal, place) in &literals {
+        assert!(
+            doc.contains(&format!("`{literal}`")),
+            "{place}: {literal:?} is not in {DOC}: add it to its table"
+        );
+    }
+    let known: BTreeSet<&str> = literals.iter().map(|(literal, _)| literal.as_str()).collect();
+    // One word only: no kebab case to be found by.
+    let single = ["draining"];
+    for title in ["Handshake errors", "Refusals", "Close reasons"] {
+        for row in table(&doc, title) {
+            let code = ticked(&row[0]);
+            assert!(
+                known.contains(code) || single.contains(&code),
+                "{DOC}: {code:?} ({title}) is nowhere in {SOURCES:?}"
+            );
+        }
+    }
+    // Each in its own table.
+    let column = |title: &str| -> BTreeSet<String> {
+        table(&doc, title).iter().map(|row| ticked(&row[0]).to_owned()).collect()
+    };
+    for error in [
+        HelloError::TooLong,
+        HelloError::Empty,
+        HelloError::NotUtf8,
+        HelloError::NotHello,
+        HelloError::BadName,
+    ] {
+        assert!(column("Handshake errors").contains(error.reason()), "{}", error.reason());
+    }
+    for (path, marker, title) in [
+        ("src/core/session.rs", "End::", "Close reasons"),
+        ("src/core/session.rs", "Refusal::new(", "Refusals"),
+        ("src/core/event.rs", "Refusal::new(", "Refusals"),
+        ("src/core/wire/frame.rs", "Refusal::new(", "Refusals"),
+    ] {
+        for code in literals_behind(path, marker) {
+            assert!(column(title).contains(&code), "{path}: {code:?} is not in {DOC}, {title}");
+        }
+    }
+    let names: BTreeSet<String> = column("Close reasons");
+    assert_eq!(
+        names,
+        literals_behind("src/core/session.rs", "End::"),
+        "{DOC}, Close reasons, and End::reason"
+    );
+}
+
+/// The first literals behind each `marker` (`End::X => "x"`, `Refusal::new("x"`), on its line or the next.
+fn literals_behind(path: &str, marker: &str) -> BTreeSet<String> {
+    let text: String = code(&root().join(path)).into_iter().map(|(_, line)| line + "\n").collect();
+    let mut found = BTreeSet::new();
+    for rest in text.split(marker).skip(1) {
+        let head = rest.split('"').next().unwrap();
+        let arm = head.trim_end().ends_with("=>") && !head.contains('\n');
+        if (marker == "End::" && arm) || (marker != "End::" && head.trim().is_empty()) {
+            found.extend(rest.split('"').nth(1).map(str::to_owned));
+        }
+    }
+    assert!(!found.is_empty(), "{path}: nothing behind {marker:?}");
+    found
+}
+
+#[test]
+fn limits_are_those_of_limits_rs() {
+    let d = Limits::default();
+    let ms = |t: Duration| t.as_millis() as u64;
+    let numbers: BTreeMap<&str, u64> = [
+        ("HELLO_BYTES", limits::HELLO_BYTES as u64),
+        ("FRAME_BYTES", limits::FRAME_BYTES as u64),
+        ("EVENT_BYTES", limits::EVENT_BYTES as u64),
+        ("TOPIC_BYTES", limits::TOPIC_BYTES as u64),
+        ("NAME_BYTES", limits::NAME_BYTES as u64),
+        ("ID_BYTES", limits::ID_BYTES as u64),
+        ("KEY_BYTES", limits::KEY_BYTES as u64),
+        ("HEADERS", limits::HEADERS as u64),
+        ("HEADER_BYTES", limits::HEADER_BYTES as u64),
+        ("TAGS", limits::TAGS as u64),
+        ("TAG_BYTES", limits::TAG_BYTES as u64),
+        ("JSON_DEPTH", limits::JSON_DEPTH as u64),
+        ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
+        ("CAPABILITIES", limits::CAPABILITIES as u64),
+        ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),
+        ("BATCH_BYTES", limits::BATCH_BYTES as u64),
+        ("COMMIT_BYTES", limits::COMMIT_BYTES as u64),
+        ("LOG_BYTES", limits::LOG_BYTES),
+        ("LOG_FILES", u64::from(limits::LOG_FILES)),
+        ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
+        ("hello_time", ms(d.hello_time)),
+        ("pending_handshakes", d.pending_handshakes as u64),
+        ("sessions", d.sessions as u64),
+        ("sessions_per_vm", d.sessions_per_vm as u64),
+        ("unacked_events", d.unacked_events as u64),
+        ("unacked_bytes", d.unacked_bytes as u64),
+        ("unacked_bytes_in_all", d.unacked_bytes_in_all as u64),
+        ("idle_time", ms(d.idle_time)),
+        ("write_time", ms(d.write_time)),
+        ("linger_time", ms(d.linger_time)),
+        ("linger_bytes", d.linger_bytes as u64),
+        ("vms", d.vms as u64),
+        ("reserved_descriptors", d.reserved_descriptors),
+        ("drain_time", ms(d.drain_time)),
+        ("host_log_time", ms(d.host_log_time)),
+        ("logs_behind_bytes", d.logs_behind_bytes as u64),
+        ("open_logs", d.open_logs as u64),
+        ("segment_bytes", d.segment_bytes),
+        ("retain_bytes", d.retain_bytes),
+        ("retain_age", ms(d.retain_age)),
+    ]
+    .into();
+    let mut listed = BTreeSet::new();
+    for row in table(&read(DOC), "Limits") {
+        let name = ticked(&row[2]).to_owned();
+        let want = numbers.get(name.as_str()).unwrap_or_else(|| panic!("{DOC}: limits.rs has no {name}"));
+        assert_eq!(number(&row[1]), *want, "{DOC}, Limits: {name} is {want}");
+        assert!(listed.insert(name), "{DOC}, Limits: twice: {row:?}");
+    }
+    for (line, text) in code(&root().join("src/core/limits.rs")) {
+        let text = text.trim();
+        let name = text
+            .strip_prefix("pub const ")
+            .or(text.strip_prefix("pub "))
+            .and_then(|rest| rest.split_once(':'));
+        if let Some((name, _)) = name {
+            assert!(
+                listed.contains(name),
+                "src/core/limits.rs:{line}: {name} is not in {DOC}, Limits: add it there and here"
+            );
+        }
+    }
+}
+
+/// `65,536 bytes`, `64 KiB`, `5 s` (as ms), `4,096`.
+fn number(cell: &str) -> u64 {
+    let (digits, unit) = cell.split_once(' ').unwrap_or((cell, ""));
+    let digits: u64 = digits.replace(',', "").parse().unwrap_or_else(|_| panic!("{cell:?} is no number"));
+    digits
+        * match unit {
+            "" | "bytes" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "s" => 1000,
+            "d" => 24 * 3600 * 1000,
+            _ => panic!("{cell:?} has no unit that is known"),
+        }
+}

@@ -1,0 +1,11 @@
+//! The documents say what the code does: examples are decoded and run, tables are compared.
+//!
+//! `bus`: docs/BUS.md. `architecture`: docs/ARCHITECTURE.md. `readme`: README.md. `markdown`: how they are read.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod architecture;
+mod bus;
+mod markdown;
+mod readme;
+#[path = "../support/mod.rs"]
+mod support;
