@@ -3,8 +3,9 @@
 //! `cargo bench --bench hot`
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use castra::core::event::{Batch, IdSource, Layout};
+use castra::core::event::{Batch, Layout};
 use castra::core::identity::VmName;
+use castra::core::ids::IdSource;
 use castra::core::journal::record::{self, Head, Kind};
 use castra::core::wire::codec::first_frame;
 use castra::core::wire::frame::{self, Frame};

@@ -10,8 +10,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use castra::core::client::{Client, Target};
-use castra::core::event::{Batch, IdSource, Publish};
+use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
+use castra::core::ids::IdSource;
 use castra::core::journal::Opened;
 use castra::core::journal::disk::RealDisk;
 use castra::core::limits::Limits;

@@ -1,4 +1,4 @@
-//! Parse, run, exit code.
+//! The program: parse, run, exit code.
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,8 +1,10 @@
 //! The composition root: opens everything in order, runs it, and drains it.
 //!
-//!     starting: lock ─▶ status ─▶ journal recovered ─▶ logs up to date ─▶ doors ─▶ running ⇄ disk-full
-//!     running ──SIGTERM, SIGINT──▶ draining: doors shut, sessions settle, journal and logs end ─▶ Ok
-//!     running ──the disk failed──▶ sessions are told, nothing more is written ─▶ JournalFailed
+//! ```text
+//! starting: lock ─▶ status ─▶ journal recovered ─▶ logs up to date ─▶ doors ─▶ running ⇄ disk-full
+//! running ──SIGTERM, SIGINT──▶ draining: doors shut, sessions settle, journal and logs end ─▶ Ok
+//! running ──the disk failed──▶ sessions are told, nothing more is written ─▶ JournalFailed
+//! ```
 //!
 //! Always holds: no door listens before recovery and the logs are done (invariant 2); after a failed fsync
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
@@ -25,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Status is looked at so often, and written when something changed …
 const STATUS_TICK: Duration = Duration::from_millis(100);
@@ -159,15 +161,16 @@ pub async fn run(
     }
     status.say(State::Draining, &listeners);
     tracing::info!("broker: draining");
-    let left = config.limits.drain_time.saturating_sub(Duration::from_millis(500));
-    if timeout(left, all_gone.recv()).await.is_err() {
+    // Sessions get the first half, so that the views have the other; what is left is for the status.
+    let until = Instant::now() + config.limits.drain_time.mul_f32(0.9);
+    if timeout(config.limits.drain_time / 2, all_gone.recv()).await.is_err() {
         tracing::warn!("broker: some sessions did not end in time and are cut off");
     }
     let end = tokio::task::spawn_blocking(move || {
         journal.stop();
         logs.stop();
     });
-    if timeout(left, end).await.is_err() {
+    if timeout_at(until, end).await.is_err() {
         tracing::warn!("broker: the logs did not finish in time; the next start writes them on");
     }
     let _ = std::fs::remove_file(config.root.socket());
@@ -268,7 +271,7 @@ impl Status {
                 tracing::warn!(%error, "status: what the last broker remembered of VMs cannot be read")
             }
         }
-        let started = std::time::SystemTime::now();
+        let started = std::time::UNIX_EPOCH + Duration::from_millis(now.wall_ms);
         let snapshot = Snapshot {
             schema: SCHEMA,
             boot_id: now.boot_id,

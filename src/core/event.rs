@@ -11,6 +11,7 @@ use super::identity::VmName;
 use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
 use super::topic::Topic;
 use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -323,7 +324,7 @@ fn check_id(id: &str) -> Result<(), Refusal> {
 
 fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {
     let wrong = |why: String| Refusal::new("bad-headers", why);
-    let headers: BTreeMap<Cow<'_, str>, String> = serde_json::from_str(raw.get())
+    let Headers(headers) = serde_json::from_str(raw.get())
         .map_err(|e| wrong(format!("headers is an object of strings: {e}")))?;
     let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     if headers.len() > HEADERS || bytes > HEADER_BYTES {
@@ -331,6 +332,31 @@ fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {
     }
     out.extend_from_slice(b",\"headers\":");
     serde_json::to_writer(&mut *out, &headers).map_err(|e| wrong(e.to_string()))
+}
+
+/// An object of strings; a name that stands twice is an error, as in a frame.
+struct Headers(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Headers {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = Headers;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Headers, A::Error> {
+                let mut headers = BTreeMap::new();
+                while let Some((name, value)) = fields.next_entry::<String, String>()? {
+                    if let Some(_first) = headers.insert(name, value) {
+                        return Err(serde::de::Error::custom("a name stands twice"));
+                    }
+                }
+                Ok(Headers(headers))
+            }
+        }
+        json.deserialize_map(Names)
+    }
 }
 
 fn encode_strings(
@@ -365,35 +391,6 @@ pub fn string_body(out: &mut Vec<u8>, text: &str) {
             '\0'..='\x1f' => out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes()),
             _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
         }
-    }
-}
-
-/// Makes UUIDv7 ids (RFC 9562, section 6.2, method 1): 48 bits of milliseconds, a 32-bit counter, and
-/// 42 bits that are this source's own.
-#[derive(Debug)]
-pub struct IdSource {
-    counter: u32,
-    own: u64,
-}
-
-impl IdSource {
-    /// `seed` is random and differs between sources.
-    pub fn new(seed: u128) -> Self {
-        IdSource { counter: (seed >> 96) as u32, own: seed as u64 & ((1 << 42) - 1) }
-    }
-
-    /// Appends the next id, 36 characters, to `out`.
-    pub fn write(&mut self, now_ms: u64, out: &mut Vec<u8>) {
-        self.counter = self.counter.wrapping_add(1);
-        let counter = u128::from(self.counter);
-        let bits = u128::from(now_ms & ((1 << 48) - 1)) << 80
-            | 7 << 76
-            | (counter >> 20) << 64
-            | 2 << 62
-            | (counter & 0xf_ffff) << 42
-            | u128::from(self.own);
-        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
-        out.extend_from_slice(uuid::Uuid::from_u128(bits).hyphenated().encode_lower(&mut text).as_bytes());
     }
 }
 
@@ -451,6 +448,7 @@ mod tests {
             (r#"{"key":""}"#, "bad-key"),
             (r#"{"headers":["a"]}"#, "bad-headers"),
             (r#"{"headers":{"a":1}}"#, "bad-headers"),
+            (r#"{"headers":{"a":"1","a":"2"}}"#, "bad-headers"),
             (r#"{"tags":{"a":1}}"#, "bad-tags"),
             (r#"{"tags":[""]}"#, "bad-tags"),
             (many.as_str(), "bad-tags"),
@@ -459,21 +457,6 @@ mod tests {
         ] {
             assert_eq!(push(&mut batch, json).unwrap_err().code, code, "{json:.60}");
             assert_eq!((batch.len(), batch.bytes()), (1, before));
-        }
-    }
-
-    #[test]
-    fn ids_are_uuid_v7_and_ascend() {
-        let mut ids = IdSource::new(u128::MAX >> 33);
-        let mut previous = String::new();
-        for now in [1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_001] {
-            let mut out = Vec::new();
-            ids.write(now, &mut out);
-            let text = String::from_utf8(out).unwrap();
-            let id = uuid::Uuid::parse_str(&text).unwrap();
-            assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
-            assert!(text > previous, "{text} after {previous}");
-            previous = text;
         }
     }
 

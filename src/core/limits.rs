@@ -1,7 +1,7 @@
 //! Every bound of the broker, in one table.
 //!
-//! Always holds: no queue, line, frame, table or wait elsewhere is without a number from here
-//! (invariant 6). The constants are part of the protocol or the format and cannot be set; the fields
+//! Always holds: no queue, line, frame or table is without a number from here (invariant 6), nor a wait that
+//! somebody outside sees. How often a thread looks or tries again stands where it does. The constants are part of the protocol or the format and cannot be set; the fields
 //! of [`Limits`] are defaults that an operator or a test may change. Owner: the composition root.
 
 use std::time::Duration;
@@ -32,8 +32,6 @@ pub const TAG_BYTES: usize = 1024;
 pub const JSON_DEPTH: usize = 64;
 /// The most events of one `events: [ … ]` frame.
 pub const GROUP_EVENTS: usize = 1024;
-/// The most words of `capabilities=` that are kept and recorded.
-pub const CAPABILITIES: usize = 32;
 
 /// The smallest journal segment, in bytes.
 pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;

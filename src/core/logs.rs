@@ -1,9 +1,11 @@
 //! Per-VM logs and `bus.log`: the copies of the journal that people read.
 //!
-//!     live: commits ─▶ queue ─▶ rounds of ≤ 25 ms ─▶ files ─▶ logs_seq ── now and then ─▶ checkpoint
-//!      │ a write failed: said once, the queue is dropped                    ▲
-//!      ▼                                                                    │
-//!     stalled ── every second: cut behind logs_seq, read the journal on ────┘
+//! ```text
+//! live: commits ─▶ queue ─▶ rounds of ≤ 25 ms ─▶ files ─▶ logs_seq ── now and then ─▶ checkpoint
+//!  │ a write failed: said once, the queue is dropped                    ▲
+//!  ▼                                                                    │
+//! stalled ── every second: cut behind logs_seq, read the journal on ────┘
+//! ```
 //!
 //! Start-up is the same way out of `stalled`, from the checkpoint. Always holds: behind the commit, not in
 //! it; a view that cannot be written stops no commit (invariant 11), and one that is merely slow slows

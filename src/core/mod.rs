@@ -2,9 +2,11 @@
 //!
 //! One journal, many views:
 //!
-//!     guest ──frames──▶ door ──▶ session ──▶ journal (group commit, fdatasync) ──▶ ack
-//!                                               │ committed batch
-//!                                               └──▶ per-VM logs, bus.log   (later: subscribers, groups, relays)
+//! ```text
+//! guest ──frames──▶ door ──▶ session ──▶ journal (group commit, fdatasync) ──▶ ack
+//!                                           │ committed batch
+//!                                           └──▶ per-VM logs, bus.log   (later: subscribers, groups, relays)
+//! ```
 //!
 //! **The path of one published frame:** `wire/codec.rs` → `session.rs` → `journal/commit.rs` → `logs.rs`.
 //! Each names the next on its first line.
@@ -38,13 +40,17 @@ pub mod bus;
 pub mod client;
 pub mod clock;
 pub mod door;
+pub mod end;
 pub mod event;
 pub mod events;
 pub mod identity;
+pub mod ids;
 pub mod journal;
 pub mod limits;
+pub mod linger;
 pub mod log_files;
 pub mod logs;
+pub mod owed;
 pub mod session;
 pub mod state_root;
 pub mod status;

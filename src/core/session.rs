@@ -1,9 +1,11 @@
 //! The bus-v1 session. Next: `journal/commit.rs`.
 //!
-//!     open ──frames──▶ open ──────────────────────────────────────────────┐ acks owed are waited for,
-//!       ├ peer closed its side, broken framing, nothing heard for 60 s,    ├▶ close frame ─▶ linger ─▶ over
-//!       │ the broker drains, the journal failed                            │
-//!       └ the socket took no byte for 10 s while something waited ─────────┴▶ over
+//! ```text
+//! open ──frames──▶ open ──────────────────────────────────────────────┐ acks owed are waited for,
+//!   ├ peer closed its side, broken framing, nothing heard for 60 s,    ├▶ close frame ─▶ linger ─▶ over
+//!   │ the broker drains, the journal failed                            │
+//!   └ the socket took no byte for 10 s while something waited ─────────┴▶ over
+//! ```
 //!
 //! One task a session; it reads no further while its publishes not yet acked reach the limit. Always holds:
 //! acks of publishes come in the order of their frames; a frame that is refused ends nothing; whatever ends
@@ -11,14 +13,18 @@
 
 use super::bus::{Bus, Ending};
 use super::clock;
-use super::event::{Batch, IdSource, Refusal};
+use super::end::End;
+use super::event::Batch;
 use super::events::BusEvent;
 use super::identity::Role;
+use super::ids::IdSource;
 use super::journal::{NotCommitted, Outcome, Receipt};
 use super::limits::BATCH_BYTES;
+use super::linger::linger;
+use super::owed::{Answer, Round, answer, answer_behind, answer_not_committed};
 use super::status::Presence;
-use super::wire::codec::{CodecError, LENGTH_BYTES, first_frame};
-use super::wire::frame::{self, Frame};
+use super::wire::codec::{LENGTH_BYTES, first_frame};
+use super::wire::frame;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -36,77 +42,12 @@ const READ_MAX: usize = 128 * 1024;
 /// A socket that takes nothing is recorded at these seconds before it is given up.
 const WRITE_RETRIES: [u64; 3] = [1, 3, 6];
 
-/// Why a session ended. The names are the reasons in close frames and records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    PeerClosed,
-    FrameEmpty,
-    FrameTooLarge,
-    IoError,
-    HeartbeatTimeout,
-    SlowConsumer,
-    Draining,
-    JournalFailed,
-}
-
-impl End {
-    fn reason(self) -> &'static str {
-        match self {
-            End::PeerClosed => "peer-closed",
-            End::FrameEmpty => "frame-empty",
-            End::FrameTooLarge => "frame-too-large",
-            End::IoError => "io-error",
-            End::HeartbeatTimeout => "heartbeat-timeout",
-            End::SlowConsumer => "slow-consumer",
-            End::Draining => "draining",
-            End::JournalFailed => "journal-failed",
-        }
-    }
-
-    /// When it makes sense to come back, in milliseconds.
-    fn retry_after_ms(self) -> u64 {
-        match self {
-            End::Draining | End::JournalFailed => 1000,
-            _ => 0,
-        }
-    }
-}
-
-impl From<Ending> for End {
-    fn from(ending: Ending) -> Self {
-        if ending == Ending::JournalFailed { End::JournalFailed } else { End::Draining }
-    }
-}
-
-impl From<CodecError> for End {
-    fn from(error: CodecError) -> Self {
-        match error {
-            CodecError::Empty => End::FrameEmpty,
-            CodecError::TooLarge(_) => End::FrameTooLarge,
-            CodecError::Io(_) => End::IoError,
-        }
-    }
-}
-
-/// What is owed for some frames, in their order.
-enum Answer {
-    /// So many publishes of one event each.
-    Events(usize),
-    /// One publish of so many events.
-    Group(usize),
-    /// A refusal.
-    Refused(&'static str, Box<Refusal>),
-}
-
-/// Frames that were taken together.
-struct Round {
-    batch: Batch,
-    answers: Vec<Answer>,
-}
-
 /// A round whose events are on the way to the disk.
 struct Owed {
     answers: Vec<Answer>,
+    /// Events on the way to the disk.
+    in_flight: usize,
+    /// What the round takes of the window.
     events: usize,
     bytes: usize,
     outcome: Option<oneshot::Receiver<Outcome>>,
@@ -181,7 +122,7 @@ impl<'a> Session<'a> {
         if end != End::SlowConsumer && end != End::IoError {
             frame::close(&mut self.output, end.reason(), end.retry_after_ms());
             if self.write_out().await.is_ok() {
-                linger(self.bus, &mut self.reader, &mut self.writer).await;
+                linger(&self.bus.limits, &mut self.reader, &mut self.writer).await;
             }
         }
     }
@@ -252,11 +193,14 @@ impl<'a> Session<'a> {
         while self.has_window() && broken.is_none() {
             let before = taken;
             let now = clock::wall_ms();
-            let mut round = Round { batch: self.unused.take().unwrap_or_default(), answers: Vec::new() };
-            while round.batch.bytes() < BATCH_BYTES && self.fits(&round.batch) {
+            let mut round = Round::reusing(self.unused.take());
+            while round.bytes() < BATCH_BYTES && self.fits(&round) {
                 match first_frame(&input[taken..]) {
                     Ok(Some(body)) => {
-                        self.take_frame(body, now, &mut round);
+                        if round.take(body, &self.presence.vm().name, &mut self.ids, now) {
+                            self.presence.vm().heartbeat(clock::boot_ms());
+                            frame::heartbeat_ack(&mut self.output);
+                        }
                         taken += LENGTH_BYTES + body.len();
                     }
                     Ok(None) => break,
@@ -277,70 +221,28 @@ impl<'a> Session<'a> {
         broken.map_or(Ok(()), Err)
     }
 
-    fn fits(&self, batch: &Batch) -> bool {
-        self.unacked_events + batch.len() < self.bus.limits.unacked_events
-            && self.unacked_bytes + batch.bytes() < self.bus.limits.unacked_bytes
-    }
-
-    fn take_frame(&mut self, body: &[u8], now: u64, round: &mut Round) {
-        let Round { batch, answers } = round;
-        let vm = self.presence.vm();
-        let refused = match frame::parse(body) {
-            Ok(Frame::Publish(publish)) => {
-                match batch.push(&vm.name, &publish, |out| self.ids.write(now, out)) {
-                    Ok(()) => {
-                        match answers.last_mut() {
-                            Some(Answer::Events(n)) => *n += 1,
-                            _ => answers.push(Answer::Events(1)),
-                        }
-                        return;
-                    }
-                    Err(refusal) => ("publish", refusal),
-                }
-            }
-            Ok(Frame::PublishAll(events)) => {
-                let from = batch.len();
-                let pushed = events
-                    .iter()
-                    .try_for_each(|publish| batch.push(&vm.name, publish, |out| self.ids.write(now, out)));
-                match pushed {
-                    Ok(()) => {
-                        batch.join(from);
-                        return answers.push(Answer::Group(events.len()));
-                    }
-                    Err(mut refusal) => {
-                        refusal.reason =
-                            format!("event {} of {}: {}", batch.len() - from, events.len(), refusal.reason);
-                        batch.truncate(from);
-                        ("publish", refusal)
-                    }
-                }
-            }
-            Ok(Frame::Heartbeat) => {
-                vm.heartbeat(clock::boot_ms());
-                return frame::heartbeat_ack(&mut self.output);
-            }
-            Err((kind, refusal)) => (kind, refusal),
-        };
-        answers.push(Answer::Refused(refused.0, Box::new(refused.1)));
+    fn fits(&self, round: &Round) -> bool {
+        self.unacked_events + round.events() < self.bus.limits.unacked_events
+            && self.unacked_bytes + round.bytes() < self.bus.limits.unacked_bytes
     }
 
     async fn send_round(&mut self, round: Round) {
-        let Round { batch, answers } = round;
-        let (events, bytes) = (batch.len(), batch.bytes());
+        let (events, bytes) = (round.events(), round.bytes());
+        let Round { batch, answers, .. } = round;
         if answers.is_empty() {
             self.unused = Some(batch);
             return;
         }
+        let in_flight = batch.len();
         let outcome = if batch.is_empty() {
             None
         } else {
-            self.presence.vm().published(events, clock::boot_ms());
+            self.presence.vm().published(in_flight, clock::boot_ms());
             Some(self.bus.publish(batch).await)
         };
         self.unacked_events += events;
         self.unacked_bytes += bytes;
-        self.owed.push_back(Owed { answers, events, bytes, outcome });
+        self.owed.push_back(Owed { answers, in_flight, events, bytes, outcome });
         self.answer_ready().await;
     }
 
@@ -363,36 +265,19 @@ impl<'a> Session<'a> {
         let Some(owed) = self.owed.pop_front() else { return };
         self.unacked_events -= owed.events;
         self.unacked_bytes -= owed.bytes;
-        self.presence.vm().answered(owed.events);
+        self.presence.vm().answered(owed.in_flight);
         let out = &mut self.output;
         let receipt = match outcome {
-            None => Receipt { first_seq: 0, batch: Batch::default() },
+            None => Receipt::default(),
             Some(Ok(receipt)) => receipt,
-            Some(Err(reason)) => return answer_all(out, owed.answers, &not_committed(reason)),
+            Some(Err(why)) => return answer_not_committed(out, owed.answers, why),
         };
-        let last_seq = receipt.first_seq + receipt.batch.len() as u64 - u64::from(!receipt.batch.is_empty());
+        let last_seq = (receipt.first_seq + receipt.batch.len() as u64).saturating_sub(1);
         if self.role == Role::Host && !self.bus.logs.wait_for(last_seq, self.bus.limits.host_log_time).await {
             return answer_behind(out, owed.answers, receipt.first_seq);
         }
-        let mut drafts = receipt.batch.drafts().iter().zip(receipt.first_seq..);
-        for answer in owed.answers {
-            match answer {
-                Answer::Events(n) => {
-                    drafts
-                        .by_ref()
-                        .take(n)
-                        .for_each(|(draft, seq)| frame::publish_ack(out, &receipt.batch, draft, seq));
-                }
-                Answer::Group(n) => {
-                    let first = drafts.next().map_or(0, |(_, seq)| seq);
-                    drafts.by_ref().take(n - 1).for_each(drop);
-                    frame::publish_all_ack(out, first, n);
-                }
-                Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
-            }
-        }
-        drop(drafts);
-        self.unused = Some(receipt.batch).and_then(Batch::emptied);
+        answer(out, owed.answers, &receipt);
+        self.unused = receipt.batch.emptied();
     }
 
     /// Writes all of `output`. A socket that takes nothing is recorded, and given up in the end.
@@ -455,7 +340,8 @@ impl<'a> Session<'a> {
 impl Drop for Session<'_> {
     fn drop(&mut self) {
         // What is still owed is owed to nobody.
-        self.presence.vm().answered(self.unacked_events);
+        let in_flight = self.owed.iter().map(|owed| owed.in_flight).sum();
+        self.presence.vm().answered(in_flight);
     }
 }
 
@@ -468,66 +354,5 @@ async fn front_outcome(owed: &mut VecDeque<Owed>) -> Option<Outcome> {
     match owed.front_mut().and_then(|owed| owed.outcome.as_mut()) {
         Some(outcome) => Some(outcome.await.unwrap_or(Err(NotCommitted::Unknown))),
         None => None,
-    }
-}
-
-fn not_committed(reason: NotCommitted) -> Refusal {
-    match reason {
-        NotCommitted::DiskFull => Refusal::new(
-            "disk-full",
-            "the host's disk is full; nothing was stored. Send it again later, publishing resumes by itself",
-        ),
-        NotCommitted::Unknown => Refusal::new(
-            "outcome-unknown",
-            "the host's disk failed; the event may be stored or not. Send it again with the same id",
-        ),
-    }
-}
-
-/// Every publish gets this refusal; what was refused already keeps its own.
-fn answer_all(out: &mut Vec<u8>, answers: Vec<Answer>, why: &Refusal) {
-    for answer in answers {
-        match answer {
-            Answer::Events(n) => (0..n).for_each(|_| frame::error_ack(out, "publish", why, None)),
-            Answer::Group(_) => frame::error_ack(out, "publish", why, None),
-            Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
-        }
-    }
-}
-
-/// Stored, but the logs do not show it yet: each ack says so, with its seq.
-fn answer_behind(out: &mut Vec<u8>, answers: Vec<Answer>, mut seq: u64) {
-    let why = Refusal::new(
-        "logs-behind",
-        "stored, do not send it again; the logs will show it when they have caught up",
-    );
-    for answer in answers {
-        match answer {
-            Answer::Events(n) => {
-                (seq..seq + n as u64).for_each(|seq| frame::error_ack(out, "publish", &why, Some(seq)));
-                seq += n as u64;
-            }
-            Answer::Group(n) => {
-                frame::error_ack(out, "publish", &why, Some(seq));
-                seq += n as u64;
-            }
-            Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
-        }
-    }
-}
-
-/// Ends writing and reads on for a moment: a close with unread bytes would be a reset, and the last words
-/// would be lost.
-pub async fn linger(bus: &Bus, reader: &mut Reader, writer: &mut Writer) {
-    let until = Instant::now() + bus.limits.linger_time;
-    if writer.shutdown().await.is_err() {
-        return;
-    }
-    let (mut left, mut sink) = (bus.limits.linger_bytes, [0; 4096]);
-    while left > 0 {
-        match timeout_at(until, reader.read(&mut sink)).await {
-            Ok(Ok(n)) if n > 0 => left = left.saturating_sub(n),
-            _ => return,
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! Freshness: which VM was heard of when. What the broker maintains and `castra status` shows.
 //!
-//!     sessions ──stamps──▶ VmTable ──every ≤ 1 s──▶ Snapshot ──status_file──▶ `report` ──▶ `castra status`
+//! ```text
+//! sessions ──stamps──▶ VmTable ──every ≤ 1 s──▶ Snapshot ──status_file──▶ `report` ──▶ `castra status`
+//! ```
 //!
 //! Always holds: nothing here reads a clock, a stamp is milliseconds of CLOCK_BOOTTIME and an age is
 //! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store. Pure. Owner: the

@@ -1,6 +1,8 @@
 //! The status file: two slots written in place in turn.
 //!
-//!     slot = file size / 2:  "castra\0S" | u64 sequence | u32 length | u32 CRC-32C | JSON | …   (little-endian)
+//! ```text
+//! slot = file size / 2:  "castra\0S" | u64 sequence | u32 length | u32 CRC-32C | JSON | …   (little-endian)
+//! ```
 //!
 //! The CRC is over sequence, length and JSON. Always holds: one slot is whole at any moment, whatever the
 //! writer is doing; writing needs no space (the slots are preallocated) and causes no flush. Owner: the

@@ -41,7 +41,9 @@ fn a_segments_header_is_as_mapped() {
         let want: Vec<u8> = match name.as_str() {
             "magic" => b"castra\0J".to_vec(),
             "version of the format" => VERSION.to_le_bytes().into(),
-            "crc" => crc32c::crc32c(&bytes[16..72]).to_le_bytes().into(),
+            "crc" => {
+                crc32c::crc32c_append(crc32c::crc32c(&bytes[8..12]), &bytes[16..72]).to_le_bytes().into()
+            }
             "journal id" => header.journal.to_le_bytes().into(),
             "first lsn" => header.first_lsn.to_le_bytes().into(),
             "first seq" => header.first_seq.to_le_bytes().into(),

@@ -1,8 +1,10 @@
 //! Doors: ways in. A door accepts connections; what follows is the same for all of them, and here.
 //!
-//!     accept ─▶ banner ─▶ hello within 5 s ─┬ bus-v1 ─▶ `ok session=…` ─▶ session ─▶ over
-//!                                           ├ no bus-* ─▶ recorded, `ok` ─▶ over
-//!                                           └ anything else ─▶ recorded, `error: …` ─▶ over
+//! ```text
+//! accept ─▶ banner ─▶ hello within 5 s ─┬ bus-v1 ─▶ `ok session=…` ─▶ session ─▶ over
+//!                                       ├ no bus-* ─▶ recorded, `ok` ─▶ over
+//!                                       └ anything else ─▶ recorded, `error: …` ─▶ over
+//! ```
 //!
 //! Always holds: handshakes run side by side, and one that says nothing delays nobody; so many wait at
 //! most, the oldest is dropped for a new one; every handshake leaves one record and one log line. Doors use
@@ -16,7 +18,8 @@ use super::clock;
 use super::events::Handshake;
 use super::identity::{Peer, ReservedIdentity, Role, admit};
 use super::limits::HELLO_BYTES;
-use super::session::{Reader, Session, Writer, linger};
+use super::linger::linger;
+use super::session::{Reader, Session, Writer};
 use super::status::Presence;
 use super::wire::handshake::{BUS_V1, HOST_BUS, Hello, HelloError, parse_hello, take_line};
 use std::collections::BTreeMap;
@@ -124,7 +127,10 @@ impl Lobby {
         let said = tokio::select! {
             said = hear_hello(&self.bus, &mut reader, &mut writer, &mut input) => said,
             _ = dropped => Err(Refused::denied("too-many-handshakes")),
-            _ = ending.wait_for(|e| *e != Ending::No) => Err(Refused::denied("draining")),
+            why = ending.wait_for(|e| *e != Ending::No) => {
+                let failed = why.is_ok_and(|why| *why == Ending::JournalFailed);
+                Err(Refused::denied(if failed { "journal-failed" } else { "draining" }))
+            }
         };
         self.leave(ticket);
         let hello = match said {
@@ -281,6 +287,6 @@ async fn hear_hello(
 async fn farewell(bus: &Bus, reader: &mut Reader, writer: &mut Writer, line: &str) {
     let sent = timeout(bus.limits.linger_time, writer.write_all(line.as_bytes())).await;
     if matches!(sent, Ok(Ok(()))) {
-        linger(bus, reader, writer).await;
+        linger(&bus.limits, reader, writer).await;
     }
 }

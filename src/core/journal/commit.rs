@@ -7,11 +7,12 @@
 
 use super::spare::Spares;
 use super::writer::{CommitError, Committed, Writer};
+use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
 use crate::core::limits::COMMIT_BYTES;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// After so long without a publish the journal is idle and a marker is written.
@@ -21,7 +22,7 @@ const IDLE: Duration = Duration::from_millis(100);
 pub type Outcome = Result<Receipt, NotCommitted>;
 
 /// A batch that is durable.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Receipt {
     /// Its first event's seq; the others follow.
     pub first_seq: u64,
@@ -132,7 +133,7 @@ impl<O: Observer> CommitLoop<O> {
                 return refuse(submission, reason);
             }
         }
-        let first_seq = self.writer.push(&submission.batch, now_ms());
+        let first_seq = self.writer.push(&submission.batch, wall_ms());
         self.waiting.push((first_seq, submission));
     }
 
@@ -189,9 +190,4 @@ impl<O: Observer> CommitLoop<O> {
 
 fn refuse(submission: Submission, reason: NotCommitted) {
     let _ = submission.reply.send(Err(reason));
-}
-
-/// Wall time in milliseconds.
-pub(super) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

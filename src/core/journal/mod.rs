@@ -1,7 +1,9 @@
 //! The journal: the only truth. One global order of events, durable before anybody else sees them.
 //!
-//!     submit ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
-//!                    ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
+//! ```text
+//! submit ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
+//!                ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
+//! ```
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records. Owner: `broker.rs`.
@@ -22,6 +24,7 @@ pub use commit::{NotCommitted, Outcome, Receipt};
 pub use damage::Damage;
 pub use recover::{OpenError, Report};
 
+use super::clock::wall_ms;
 use super::event::Batch;
 use super::limits::Limits;
 use commit::{CommitLoop, Message, Observer, Submission};
@@ -111,8 +114,7 @@ impl Opened {
             let retain_age = limits.retain_age.as_millis() as u64;
             let retain = move |disk: &dyn Disk| {
                 let floor = floor.load(Ordering::Relaxed);
-                let gone =
-                    retain::expired(&map.segments(), commit::now_ms(), retain_bytes, retain_age, floor);
+                let gone = retain::expired(&map.segments(), wall_ms(), retain_bytes, retain_age, floor);
                 if let Err(error) = retain::apply(disk, &map, gone) {
                     tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }

@@ -1,12 +1,14 @@
 //! Records: what a segment is made of.
 //!
-//!      0  u32  CRC-32C of bytes 4 … 48+length, begun with the segment's salt
-//!      4  u32  length of the body
-//!      8  u64  lsn         16  u64  seq; of a record that is no event, the last event's before it
-//!     24  u64  ts          32  u64  synced: the last lsn known durable when this was written
-//!     40  u8   kind        41  u8   flags (1: joined with the next record, both or none)
-//!     42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  0
-//!     48       body, then zeros up to a multiple of 8
+//! ```text
+//!  0  u32  CRC-32C of bytes 4 … 48+length, begun with the segment's salt
+//!  4  u32  length of the body
+//!  8  u64  lsn         16  u64  seq; of a record that is no event, the last event's before it
+//! 24  u64  ts          32  u64  synced: the last lsn known durable when this was written
+//! 40  u8   kind        41  u8   flags (1: joined with the next record, both or none)
+//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  0
+//! 48       body, then zeros up to a multiple of 8
+//! ```
 //!
 //! All numbers little-endian. The body of an event is its line ([`crate::core::event`]), newline included;
 //! a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with

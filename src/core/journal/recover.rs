@@ -3,9 +3,11 @@
 //! Every start begins a new segment, so nothing that an earlier process wrote is ever written again.
 //! Sealed segments were durable when the next one got its name; only the newest is walked here:
 //!
-//!     newest segment:  records …  | known durable | readable, perhaps not durable | torn
-//!                      kept as is: damage inside  | rewritten into the new one    | left behind
-//!                      is reported with its range |
+//! ```text
+//! newest segment:  records …  | known durable | readable, perhaps not durable | torn
+//!                  kept as is: damage inside  | rewritten into the new one    | left behind
+//!                  is reported with its range |
+//! ```
 //!
 //! *Known durable* is what any valid record, or the header, says was synced. Always holds: a record known
 //! durable is kept or reported, never dropped (invariant 5); what is served afterwards is durable in fact

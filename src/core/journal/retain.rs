@@ -1,7 +1,7 @@
 //! Retention: which of the oldest segments go.
 //!
 //! Always holds: whole segments only, never the newest, never one with an event beyond `floor` (what the
-//! views have not reached). Pure, but for [`apply`]. Owner: the journal's keeper thread.
+//! views have not reached). Pure, but for `apply`. Owner: the journal's keeper thread.
 
 use super::disk::Disk;
 use super::segment::{Map, Segment, segment_name};

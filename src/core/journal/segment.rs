@@ -2,9 +2,11 @@
 //!
 //! Bytes 0 … 4096 of `<first lsn, 20 digits>.seg` are the header, all numbers little-endian:
 //!
-//!      0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of 8 … 12 and 16 … 72
-//!     16  u128     journal id    32  u64  first lsn          40  u64  first seq
-//!     48  u64      synced lsn    56  u64  synced seq         64  u64  ts
+//! ```text
+//!  0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of 8 … 12 and 16 … 72
+//! 16  u128     journal id    32  u64  first lsn          40  u64  first seq
+//! 48  u64      synced lsn    56  u64  synced seq         64  u64  ts
+//! ```
 //!
 //! `synced …`: what was durable, in this file or before it, when the file got its name; `ts`: no event
 //! before this segment is younger. Always holds: a file has its name only after its header is durable;

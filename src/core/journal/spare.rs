@@ -1,7 +1,9 @@
 //! The spare: a zero-filled, durable file that becomes the next segment.
 //!
-//!     filling (spare.new) ─fsync, rename, fsync dir─▶ ready (spare.0 | spare.1) ─header, fsync, rename─▶ segment
-//!          └──ENOSPC──▶ failed: publishers get `disk-full`, tried again every 250 ms
+//! ```text
+//! filling (spare.new) ─fsync, rename, fsync dir─▶ ready (spare.0 | spare.1) ─header, fsync, rename─▶ segment
+//!      └──ENOSPC──▶ failed: publishers get `disk-full`, tried again every 250 ms
+//! ```
 //!
 //! Writing inside zeros that are really there makes a commit's fdatasync free of metadata, and reserves
 //! the space a segment ahead (invariant 4). The two names take turns, so that a new spare never takes the name

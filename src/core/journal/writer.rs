@@ -1,9 +1,11 @@
 //! The one writer: encodes events into the newest segment and makes them durable.
 //!
-//!     begin ──push*──▶ commit: write, fdatasync ──▶ durable, handed to the views as one `Committed`
-//!                          │ no room: the chunk so far is committed, then the next segment begins
-//!                          ├ the write found no space ──▶ refused; the segment is sealed, the next one tried
-//!                          └ the write or the sync failed ──▶ poisoned: nothing is written ever again
+//! ```text
+//! begin ──push*──▶ commit: write, fdatasync ──▶ durable, handed to the views as one `Committed`
+//!                      │ no room: the chunk so far is committed, then the next segment begins
+//!                      ├ the write found no space ──▶ refused; the segment is sealed, the next one tried
+//!                      └ the write or the sync failed ──▶ poisoned: nothing is written ever again
+//! ```
 //!
 //! Always holds: nothing is durable in the map before its fdatasync returned 0 (invariant 1); after a
 //! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4).
@@ -236,7 +238,10 @@ impl Writer {
     /// As [`Writer::commit`].
     pub fn mark(&mut self) -> Result<(), CommitError> {
         debug_assert!(self.chunk.bytes.is_empty());
-        let Some(active) = self.active.as_ref().filter(|a| !self.marked && a.end + 48 <= a.spare.bytes)
+        let Some(active) = self
+            .active
+            .as_ref()
+            .filter(|a| !self.marked && a.end + record::HEAD_BYTES as u64 <= a.spare.bytes)
         else {
             return Ok(());
         };

@@ -7,7 +7,8 @@
 use crate::core::event::{Batch, Draft, Publish, Refusal, string_body};
 use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::core::event::Text;
@@ -63,7 +64,7 @@ fn refused_type(body: &[u8]) -> &'static str {
         kind: Text<'a>,
     }
     match serde_json::from_slice::<Type<'_>>(body) {
-        Ok(said) if said.kind.0 == "publish" => "publish",
+        Ok(said) if said.kind.0 == "publish" && body.trim_ascii_start().starts_with(b"{") => "publish",
         _ => "frame",
     }
 }
@@ -102,6 +103,25 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
     }
 }
 
+/// An event that is a JSON object: serde takes an array for a struct as well.
+struct Object<'a>(Publish<'a>);
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        struct Map;
+        impl<'de> Visitor<'de> for Map {
+            type Value = Publish<'de>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Self::Value, A::Error> {
+                Publish::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+        json.deserialize_map(Map).map(Object)
+    }
+}
+
 fn parse_events(raw: &RawValue) -> Result<Vec<Publish<'_>>, Refusal> {
     struct Events;
     impl<'de> Visitor<'de> for Events {
@@ -112,8 +132,8 @@ fn parse_events(raw: &RawValue) -> Result<Vec<Publish<'_>>, Refusal> {
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
             let mut events = Vec::new();
             while events.len() < GROUP_EVENTS {
-                match items.next_element()? {
-                    Some(event) => events.push(event),
+                match items.next_element::<Object<'de>>()? {
+                    Some(Object(event)) => events.push(event),
                     None => return Ok(Some(events)),
                 }
             }
@@ -271,6 +291,8 @@ mod tests {
             (b"{\"type\":\"publish\",\"topic\":\"a\",\"topic\":\"b\"}", "duplicate-field"),
             (b"{\"type\":\"publish\",\"events\":{}}", "bad-field"),
             (b"{\"type\":\"publish\",\"events\":[]}", "bad-field"),
+            (b"{\"type\":\"publish\",\"events\":[[\"t\"]]}", "bad-field"),
+            (b"[\"publish\"]", "not-an-object"),
             (b"{\"type\":\"publish\",\"events\":[{\"id\":\"a\",\"id\":\"b\"}]}", "duplicate-field"),
             (deep.as_bytes(), "too-deep"),
             (many.as_bytes(), "too-many-events"),

@@ -5,7 +5,7 @@
 //! Owner: `door`, once per connection.
 
 use crate::core::identity::{NameError, VmName};
-use crate::core::limits::{CAPABILITIES, HELLO_BYTES};
+use crate::core::limits::HELLO_BYTES;
 
 /// The capability that opens a session of frames.
 pub const BUS_V1: &str = "bus-v1";
@@ -108,7 +108,6 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloError> {
     }
     hello.capabilities.sort();
     hello.capabilities.dedup();
-    hello.capabilities.truncate(CAPABILITIES);
     Ok(hello)
 }
 

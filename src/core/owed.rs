@@ -1,0 +1,152 @@
+//! What a session owes for the frames it took, and the acks that pay it.
+//!
+//! A [`Round`] is frames that were taken together: their events in one batch, and an answer for each frame.
+//! Always holds: answers come in the order of their frames; a refusal counts against the session's window
+//! like an event, so that nothing a peer sends grows without bound (invariant 6). Pure. Owner: `session.rs`.
+
+use super::event::{Batch, Refusal};
+use super::identity::VmName;
+use super::ids::IdSource;
+use super::journal::{NotCommitted, Receipt};
+use super::wire::frame::{self, Frame};
+
+/// What a refusal weighs in the window, in bytes; about what its ack takes.
+const REFUSAL_BYTES: usize = 256;
+
+/// What is owed for some frames, in their order.
+pub enum Answer {
+    /// So many publishes of one event each.
+    Events(usize),
+    /// One publish of so many events.
+    Group(usize),
+    /// A refusal: the type of the frame, as far as it could be read, and why.
+    Refused(&'static str, Box<Refusal>),
+}
+
+/// Frames that were taken together.
+#[derive(Default)]
+pub struct Round {
+    /// Their events.
+    pub batch: Batch,
+    /// An answer for each of them.
+    pub answers: Vec<Answer>,
+    refused: usize,
+}
+
+impl Round {
+    /// A round that uses the memory of a batch that came back.
+    pub fn reusing(batch: Option<Batch>) -> Self {
+        Round { batch: batch.unwrap_or_default(), ..Round::default() }
+    }
+
+    /// Events and refusals.
+    pub fn events(&self) -> usize {
+        self.batch.len() + self.refused
+    }
+
+    /// What they weigh, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.batch.bytes() + self.refused * REFUSAL_BYTES
+    }
+
+    /// Takes one frame of `vm`; `now` is wall time in milliseconds. True when it was a heartbeat, whose answer
+    /// waits for nobody's disk.
+    pub fn take(&mut self, body: &[u8], vm: &VmName, ids: &mut IdSource, now: u64) -> bool {
+        let from = self.batch.len();
+        let taken = match frame::parse(body) {
+            Ok(Frame::Heartbeat) => return true,
+            Ok(Frame::Publish(publish)) => self
+                .batch
+                .push(vm, &publish, |out| ids.write(now, out))
+                .map(|()| Answer::Events(1))
+                .map_err(|refusal| ("publish", refusal)),
+            Ok(Frame::PublishAll(events)) => {
+                let pushed =
+                    events.iter().try_for_each(|event| self.batch.push(vm, event, |out| ids.write(now, out)));
+                match pushed {
+                    Ok(()) => {
+                        self.batch.join(from);
+                        Ok(Answer::Group(events.len()))
+                    }
+                    Err(mut refusal) => {
+                        let which = self.batch.len() - from + 1;
+                        refusal.reason = format!("event {which} of {}: {}", events.len(), refusal.reason);
+                        self.batch.truncate(from);
+                        Err(("publish", refusal))
+                    }
+                }
+            }
+            Err(refused) => Err(refused),
+        };
+        match (taken, self.answers.last_mut()) {
+            (Ok(Answer::Events(more)), Some(Answer::Events(n))) => *n += more,
+            (Ok(answer), _) => self.answers.push(answer),
+            (Err((kind, refusal)), _) => {
+                self.refused += 1;
+                self.answers.push(Answer::Refused(kind, Box::new(refusal)));
+            }
+        }
+        false
+    }
+}
+
+/// Appends the acks of events that are durable.
+pub fn answer(out: &mut Vec<u8>, answers: Vec<Answer>, receipt: &Receipt) {
+    let mut drafts = receipt.batch.drafts().iter().zip(receipt.first_seq..);
+    for answer in answers {
+        match answer {
+            Answer::Events(n) => {
+                let acked = drafts.by_ref().take(n);
+                acked.for_each(|(draft, seq)| frame::publish_ack(out, &receipt.batch, draft, seq));
+            }
+            Answer::Group(n) => {
+                let first = drafts.next().map_or(0, |(_, seq)| seq);
+                drafts.by_ref().take(n - 1).for_each(drop);
+                frame::publish_all_ack(out, first, n);
+            }
+            Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
+        }
+    }
+}
+
+/// Appends the acks of events that are not durable, as far as is known.
+pub fn answer_not_committed(out: &mut Vec<u8>, answers: Vec<Answer>, why: NotCommitted) {
+    let why = match why {
+        NotCommitted::DiskFull => Refusal::new(
+            "disk-full",
+            "the host's disk is full; nothing was stored. Send it again later, publishing resumes by itself",
+        ),
+        NotCommitted::Unknown => Refusal::new(
+            "outcome-unknown",
+            "the host's disk failed; the event may be stored or not. Send it again with the same id",
+        ),
+    };
+    for answer in answers {
+        match answer {
+            Answer::Events(n) => (0..n).for_each(|_| frame::error_ack(out, "publish", &why, None)),
+            Answer::Group(_) => frame::error_ack(out, "publish", &why, None),
+            Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
+        }
+    }
+}
+
+/// Appends the acks of events, `seq` the first, that are durable and not in the logs yet.
+pub fn answer_behind(out: &mut Vec<u8>, answers: Vec<Answer>, mut seq: u64) {
+    let why = Refusal::new(
+        "logs-behind",
+        "stored, do not send it again; the logs will show it when they have caught up",
+    );
+    for answer in answers {
+        match answer {
+            Answer::Events(n) => {
+                (seq..seq + n as u64).for_each(|seq| frame::error_ack(out, "publish", &why, Some(seq)));
+                seq += n as u64;
+            }
+            Answer::Group(n) => {
+                frame::error_ack(out, "publish", &why, Some(seq));
+                seq += n as u64;
+            }
+            Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
+        }
+    }
+}
