@@ -10,16 +10,15 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
-use super::clock;
 use super::door::{Lobby, tcp, unix};
 use super::events::Recorder;
 use super::journal::disk::RealDisk;
 use super::journal::{Journal, OpenError, Opened};
 use super::limits::Limits;
-use super::logs::{Logs, LogsError, Prepared};
+use super::logs::{LogsError, Prepared};
 use super::state_root::{StateRoot, StateRootError};
-use super::status::{JournalStatus, SCHEMA, Snapshot, State, VmTable};
-use super::status_file::{self, StatusWriter};
+use super::status::{State, VmTable};
+use super::status_keeper::StatusKeeper;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -28,13 +27,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
-
-/// Status is looked at so often, and written when something changed …
-const STATUS_TICK: Duration = Duration::from_millis(100);
-/// … or after so many looks.
-const STATUS_TICKS: u32 = 8;
-/// The most ranges of damage that status shows; the log has them all.
-const DAMAGE_SHOWN: usize = 16;
 
 /// What a broker is told.
 #[derive(Clone, Debug)]
@@ -104,7 +96,7 @@ pub async fn run(
     let Config { root, limits, .. } = &config;
     let places = raise_descriptors(limits);
     let vms = Arc::new(VmTable::new(limits.vms));
-    let status = Arc::new(Status::open(root, vms.clone(), recorder.clone()).map_err(failed("status"))?);
+    let status = Arc::new(StatusKeeper::open(root, vms.clone(), recorder.clone()).map_err(failed("status"))?);
 
     // Everything up to the doors reads and writes files; nothing else runs yet that it could delay.
     let disk = Arc::new(RealDisk::new(root.journal()));
@@ -224,7 +216,7 @@ fn raise_descriptors(limits: &Limits) -> usize {
 }
 
 /// Reads the sealed segments once, in the background, and says what is damaged.
-fn check_sealed(journal: &Arc<Journal>, status: &Arc<Status>, ended: watch::Receiver<Ending>) {
+fn check_sealed(journal: &Arc<Journal>, status: &Arc<StatusKeeper>, ended: watch::Receiver<Ending>) {
     let (journal, status) = (journal.clone(), status.clone());
     let check = move || {
         // One segment, then a rest: half of one core at the most, and half of the disk.
@@ -238,143 +230,5 @@ fn check_sealed(journal: &Arc<Journal>, status: &Arc<Status>, ended: watch::Rece
     };
     if let Err(error) = std::thread::Builder::new().name("castra-check".into()).spawn(check) {
         tracing::warn!(%error, "journal: sealed segments are not checked");
-    }
-}
-
-/// What the status thread writes, and the others tell it.
-struct Status {
-    vms: Arc<VmTable>,
-    recorder: Arc<Recorder>,
-    inner: Mutex<Inner>,
-}
-
-struct Inner {
-    writer: StatusWriter,
-    snapshot: Snapshot,
-    running: Option<(Arc<Journal>, Arc<Logs>)>,
-    write_failed: bool,
-    ended: bool,
-}
-
-impl Status {
-    /// Takes in what an earlier broker remembered, says `starting`, and keeps saying.
-    fn open(root: &StateRoot, vms: Arc<VmTable>, recorder: Arc<Recorder>) -> io::Result<Self> {
-        let now = super::status::Now {
-            boot_ms: clock::boot_ms(),
-            wall_ms: clock::wall_ms(),
-            boot_id: clock::boot_id(),
-        };
-        match status_file::read(&root.status()) {
-            Ok(Some(old)) => vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now)),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%error, "status: what the last broker remembered of VMs cannot be read")
-            }
-        }
-        let started = std::time::UNIX_EPOCH + Duration::from_millis(now.wall_ms);
-        let snapshot = Snapshot {
-            schema: SCHEMA,
-            boot_id: now.boot_id,
-            boot_ms: now.boot_ms,
-            wall_ms: now.wall_ms,
-            state: State::Starting,
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: humantime::format_rfc3339_millis(started).to_string(),
-            started_boot_ms: now.boot_ms,
-            listeners: Vec::new(),
-            journal: JournalStatus::default(),
-            signals_dropped: 0,
-            logs_stalled: None,
-            vms: vms.records(),
-        };
-        let mut writer = StatusWriter::open(root)?;
-        writer.write(&snapshot)?;
-        let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
-        Ok(Status { vms, recorder, inner: Mutex::new(inner) })
-    }
-
-    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
-        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn damaged(&self, what: &str) {
-        tracing::error!("journal: damage: {what}");
-        self.with(|inner| {
-            if inner.snapshot.journal.damage.len() < DAMAGE_SHOWN {
-                inner.snapshot.journal.damage.push(what.to_owned());
-            }
-        });
-    }
-
-    fn attach(self: &Arc<Self>, journal: Arc<Journal>, logs: Arc<Logs>) {
-        self.with(|inner| inner.running = Some((journal, logs)));
-        let status = self.clone();
-        let keep = move || {
-            for tick in 0u32.. {
-                std::thread::sleep(STATUS_TICK);
-                if !status.refresh(tick % STATUS_TICKS == 0) {
-                    return;
-                }
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("castra-status".into()).spawn(keep) {
-            tracing::error!(%error, "status: no thread; it will not be refreshed");
-        }
-    }
-
-    fn say(&self, state: State, listeners: &[String]) {
-        self.with(|inner| (inner.snapshot.state, inner.snapshot.listeners) = (state, listeners.to_vec()));
-        self.refresh(true);
-    }
-
-    fn end(&self) {
-        self.refresh(true);
-        self.with(|inner| inner.ended = true);
-    }
-
-    /// Writes the status when it changed, or always; false after the end.
-    fn refresh(&self, always: bool) -> bool {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Inner { writer, snapshot, running, write_failed, ended } = &mut *inner;
-        if *ended {
-            return false;
-        }
-        let mut changed = self.vms.take_changed() || always;
-        if let Some((journal, logs)) = running {
-            let map = journal.map();
-            let segments = map.segments();
-            let now = JournalStatus {
-                first_seq: map.first_seq(),
-                head_seq: map.durable_seq(),
-                logs_seq: logs.seq(),
-                segments: segments.len(),
-                bytes: segments.iter().map(|s| s.end).sum(),
-                damage: std::mem::take(&mut snapshot.journal.damage),
-            };
-            let state = match snapshot.state {
-                State::Running | State::DiskFull if journal.is_full() => State::DiskFull,
-                State::DiskFull => State::Running,
-                other => other,
-            };
-            changed |= now.head_seq != snapshot.journal.head_seq
-                || now.logs_seq != snapshot.journal.logs_seq
-                || state != snapshot.state;
-            (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
-        }
-        if !changed {
-            return true;
-        }
-        snapshot.signals_dropped = self.recorder.dropped();
-        (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
-        snapshot.vms = self.vms.records();
-        let written = writer.write(snapshot);
-        match &written {
-            Err(error) if !*write_failed => tracing::error!(%error, "status: cannot be written"),
-            Ok(()) if *write_failed => tracing::info!("status: written again"),
-            _ => {}
-        }
-        *write_failed = written.is_err();
-        true
     }
 }

@@ -55,5 +55,6 @@ pub mod session;
 pub mod state_root;
 pub mod status;
 pub mod status_file;
+pub mod status_keeper;
 pub mod topic;
 pub mod wire;

@@ -1,0 +1,164 @@
+//! Keeps the status file fresh: what the broker says of itself and of the VMs.
+//!
+//! Always holds: it is written when something changed, within a tenth of a second, and about once a second
+//! anyway; whether that works stops nothing (invariant 11); it asks nobody who could keep it waiting.
+//! Owner: `broker.rs`; one thread writes.
+
+use super::clock;
+use super::events::Recorder;
+use super::journal::Journal;
+use super::logs::Logs;
+use super::state_root::StateRoot;
+use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State, VmTable};
+use super::status_file::{self, StatusWriter};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Status is looked at so often, and written when something changed …
+const STATUS_TICK: Duration = Duration::from_millis(100);
+/// … or after so many looks.
+const STATUS_TICKS: u32 = 8;
+/// The most ranges of damage that status shows; the log has them all.
+const DAMAGE_SHOWN: usize = 16;
+
+/// What the status thread writes, and the others tell it.
+pub struct StatusKeeper {
+    vms: Arc<VmTable>,
+    recorder: Arc<Recorder>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    writer: StatusWriter,
+    snapshot: Snapshot,
+    running: Option<(Arc<Journal>, Arc<Logs>)>,
+    write_failed: bool,
+    ended: bool,
+}
+
+impl StatusKeeper {
+    /// Takes in what an earlier broker remembered, says `starting`, until it is told more.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn open(root: &StateRoot, vms: Arc<VmTable>, recorder: Arc<Recorder>) -> io::Result<Self> {
+        let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
+        match status_file::read(&root.status()) {
+            Ok(Some(old)) => vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "status: what the last broker remembered of VMs cannot be read")
+            }
+        }
+        let started = std::time::UNIX_EPOCH + Duration::from_millis(now.wall_ms);
+        let snapshot = Snapshot {
+            schema: SCHEMA,
+            boot_id: now.boot_id,
+            boot_ms: now.boot_ms,
+            wall_ms: now.wall_ms,
+            state: State::Starting,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: humantime::format_rfc3339_millis(started).to_string(),
+            started_boot_ms: now.boot_ms,
+            listeners: Vec::new(),
+            journal: JournalStatus::default(),
+            signals_dropped: 0,
+            logs_stalled: None,
+            vms: vms.records(),
+        };
+        let mut writer = StatusWriter::open(root)?;
+        writer.write(&snapshot)?;
+        let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
+        Ok(StatusKeeper { vms, recorder, inner: Mutex::new(inner) })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A range of the journal cannot be read.
+    pub fn damaged(&self, what: &str) {
+        tracing::error!("journal: damage: {what}");
+        self.with(|inner| {
+            if inner.snapshot.journal.damage.len() < DAMAGE_SHOWN {
+                inner.snapshot.journal.damage.push(what.to_owned());
+            }
+        });
+    }
+
+    /// From here on the journal and the logs are shown, and a thread keeps the file fresh.
+    pub fn attach(self: &Arc<Self>, journal: Arc<Journal>, logs: Arc<Logs>) {
+        self.with(|inner| inner.running = Some((journal, logs)));
+        let status = self.clone();
+        let keep = move || {
+            for tick in 0u32.. {
+                std::thread::sleep(STATUS_TICK);
+                if !status.refresh(tick % STATUS_TICKS == 0) {
+                    return;
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("castra-status".into()).spawn(keep) {
+            tracing::error!(%error, "status: no thread; it will not be refreshed");
+        }
+    }
+
+    /// The broker is in another state.
+    pub fn say(&self, state: State, listeners: &[String]) {
+        self.with(|inner| (inner.snapshot.state, inner.snapshot.listeners) = (state, listeners.to_vec()));
+        self.refresh(true);
+    }
+
+    /// The last word; the thread ends.
+    pub fn end(&self) {
+        self.refresh(true);
+        self.with(|inner| inner.ended = true);
+    }
+
+    /// Writes the status when it changed, or always; false after the end.
+    fn refresh(&self, always: bool) -> bool {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Inner { writer, snapshot, running, write_failed, ended } = &mut *inner;
+        if *ended {
+            return false;
+        }
+        let mut changed = self.vms.take_changed() || always;
+        if let Some((journal, logs)) = running {
+            let map = journal.map();
+            let segments = map.segments();
+            let now = JournalStatus {
+                first_seq: map.first_seq(),
+                head_seq: map.durable_seq(),
+                logs_seq: logs.seq(),
+                segments: segments.len(),
+                bytes: segments.iter().map(|s| s.end).sum(),
+                damage: std::mem::take(&mut snapshot.journal.damage),
+            };
+            let state = match snapshot.state {
+                State::Running | State::DiskFull if journal.is_full() => State::DiskFull,
+                State::DiskFull => State::Running,
+                other => other,
+            };
+            changed |= now.head_seq != snapshot.journal.head_seq
+                || now.logs_seq != snapshot.journal.logs_seq
+                || state != snapshot.state;
+            (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
+        }
+        if !changed {
+            return true;
+        }
+        snapshot.signals_dropped = self.recorder.dropped();
+        (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
+        snapshot.vms = self.vms.records();
+        let written = writer.write(snapshot);
+        match &written {
+            Err(error) if !*write_failed => tracing::error!(%error, "status: cannot be written"),
+            Ok(()) if *write_failed => tracing::info!("status: written again"),
+            _ => {}
+        }
+        *write_failed = written.is_err();
+        true
+    }
+}
