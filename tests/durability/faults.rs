@@ -1,8 +1,11 @@
 //! Faults that only root can make: mounted images and injected errors. What cannot be had is skipped by name.
 
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 /// Says why a test does not run; with `CASTRA_TEST_ALL=1` that is a failure.
 pub fn skip(test: &str, why: &str) {
@@ -77,16 +80,40 @@ impl Mounted {
         Ok(Switch(child))
     }
 
-    /// Fills it to the last byte with a file of that name.
-    pub fn fill(&self, name: &str) -> PathBuf {
-        use std::io::Write;
-        let path = self.at.join(name);
-        let mut file = std::fs::File::create(&path).unwrap();
-        for size in [1 << 20, 4096, 1] {
-            let bytes = vec![7; size];
-            while file.write_all(&bytes).and_then(|()| file.sync_data()).is_ok() {}
-        }
-        path
+    /// Fills it to the last byte, again and again whatever is freed, until the filler is dropped.
+    pub fn fill(&self) -> Filler {
+        let path = self.at.join("filler");
+        let (stop, full): (Arc<AtomicBool>, Arc<AtomicBool>) = Default::default();
+        let (at, stopped) = (path.clone(), stop.clone());
+        let said = full.clone();
+        let thread = std::thread::spawn(move || {
+            let mut file = std::fs::File::create(&path).unwrap();
+            while !stop.load(SeqCst) {
+                for size in [1 << 20, 4096, 1] {
+                    let bytes = vec![7; size];
+                    while !stop.load(SeqCst) && file.write_all(&bytes).and_then(|()| file.sync_data()).is_ok() {}
+                }
+                said.store(true, SeqCst);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        crate::support::eventually("a full disk", || full.load(SeqCst).then_some(()));
+        Filler { path: at, stop: stopped, thread: Some(thread) }
+    }
+}
+
+/// Keeps a disk full.
+pub struct Filler {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

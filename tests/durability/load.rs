@@ -98,9 +98,6 @@ impl Load {
         eventually(&format!("{acked} acks"), || (self.acked.load(SeqCst) >= acked).then_some(()));
     }
 
-    pub fn ended(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
-    }
 
     /// What they were told by a broker that ended.
     pub fn join(self) -> Ledger {
@@ -278,7 +275,6 @@ pub struct Line<'a> {
     pub ts: u64,
     pub id: &'a str,
     pub vm: &'a str,
-    pub topic: &'a str,
     #[serde(borrow)]
     pub payload: &'a serde_json::value::RawValue,
 }
