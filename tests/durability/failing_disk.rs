@@ -1,7 +1,7 @@
 //! Calls that fail: EIO from the n-th fdatasync or fsync, ENOSPC from writes.
 
 use crate::faults::{skip, strace};
-use crate::load::{Ledger, Load, PLAN, Plan, check, logs_current, publish_one};
+use crate::load::{Ledger, Load, PLAN, Plan, check, logs_reach, publish_one};
 use crate::support::{Broker, eventually};
 
 const SMALL: [&str; 2] = ["--segment-bytes", "1048576"];
@@ -24,7 +24,10 @@ fn fails(call: &str, n: usize, plan: Plan) -> Option<Ledger> {
     for heard in ledger.heard.iter().filter(|heard| !heard.is_empty()) {
         // A thread beside the commits may have failed first: no room for the next segment.
         let heard: Vec<_> = heard.iter().filter(|what| *what != "disk-full").collect();
-        assert!(heard == ["outcome-unknown", "journal-failed"] || heard == ["journal-failed"], "{inject}: {heard:?}");
+        assert!(
+            heard == ["outcome-unknown", "journal-failed"] || heard == ["journal-failed"],
+            "{inject}: {heard:?}"
+        );
     }
     let told = |what: &str| ledger.heard.iter().any(|heard| heard.iter().any(|h| h == what));
     assert!(told("outcome-unknown") && told("journal-failed"), "{inject}: {:?}", ledger.heard);
@@ -102,7 +105,10 @@ fn no_room_for_the_next_segment_is_said_in_the_status() {
     let mut options = vec!["-e", "trace=pwrite64", "-e", "inject=pwrite64:error=ENOSPC:when=4+"];
     paths.iter().for_each(|path| options.extend(["-P", path]));
     let Some(command) = strace(&options) else {
-        return skip("no_room_for_the_next_segment_is_said_in_the_status", "there is no strace that may trace");
+        return skip(
+            "no_room_for_the_next_segment_is_said_in_the_status",
+            "there is no strace that may trace",
+        );
     };
     let broker = Broker::start_with(&root, command, &SMALL);
     let load = Load::start(&broker, "spare", Plan { pad: 1000, ..PLAN });
@@ -110,7 +116,7 @@ fn no_room_for_the_next_segment_is_said_in_the_status() {
     eventually("refusals", || (load.refused.load(std::sync::atomic::Ordering::SeqCst) > 100).then_some(()));
     assert_eq!(broker.run(&["status", "--json"]).status.code(), Some(1));
     let ledger = load.stop();
-    logs_current(&broker);
+    logs_reach(&broker, ledger.head());
     check(&root, &ledger);
     assert_eq!(broker.stop().0, Some(0));
     let broker = Broker::start_args(&root, &SMALL);

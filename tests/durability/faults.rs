@@ -89,9 +89,11 @@ impl Mounted {
         let thread = std::thread::spawn(move || {
             let mut file = std::fs::File::create(&path).unwrap();
             while !stop.load(SeqCst) {
-                for size in [1 << 20, 4096, 1] {
+                for size in [1 << 20, 4096] {
                     let bytes = vec![7; size];
-                    while !stop.load(SeqCst) && file.write_all(&bytes).and_then(|()| file.sync_data()).is_ok() {}
+                    while !stop.load(SeqCst) && file.write_all(&bytes).and_then(|()| file.sync_data()).is_ok()
+                    {
+                    }
                 }
                 said.store(true, SeqCst);
                 std::thread::sleep(Duration::from_millis(2));

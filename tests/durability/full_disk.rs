@@ -1,16 +1,18 @@
 //! Disks that fill up and are freed again, are full at the start, or are read-only.
 
 use crate::faults::{Mounted, skip};
-use crate::load::{Load, PLAN, Plan, check, log_text, logs_current, publish_one};
+use crate::load::{Load, PLAN, Plan, check, log_text, logs_reach, publish_one};
 use crate::support::{Broker, Guest, castra, eventually};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 const SMALL: [&str; 2] = ["--segment-bytes", "2097152"];
 
 /// Publishes until the answer is `code` ("ok" for an ack).
 fn until(guest: &mut Guest, code: &str) {
+    static PROBES: AtomicUsize = AtomicUsize::new(0);
     eventually(code, || {
-        let ack = guest.ask("{\"type\":\"publish\",\"topic\":\"probe\"}");
+        let n = PROBES.fetch_add(1, SeqCst);
+        let ack = guest.ask(format!("{{\"type\":\"publish\",\"payload\":\"probe {n}\"}}"));
         let said = if ack["status"] == "ok" { &ack["status"] } else { &ack["code"] };
         (said == code).then_some(())
     });
@@ -34,8 +36,10 @@ fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
     // What the broker writes of itself took its last bytes, if there were any.
     let mut guest = broker.guest("probe");
     until(&mut guest, "disk-full");
+    let mut n = 0;
     eventually("disk-full of the command", || {
-        let published = broker.run(&["bus", "publish", "t", "1"]);
+        n += 1;
+        let published = broker.run(&["bus", "publish", "t", &n.to_string()]);
         let said = String::from_utf8_lossy(&published.stderr).into_owned();
         assert_eq!(published.status.code(), Some(75), "{said}");
         // Small events go on to find room at the end of a segment that the last large one did not fit.
@@ -53,7 +57,8 @@ fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
         assert!(heard.iter().all(|what| what == "disk-full"), "the sessions lived: {heard:?}");
     }
     assert!(ledger.unknown.is_empty() && !ledger.refused.is_empty());
-    logs_current(&broker);
+    // The last of the sessions' events is stored; one more is behind all of them.
+    logs_reach(&broker, publish_one(&broker, "last"));
     assert_eq!(broker.status()["broker"]["logs_stalled"], serde_json::Value::Null);
     let head = check(&disk.root(), &ledger);
     println!("{} acked, {} refused", ledger.acked.len(), ledger.refused.len());
@@ -133,7 +138,7 @@ fn a_read_only_disk_is_named_and_can_be_read() {
     std::fs::create_dir(disk.at.join("fresh")).unwrap();
     let broker = Broker::start_args(&root, &SMALL);
     assert_eq!(publish_one(&broker, "one"), 1);
-    logs_current(&broker);
+    logs_reach(&broker, 1);
     assert_eq!(broker.stop().0, Some(0));
     disk.remount("ro");
     assert!(starts_or_says(&disk, &[73, 74], "Read-only file system").is_none());

@@ -72,7 +72,8 @@ pub struct Load {
 impl Load {
     /// Starts publishers `vm0`, `vm1` …; `run` differs from that of any other load on the same state root.
     pub fn start(broker: &Broker, run: &str, plan: Plan) -> Self {
-        let (acked, refused, stop): (Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<AtomicBool>) = Default::default();
+        let (acked, refused, stop): (Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<AtomicBool>) =
+            Default::default();
         let publisher = |i: usize| {
             let mut publisher = Publisher {
                 vm: format!("vm{i}"),
@@ -97,7 +98,6 @@ impl Load {
     pub fn reach(&self, acked: usize) {
         eventually(&format!("{acked} acks"), || (self.acked.load(SeqCst) >= acked).then_some(()));
     }
-
 
     /// What they were told by a broker that ended.
     pub fn join(self) -> Ledger {
@@ -356,10 +356,10 @@ pub fn publish_one(broker: &Broker, payload: &str) -> u64 {
     ack["seq"].as_u64().unwrap()
 }
 
-/// Waits until the logs have all that is durable.
-pub fn logs_current(broker: &Broker) {
-    eventually("the logs", || {
-        let journal = &broker.status()["broker"]["journal"];
-        (journal["logs_seq"] == journal["head_seq"]).then_some(())
+/// Waits until the logs have all up to `seq`.
+pub fn logs_reach(broker: &Broker, seq: u64) {
+    eventually(&format!("seq {seq} in the logs"), || {
+        let logs = broker.status()["broker"]["journal"]["logs_seq"].as_u64().unwrap();
+        (logs >= seq).then_some(())
     });
 }

@@ -53,13 +53,19 @@ impl Broker {
 
     /// The same, `command` being the program (or something that runs it with the arguments appended).
     pub fn start_with(root: &Path, command: Command, args: &[&str]) -> Self {
-        Self::try_start(root, command, args).unwrap_or_else(|(code, stderr)| panic!("exit {code:?}: {stderr}"))
+        Self::try_start(root, command, args)
+            .unwrap_or_else(|(code, stderr)| panic!("exit {code:?}: {stderr}"))
     }
 
     /// Starts one; its exit code and stderr when it did not come up.
-    pub fn try_start(root: &Path, mut command: Command, args: &[&str]) -> Result<Self, (Option<i32>, String)> {
+    pub fn try_start(
+        root: &Path,
+        mut command: Command,
+        args: &[&str],
+    ) -> Result<Self, (Option<i32>, String)> {
         command.arg("broker").arg("--state-root").arg(root).args(["--tcp", "127.0.0.1:0"]).args(args);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         while stderr.read_line(&mut said).unwrap() > 0 {
