@@ -238,7 +238,15 @@ impl Prepared {
             .ok()
             .and_then(|bytes| serde_json::from_slice::<Checkpoint>(&bytes).ok());
         // Without a word the journal's oldest event is the best guess: older lines cannot be written anew.
-        let seq = said.map_or(0, |said| said.logs_seq).max(first.saturating_sub(1));
+        let seq = said.as_ref().map_or(0, |said| said.logs_seq).max(first.saturating_sub(1));
+        if let Some(said) = said.filter(|said| said.logs_seq < seq) {
+            let from = said.logs_seq + 1;
+            tracing::error!(
+                from,
+                to = seq,
+                "logs: the journal begins behind these events; they will be missing"
+            );
+        }
         if seq > head {
             return Err(LogsError::JournalBehind { head, logs_seq: seq, path: checkpoint });
         }

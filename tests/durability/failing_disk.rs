@@ -123,3 +123,33 @@ fn no_room_for_the_next_segment_is_said_in_the_status() {
     let head = check(&root, &ledger);
     assert_eq!(publish_one(&broker, "after"), head + 1);
 }
+
+/// The kernel reports a failed write-back once; a later sync of the same pages says that all is well.
+#[test]
+fn a_log_whose_sync_failed_is_not_vouched_for() {
+    const NAME: &str = "a_log_whose_sync_failed_is_not_vouched_for";
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    let broker = Broker::start_args(&root, &SMALL);
+    let load = Load::start(&broker, "log", PLAN);
+    load.reach(500);
+    broker.kill();
+    let ledger = load.join();
+    let checkpoint = || std::fs::read_to_string(root.join("logs/checkpoint")).unwrap();
+    let before = checkpoint();
+    let log = format!("{}/logs/bus/bus.log", root.display());
+    let options = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1", "-P", &log];
+    let Some(command) = strace(&options) else {
+        return skip(NAME, "there is no strace that may trace");
+    };
+    // The start writes the log on and syncs it, which fails.
+    let broker = Broker::start_with(&root, command, &SMALL);
+    let head = check(&root, &ledger);
+    publish_one(&broker, "after");
+    assert_eq!(broker.stop().0, Some(0));
+    assert_eq!(checkpoint(), before);
+    let broker = Broker::start_args(&root, &SMALL);
+    assert_eq!(check(&root, &ledger), head + 1);
+    assert_ne!(checkpoint(), before);
+    assert_eq!(broker.stop().0, Some(0));
+}

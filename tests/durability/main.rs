@@ -14,4 +14,5 @@ mod faults;
 mod full_disk;
 mod kill;
 mod load;
+mod log_lines;
 mod power_cut;
