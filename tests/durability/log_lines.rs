@@ -76,7 +76,7 @@ fn logs_that_cannot_be_written_stop_no_publisher_and_go_on_by_themselves() {
 }
 
 fn publish_in(broker: &Broker, n: u32) {
-    publish(broker, if n % 2 == 0 { "a" } else { "b" }, "t", n);
+    publish(broker, if n.is_multiple_of(2) { "a" } else { "b" }, "t", n);
 }
 
 /// A broker that stops while its logs cannot be written says that they have less than the journal.
