@@ -336,6 +336,20 @@ mod tests {
         }
     }
 
+    /// The kernel says once that pages could not be written, and forgets them.
+    #[test]
+    fn after_a_failed_sync_nothing_is_vouched_for_until_it_was_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut logs = LogFiles::new(dir.path().into(), 4);
+        logs.push(b"a", b"{\"seq\":1}\n");
+        logs.flush().unwrap();
+        logs.suspect = true;
+        assert!(logs.sync().is_err() && logs.is_suspect());
+        assert_eq!(logs.cut(0, b"bus").unwrap(), []);
+        assert_eq!(std::fs::read(dir.path().join("a.log")).unwrap(), b"");
+        logs.sync().unwrap();
+    }
+
     #[test]
     fn cut_says_what_is_lacking() {
         let line = |seq: u64| format!("{{\"seq\":{seq},\"p\":1}}\n");

@@ -277,8 +277,9 @@ impl Prepared {
     ) -> io::Result<Arc<Logs>> {
         let Prepared { mut files } = self;
         let floor = Arc::new(AtomicU64::new(0));
-        if let Ok(seq) = files.checkpoint() {
-            floor.store(seq, Relaxed);
+        match files.checkpoint() {
+            Ok(seq) => floor.store(seq, Relaxed),
+            Err(error) => tracing::error!(%error, "logs: no checkpoint at the start; it is tried again"),
         }
         let (seq, _) = watch::channel(files.seq);
         let behind_bytes = limits.logs_behind_bytes;

@@ -19,9 +19,11 @@ fn mail_stands_once_in_each_log() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(&dir.path().join("state"));
     drop(broker.guest("web"));
-    let topics = ["vm:web", "vm:a", "vm:nobody", "vm:bus", "vm:host", "vm:web.log", "t"];
-    let last = topics.iter().zip(0..).map(|(topic, n)| publish(&broker, "a", topic, n)).last().unwrap();
-    logs_reach(&broker, last);
+    // Each in a round of its own: a log that is made in a round is not there for mail of the same round.
+    for (topic, n) in ["vm:web", "vm:a", "vm:nobody", "vm:bus", "vm:host", "vm:web.log", "t"].iter().zip(0..)
+    {
+        logs_reach(&broker, publish(&broker, "a", topic, n));
+    }
     assert_eq!(seqs(&broker, "bus"), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(seqs(&broker, "a"), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(seqs(&broker, "web"), [1]);
