@@ -31,6 +31,8 @@ pub struct LogFiles {
     dirty: BTreeSet<Box<[u8]>>,
     /// The folder has entries that are not durable.
     entries: bool,
+    /// A sync failed: what it was about may be gone though it can still be read.
+    suspect: bool,
 }
 
 impl LogFiles {
@@ -44,6 +46,7 @@ impl LogFiles {
             pending: HashMap::new(),
             dirty: BTreeSet::new(),
             entries: false,
+            suspect: false,
         }
     }
 
@@ -97,7 +100,9 @@ impl LogFiles {
         if let Some(open) =
             self.open.get(log).filter(|o| o.size > 0 && o.size + lines.len() as u64 > LOG_BYTES)
         {
-            open.file.sync_data()?;
+            let synced = open.file.sync_data();
+            self.suspect |= synced.is_err();
+            synced?;
             rotate(&self.path(log))?;
             self.open.remove(log);
             self.ensure_open(log)?;
@@ -133,8 +138,18 @@ impl LogFiles {
     /// Makes everything that was flushed durable.
     ///
     /// # Errors
-    /// A sync failed.
+    /// A sync failed, now or since the last [`LogFiles::cut`]: a second one would say `Ok` of pages that
+    /// the first one gave up.
     pub fn sync(&mut self) -> io::Result<()> {
+        if self.suspect {
+            return Err(io::Error::other("an earlier sync of the logs failed"));
+        }
+        let synced = self.sync_all();
+        self.suspect = synced.is_err();
+        synced
+    }
+
+    fn sync_all(&mut self) -> io::Result<()> {
         for log in &self.dirty {
             match self.open.get(log) {
                 Some(open) => open.file.sync_data()?,
@@ -153,20 +168,42 @@ impl LogFiles {
         Ok(())
     }
 
-    /// Cuts every log behind its last whole line with a seq of at most `seq`.
+    /// A sync failed: only what an earlier one made durable can be relied on.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// Cuts every log behind its last whole line with a seq of at most `seq`. The logs that are seen to
+    /// lack lines up to `seq`, each with the last that it has: `dense`, which has them all, and those that
+    /// end with a part of such a line.
     ///
     /// # Errors
     /// The folder or a log cannot be read or cut.
-    pub fn cut(&mut self, seq: u64) -> io::Result<()> {
+    pub fn cut(&mut self, seq: u64, dense: &[u8]) -> io::Result<Vec<(Box<[u8]>, u64)>> {
         self.open.clear();
         self.pending.clear();
+        let mut lacking = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if is_log(&path) {
-                cut_file(&path, seq)?;
+            if !is_log(&path) {
+                continue;
+            }
+            let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+            let cut = cut_file(&path, seq).map_err(named)?;
+            let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+            let Some(log) = name.strip_suffix(b".log") else { continue };
+            let is_short = log == dense && cut.size > 0 && cut.last < seq;
+            if cut.torn || is_short {
+                // A log that was just rotated ends in the file before.
+                let before = |last| if last > 0 { Ok(last) } else { last_of(&rotated(&path, 1), seq) };
+                let last = before(cut.last).map_err(named)?;
+                if cut.torn || last < seq {
+                    lacking.push((log.into(), last));
+                }
             }
         }
-        Ok(())
+        self.suspect = false;
+        Ok(lacking)
     }
 }
 
@@ -175,19 +212,53 @@ fn is_log(path: &Path) -> bool {
     name.ends_with(".log") || (1..=LOG_FILES).any(|n| name.ends_with(&format!(".log.{n}")))
 }
 
-fn cut_file(path: &Path, seq: u64) -> io::Result<()> {
+/// What [`cut_file`] found.
+struct Cut {
+    /// How large it was.
+    size: u64,
+    /// The last seq that it has, 0 when none.
+    last: u64,
+    /// A part of a line that it should have was behind that.
+    torn: bool,
+}
+
+fn cut_file(path: &Path, seq: u64) -> io::Result<Cut> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let size = file.metadata()?.len();
-    let end = end_of_last(&file, size, seq)?;
+    let (end, last) = end_of_last(&file, size, seq)?;
+    let mut torn = false;
     if end < size {
+        let mut start = [0; 32];
+        let n = (size - end).min(start.len() as u64) as usize;
+        file.read_exact_at(&mut start[..n], end)?;
+        torn = begins_at_most(&start[..n], seq);
         tracing::info!(log = %path.display(), bytes = size - end, "log: lines behind the checkpoint are cut; the journal has them");
         file.set_len(end)?;
     }
-    Ok(())
+    Ok(Cut { size, last, torn })
 }
 
-/// Where the last whole line with a seq of at most `seq` ends; 0 when there is none. Reads backwards.
-fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<u64> {
+/// Whether this is the beginning of a line with a seq of at most `seq`, as far as it can be seen.
+fn begins_at_most(bytes: &[u8], seq: u64) -> bool {
+    const BEGIN: &[u8] = b"{\"seq\":";
+    let Some(rest) = bytes.strip_prefix(BEGIN) else { return !bytes.is_empty() && BEGIN.starts_with(bytes) };
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    let found = std::str::from_utf8(&rest[..digits]).ok().and_then(|text| text.parse::<u64>().ok());
+    found.is_none_or(|found| found <= seq || digits == rest.len())
+}
+
+/// The last seq of at most `seq` in a file; 0 when there is none.
+fn last_of(path: &Path, seq: u64) -> io::Result<u64> {
+    match File::open(path) {
+        Ok(file) => Ok(end_of_last(&file, file.metadata()?.len(), seq)?.1),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// Where the last whole line with a seq of at most `seq` ends, and its seq; zeros when there is none. Reads
+/// backwards.
+fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<(u64, u64)> {
     const STEP: u64 = 256 * 1024;
     // Bytes of the file from `at` on that belong to a line which begins before `at`.
     let (mut at, mut carried) = (size, Vec::new());
@@ -201,11 +272,11 @@ fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<u64> {
             let start = bytes[..newline].iter().rposition(|b| *b == b'\n').map(|i| i + 1);
             let whole = start.or((from == 0).then_some(0));
             match whole {
-                Some(start) if line_seq(&bytes[start..newline]).is_some_and(|found| found <= seq) => {
-                    return Ok(from + newline as u64 + 1);
-                }
-                Some(start) if start > 0 => end = start,
-                Some(_) => return Ok(0),
+                Some(start) => match line_seq(&bytes[start..newline]).filter(|found| *found <= seq) {
+                    Some(found) => return Ok((from + newline as u64 + 1, found)),
+                    None if start > 0 => end = start,
+                    None => return Ok((0, 0)),
+                },
                 None => {
                     end = newline + 1;
                     break;
@@ -217,7 +288,7 @@ fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<u64> {
         carried = bytes;
         at = from;
     }
-    Ok(0)
+    Ok((0, 0))
 }
 
 /// The seq of a line `{"seq":N,…}`.
@@ -260,8 +331,47 @@ mod tests {
             }
             bytes.extend_from_slice(&torn);
             std::fs::write(&path, &bytes).unwrap();
-            LogFiles::new(dir.path().into(), 4).cut(seq).unwrap();
+            LogFiles::new(dir.path().into(), 4).cut(seq, b"bus").unwrap();
             prop_assert_eq!(std::fs::read(&path).unwrap().len(), want);
+        }
+    }
+
+    /// The kernel says once that pages could not be written, and forgets them.
+    #[test]
+    fn after_a_failed_sync_nothing_is_vouched_for_until_it_was_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut logs = LogFiles::new(dir.path().into(), 4);
+        logs.push(b"a", b"{\"seq\":1}\n");
+        logs.flush().unwrap();
+        logs.suspect = true;
+        assert!(logs.sync().is_err() && logs.is_suspect());
+        assert_eq!(logs.cut(0, b"bus").unwrap(), []);
+        assert_eq!(std::fs::read(dir.path().join("a.log")).unwrap(), b"");
+        logs.sync().unwrap();
+    }
+
+    #[test]
+    fn cut_says_what_is_lacking() {
+        let line = |seq: u64| format!("{{\"seq\":{seq},\"p\":1}}\n");
+        let all = |to: u64| (1..=to).map(line).collect::<String>();
+        for (name, text, lacks) in [
+            ("bus", all(7), None),
+            ("bus", all(9), None),
+            ("bus", all(6), Some(6)),
+            ("bus", all(6) + "\0\0\0", Some(6)),
+            ("bus", String::new(), None),
+            ("a", all(5), None),
+            ("a", all(5) + "{\"seq\":6,\"p", Some(5)),
+            ("a", all(5) + "{\"seq\":8,\"p", None),
+            ("a", all(5) + "{\"se", Some(5)),
+            ("a", "{\"seq\":1,".to_owned(), Some(0)),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(format!("{name}.log")), &text).unwrap();
+            let lacking = LogFiles::new(dir.path().into(), 4).cut(7, b"bus").unwrap();
+            let want: Vec<(Box<[u8]>, u64)> =
+                lacks.into_iter().map(|last| (name.as_bytes().into(), last)).collect();
+            assert_eq!(lacking, want, "{name}: {text}");
         }
     }
 

@@ -21,7 +21,7 @@ use super::log_files::LogFiles;
 use super::state_root::{StateRoot, replace};
 use super::status::VmTable;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -78,8 +78,14 @@ struct Files {
     files: LogFiles,
     checkpoint: PathBuf,
     vms: Arc<VmTable>,
-    /// Every event up to here is in the files.
+    /// Every event up to here is in the files, but for what `lacking` says.
     seq: u64,
+    /// Every event up to here is there durably.
+    durable: u64,
+    /// Logs that were damaged, with the last line that each has, and the seq up to which the others have all:
+    /// until then only these are written.
+    lacking: HashMap<Box<[u8]>, u64>,
+    whole: u64,
     unsynced: usize,
     synced_at: Instant,
 }
@@ -87,18 +93,24 @@ struct Files {
 impl Files {
     fn push(&mut self, event: &Event<'_>) {
         let vm = event.vm();
-        self.files.push(SHARED, event.line);
-        self.files.push(vm, event.line);
+        self.push_to(SHARED, event);
+        self.push_to(vm, event);
         if let Some(mailbox) = event.mailbox().filter(|name| *name != vm) {
-            let known = |name: &[u8]| {
-                let name = std::str::from_utf8(name).ok().and_then(|name| VmName::parse(name).ok());
-                name.is_some_and(|name| self.vms.knows(&name) && !name.is_reserved())
-            };
-            if known(mailbox) || self.files.exists(mailbox) {
-                self.files.push(mailbox, event.line);
+            // `bus.log` has every line already.
+            let name = std::str::from_utf8(mailbox).ok().and_then(|name| VmName::parse(name).ok());
+            if let Some(name) = name.filter(|name| !name.is_reserved())
+                && (self.vms.knows(&name) || self.files.exists(mailbox))
+            {
+                self.push_to(mailbox, event);
             }
         }
         self.unsynced += 2 * event.line.len();
+    }
+
+    fn push_to(&mut self, log: &[u8], event: &Event<'_>) {
+        if event.seq > self.whole || self.lacking.get(log).is_some_and(|last| event.seq > *last) {
+            self.files.push(log, event.line);
+        }
     }
 
     /// Writes commits, in rounds that stay small; events that are in the files already are left out.
@@ -123,10 +135,27 @@ impl Files {
         Ok(())
     }
 
-    /// Cuts what is behind `seq` and writes it anew from the journal, to its end.
+    /// Cuts what is behind `seq` and writes it anew from the journal, to its end; a log that is seen to lack
+    /// earlier lines gets those as well.
     fn rebuild(&mut self, journal: &dyn Fn(u64) -> Reader) -> io::Result<()> {
-        self.files.cut(self.seq)?;
-        let mut reader = journal(self.seq + 1);
+        if self.files.is_suspect() {
+            // What was written since may be in the page cache alone.
+            self.seq = self.durable;
+        }
+        for (log, last) in self.files.cut(self.seq, SHARED)? {
+            let name = String::from_utf8_lossy(&log).into_owned();
+            tracing::warn!(
+                log = name,
+                last,
+                seq = self.seq,
+                "logs: damage: lines are missing at its end; they are written anew from the journal"
+            );
+            let known = self.lacking.entry(log).or_insert(last);
+            *known = last.min(*known);
+        }
+        self.whole = self.seq;
+        let from = self.lacking.values().copied().fold(self.seq, u64::min);
+        let mut reader = journal(from + 1);
         loop {
             match reader.read(COMMIT_BYTES, &mut |event| self.push(&event))? {
                 Read::Events(_) => self.flush(reader.next_seq() - 1)?,
@@ -136,9 +165,12 @@ impl Files {
                         to,
                         "logs: these events are gone from the journal and will be missing"
                     );
-                    self.seq = to;
+                    self.seq = self.seq.max(to);
                 }
-                Read::End => return Ok(()),
+                Read::End => {
+                    self.lacking.clear();
+                    return Ok(());
+                }
             }
         }
     }
@@ -147,7 +179,7 @@ impl Files {
         self.files.sync()?;
         let text = serde_json::json!(Checkpoint { logs_seq: self.seq }).to_string() + "\n";
         replace(&self.checkpoint, text.as_bytes())?;
-        (self.unsynced, self.synced_at) = (0, Instant::now());
+        (self.unsynced, self.synced_at, self.durable) = (0, Instant::now(), self.seq);
         Ok(self.seq)
     }
 
@@ -208,7 +240,15 @@ impl Prepared {
             .ok()
             .and_then(|bytes| serde_json::from_slice::<Checkpoint>(&bytes).ok());
         // Without a word the journal's oldest event is the best guess: older lines cannot be written anew.
-        let seq = said.map_or(0, |said| said.logs_seq).max(first.saturating_sub(1));
+        let seq = said.as_ref().map_or(0, |said| said.logs_seq).max(first.saturating_sub(1));
+        if let Some(said) = said.filter(|said| said.logs_seq < seq) {
+            let from = said.logs_seq + 1;
+            tracing::error!(
+                from,
+                to = seq,
+                "logs: the journal begins behind these events; they will be missing"
+            );
+        }
         if seq > head {
             return Err(LogsError::JournalBehind { head, logs_seq: seq, path: checkpoint });
         }
@@ -218,6 +258,9 @@ impl Prepared {
             checkpoint,
             vms,
             seq,
+            durable: seq,
+            lacking: HashMap::new(),
+            whole: seq,
             unsynced: 0,
             synced_at: Instant::now(),
         };
@@ -236,8 +279,9 @@ impl Prepared {
     ) -> io::Result<Arc<Logs>> {
         let Prepared { mut files } = self;
         let floor = Arc::new(AtomicU64::new(0));
-        if let Ok(seq) = files.checkpoint() {
-            floor.store(seq, Relaxed);
+        match files.checkpoint() {
+            Ok(seq) => floor.store(seq, Relaxed),
+            Err(error) => tracing::error!(%error, "logs: no checkpoint at the start; it is tried again"),
         }
         let (seq, _) = watch::channel(files.seq);
         let behind_bytes = limits.logs_behind_bytes;
@@ -362,13 +406,15 @@ fn gather(shared: &Shared, due: Option<Duration>) -> (Vec<Arc<Committed>>, bool)
 /// Until the files can be written again: nothing is queued, and the journal is read on.
 fn stall(files: &mut Files, shared: &Shared, journal: &dyn Fn(u64) -> Reader, error: &io::Error) {
     tracing::error!(%error, logs_seq = files.seq, "logs: cannot be written; events are safe in the journal, and the logs go on by themselves");
-    {
+    // Whoever waits for room in the queue goes on.
+    let stop_queueing = |error: &io::Error| {
         let mut queue = shared.lock();
         queue.stalled = Some(error.to_string());
         queue.commits.clear();
         queue.bytes = 0;
         shared.changed.notify_all();
-    }
+    };
+    stop_queueing(error);
     loop {
         let queue = shared.lock();
         let waited = shared.changed.wait_timeout_while(queue, RETRY, |queue| !queue.stop);
@@ -380,11 +426,13 @@ fn stall(files: &mut Files, shared: &Shared, journal: &dyn Fn(u64) -> Reader, er
         }
         // From here on commits are queued again; what came between is in the journal by now.
         shared.lock().stalled = None;
-        if files.rebuild(journal).is_ok() {
-            shared.seq.send_replace(files.seq);
-            tracing::info!(logs_seq = files.seq, "logs: written again");
-            return;
+        match files.rebuild(journal) {
+            Ok(()) => {
+                shared.seq.send_replace(files.seq);
+                tracing::info!(logs_seq = files.seq, "logs: written again");
+                return;
+            }
+            Err(error) => stop_queueing(&error),
         }
-        shared.lock().stalled = Some(error.to_string());
     }
 }

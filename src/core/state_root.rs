@@ -132,7 +132,7 @@ impl StateRoot {
     /// # Errors
     /// [`StateRootError`].
     pub fn open(&self) -> Result<(u128, File), StateRootError> {
-        make_dir(&self.path)?;
+        make_durable_dir(&self.path)?;
         let owner = std::fs::metadata(&self.path).map_err(failed("look at", &self.path))?.uid();
         let uid = nix::unistd::geteuid().as_raw();
         if owner != uid {
@@ -230,6 +230,17 @@ fn whole_file(kind: i32) -> libc::flock {
 
 fn make_dir(path: &Path) -> Result<(), StateRootError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))
+}
+
+/// The same, and makes the entries on the way to it durable: without them a power cut takes all below.
+fn make_durable_dir(path: &Path) -> Result<(), StateRootError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
+    make_dir(path)?;
+    for dir in missing.iter().rev() {
+        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        sync_dir(parent).map_err(failed("sync", parent))?;
+    }
+    Ok(())
 }
 
 /// Makes the entries of `dir` durable.

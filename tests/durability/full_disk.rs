@@ -1,0 +1,157 @@
+//! Disks that fill up and are freed again, are full at the start, or are read-only.
+
+use crate::faults::{Mounted, skip};
+use crate::load::{Load, PLAN, Plan, check, log_text, logs_reach, publish_one};
+use crate::support::{Broker, Guest, castra, eventually};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+const SMALL: [&str; 2] = ["--segment-bytes", "2097152"];
+
+/// Publishes until the answer is `code` ("ok" for an ack).
+fn until(guest: &mut Guest, code: &str) {
+    static PROBES: AtomicUsize = AtomicUsize::new(0);
+    eventually(code, || {
+        let n = PROBES.fetch_add(1, SeqCst);
+        let ack = guest.ask(format!("{{\"type\":\"publish\",\"payload\":\"probe {n}\"}}"));
+        let said = if ack["status"] == "ok" { &ack["status"] } else { &ack["code"] };
+        (said == code).then_some(())
+    });
+}
+
+#[test]
+fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
+    let disk = match Mounted::new(64) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a_disk_that_fills_up_refuses_and_resumes_by_itself", &why),
+    };
+    let broker = Broker::start_args(&disk.root(), &SMALL);
+    let load = Load::start(&broker, "full", Plan { publishers: 3, window: 8, pad: 200 });
+    load.reach(200);
+    let filler = disk.fill();
+    eventually("refusals", || (load.refused.load(SeqCst) > 20).then_some(()));
+    eventually("disk-full", || (broker.status()["broker"]["state"] == "disk-full").then_some(()));
+    let status = broker.run(&["status", "--json"]);
+    assert_eq!(status.status.code(), Some(1), "not running");
+
+    // What the broker writes of itself took its last bytes, if there were any.
+    let mut guest = broker.guest("probe");
+    until(&mut guest, "disk-full");
+    let mut n = 0;
+    eventually("disk-full of the command", || {
+        n += 1;
+        let published = broker.run(&["bus", "publish", "t", &n.to_string()]);
+        let said = String::from_utf8_lossy(&published.stderr).into_owned();
+        assert_eq!(published.status.code(), Some(75), "{said}");
+        // Small events go on to find room at the end of a segment that the last large one did not fit.
+        said.contains("disk-full").then_some(())
+    });
+    assert_eq!(guest.ask("{\"type\":\"heartbeat\"}")["status"], "ok");
+
+    let acked = load.acked.load(SeqCst);
+    drop(filler);
+    load.reach(acked + 500);
+    until(&mut guest, "ok");
+    eventually("running", || (broker.status()["broker"]["state"] == "running").then_some(()));
+    let ledger = load.stop();
+    for heard in &ledger.heard {
+        assert!(heard.iter().all(|what| what == "disk-full"), "the sessions lived: {heard:?}");
+    }
+    assert!(ledger.unknown.is_empty() && !ledger.refused.is_empty());
+    // The last of the sessions' events is stored; one more is behind all of them.
+    logs_reach(&broker, publish_one(&broker, "last"));
+    assert_eq!(broker.status()["broker"]["logs_stalled"], serde_json::Value::Null);
+    let head = check(&disk.root(), &ledger);
+    println!("{} acked, {} refused", ledger.acked.len(), ledger.refused.len());
+
+    // Full again, and killed there.
+    let filler = disk.fill();
+    broker.kill();
+    drop(filler);
+    let broker = Broker::start_args(&disk.root(), &SMALL);
+    check(&disk.root(), &ledger);
+    assert_eq!(publish_one(&broker, "after"), head + 1);
+}
+
+/// A start either works, or says what is wrong and what is full.
+fn starts_or_says(disk: &Mounted, codes: &[i32], says: &str) -> Option<Broker> {
+    match Broker::try_start(&disk.root(), castra(), &SMALL) {
+        Ok(broker) => Some(broker),
+        Err((code, said)) => {
+            assert!(codes.contains(&code.unwrap()), "{code:?}: {said}");
+            assert!(said.contains(says) && said.contains("castra: ") && !said.contains("panicked"), "{said}");
+            println!("{said}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_start_on_a_full_disk_says_so() {
+    let disk = match Mounted::new(64) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a_start_on_a_full_disk_says_so", &why),
+    };
+    // Nothing there yet.
+    let filler = disk.fill();
+    assert!(starts_or_says(&disk, &[73, 74], "No space left").is_none(), "it cannot even make its status");
+    drop(filler);
+
+    // Stopped with all in order: it starts, and refuses.
+    let broker = Broker::start_args(&disk.root(), &SMALL);
+    let load = Load::start(&broker, "a", PLAN);
+    load.reach(3_000);
+    let mut ledger = load.stop();
+    assert_eq!(broker.stop().0, Some(0));
+    let filler = disk.fill();
+    if let Some(broker) = starts_or_says(&disk, &[74], "No space left") {
+        check(&disk.root(), &ledger);
+        let load = Load::start(&broker, "spare", PLAN);
+        eventually("refusals", || (load.refused.load(SeqCst) > 20).then_some(()));
+        eventually("disk-full", || (broker.status()["broker"]["state"] == "disk-full").then_some(()));
+        drop(filler);
+        until(&mut broker.guest("probe"), "ok");
+        broker.kill();
+        ledger.merge(load.join());
+    }
+
+    // Killed under load, the tail is to be rewritten and the logs to be written on.
+    let broker = Broker::start_args(&disk.root(), &SMALL);
+    let load = Load::start(&broker, "b", PLAN);
+    load.reach(3_000);
+    broker.kill();
+    ledger.merge(load.join());
+    let filler = disk.fill();
+    drop(starts_or_says(&disk, &[74], "No space left"));
+    drop(filler);
+    let broker = Broker::start_args(&disk.root(), &SMALL);
+    let head = check(&disk.root(), &ledger);
+    assert_eq!(publish_one(&broker, "after"), head + 1);
+}
+
+#[test]
+fn a_read_only_disk_is_named_and_can_be_read() {
+    let disk = match Mounted::new(64) {
+        Ok(disk) => disk,
+        Err(why) => return skip("a_read_only_disk_is_named_and_can_be_read", &why),
+    };
+    let root = disk.root();
+    std::fs::create_dir(disk.at.join("fresh")).unwrap();
+    let broker = Broker::start_args(&root, &SMALL);
+    assert_eq!(publish_one(&broker, "one"), 1);
+    logs_reach(&broker, 1);
+    assert_eq!(broker.stop().0, Some(0));
+    disk.remount("ro");
+    assert!(starts_or_says(&disk, &[73, 74], "Read-only file system").is_none());
+    let fresh = Broker::try_start(&disk.at.join("fresh/state"), castra(), &[]);
+    let (code, said) = fresh.err().expect("no start");
+    assert_eq!(code, Some(73), "{said}");
+    let run = |args: &[&str]| castra().arg("--state-root").arg(&root).args(args).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&run(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(status["broker"]["state"], "offline");
+    let tail = run(&["bus", "tail", "-o", "raw"]);
+    assert_eq!((tail.status.code(), tail.stdout), (Some(0), b"\"one\"\n".to_vec()));
+    disk.remount("rw");
+    let broker = Broker::start_args(&root, &SMALL);
+    assert_eq!(log_text(&root, "bus").lines().count(), 1);
+    assert_eq!(publish_one(&broker, "two"), 2);
+}

@@ -1,0 +1,101 @@
+//! Each event once in each log that it belongs to, whatever happens to the files meanwhile.
+
+use crate::load::{log_text, logs_reach, publish_one};
+use crate::support::{Broker, eventually};
+use std::fs;
+
+fn publish(broker: &Broker, vm: &str, topic: &str, payload: u32) -> u64 {
+    let ack =
+        broker.guest(vm).ask(format!("{{\"type\":\"publish\",\"topic\":\"{topic}\",\"payload\":{payload}}}"));
+    ack["seq"].as_u64().unwrap_or_else(|| panic!("{ack}"))
+}
+
+fn seqs(broker: &Broker, log: &str) -> Vec<u64> {
+    broker.log(log).iter().map(|event| event["seq"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn mail_stands_once_in_each_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(&dir.path().join("state"));
+    drop(broker.guest("web"));
+    // Each in a round of its own: a log that is made in a round is not there for mail of the same round.
+    for (topic, n) in ["vm:web", "vm:a", "vm:nobody", "vm:bus", "vm:host", "vm:web.log", "t"].iter().zip(0..)
+    {
+        logs_reach(&broker, publish(&broker, "a", topic, n));
+    }
+    assert_eq!(seqs(&broker, "bus"), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(seqs(&broker, "a"), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(seqs(&broker, "web"), [1]);
+    let names: Vec<_> =
+        fs::read_dir(broker.root.join("logs/bus")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+}
+
+#[test]
+fn a_log_that_is_removed_begins_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(&dir.path().join("state"));
+    logs_reach(&broker, publish(&broker, "a", "t", 1));
+    fs::remove_file(broker.root.join("logs/bus/a.log")).unwrap();
+    logs_reach(&broker, publish(&broker, "a", "t", 2));
+    assert_eq!((seqs(&broker, "a"), seqs(&broker, "bus")), (vec![2], vec![1, 2]));
+    fs::remove_dir_all(broker.root.join("logs/bus")).unwrap();
+    fs::create_dir(broker.root.join("logs/bus")).unwrap();
+    logs_reach(&broker, publish(&broker, "a", "t", 3));
+    assert_eq!((seqs(&broker, "a"), seqs(&broker, "bus")), (vec![3], vec![3]));
+    broker.kill();
+}
+
+#[test]
+fn logs_that_cannot_be_written_stop_no_publisher_and_go_on_by_themselves() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(&dir.path().join("state"));
+    let root = broker.root.clone();
+    logs_reach(&broker, publish(&broker, "a", "t", 1));
+    let wall = root.join("logs/bus/odd.log");
+    fs::create_dir(&wall).unwrap();
+    publish(&broker, "odd", "t", 2);
+    eventually("the stall", || broker.status()["broker"]["logs_stalled"].as_str().map(str::to_owned));
+    for n in 3..500 {
+        publish_in(&broker, n);
+    }
+    let host = broker.run(&["bus", "publish", "t", "7"]);
+    let said = String::from_utf8_lossy(&host.stderr).into_owned();
+    assert_eq!(host.status.code(), Some(75), "{said}");
+    assert!(said.contains("logs-behind") && said.contains("seq="), "{said}");
+    fs::remove_dir(&wall).unwrap();
+    let last = publish_one(&broker, "last");
+    logs_reach(&broker, last);
+    eventually("the end of the stall", || broker.status()["broker"]["logs_stalled"].is_null().then_some(()));
+    assert_eq!(seqs(&broker, "bus"), (1..=last).collect::<Vec<_>>());
+    assert_eq!((seqs(&broker, "odd"), seqs(&broker, "host")), (vec![2], vec![last - 1]));
+    assert_eq!(broker.stop().0, Some(0));
+    let before = log_text(&root, "bus");
+    let broker = Broker::start(&root);
+    assert!(log_text(&root, "bus") == before);
+    drop(broker);
+}
+
+fn publish_in(broker: &Broker, n: u32) {
+    publish(broker, if n.is_multiple_of(2) { "a" } else { "b" }, "t", n);
+}
+
+/// A broker that stops while its logs cannot be written says that they have less than the journal.
+#[test]
+fn a_stop_during_a_stall_loses_no_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    let broker = Broker::start(&root);
+    let wall = root.join("logs/bus/odd.log");
+    fs::create_dir(&wall).unwrap();
+    publish(&broker, "a", "t", 1);
+    publish(&broker, "odd", "t", 2);
+    eventually("the stall", || broker.status()["broker"]["logs_stalled"].as_str().map(str::to_owned));
+    publish(&broker, "a", "t", 3);
+    assert_eq!(broker.stop().0, Some(0));
+    fs::remove_dir(&wall).unwrap();
+    let broker = Broker::start(&root);
+    assert_eq!((seqs(&broker, "bus"), seqs(&broker, "odd")), (vec![1, 2, 3], vec![2]));
+    assert_eq!(seqs(&broker, "a"), [1, 3]);
+}

@@ -1,0 +1,18 @@
+//! What was acked is never lost: kills, power cuts, failing and full disks, damaged files.
+//!
+//! Every test runs the real broker as a process, under load, and compares what it acked with what its
+//! journal and its logs have afterwards.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod acks;
+mod damage;
+mod failing_disk;
+mod faults;
+mod full_disk;
+mod kill;
+mod load;
+mod log_lines;
+mod power_cut;
