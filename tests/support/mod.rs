@@ -119,7 +119,7 @@ impl Broker {
 
     /// A guest with a session.
     pub fn guest(&self, vm: &str) -> Guest {
-        let (guest, answer) = self.greet(&format!("hello vm:{vm} capabilities=bus-v1\n"));
+        let (guest, answer) = self.greet(format!("hello vm:{vm} capabilities=bus-v1\n"));
         assert!(answer.starts_with("ok session="), "{answer}");
         guest
     }
