@@ -53,13 +53,19 @@ impl Broker {
 
     /// The same, `command` being the program (or something that runs it with the arguments appended).
     pub fn start_with(root: &Path, command: Command, args: &[&str]) -> Self {
-        Self::try_start(root, command, args).unwrap_or_else(|(code, stderr)| panic!("exit {code:?}: {stderr}"))
+        Self::try_start(root, command, args)
+            .unwrap_or_else(|(code, stderr)| panic!("exit {code:?}: {stderr}"))
     }
 
     /// Starts one; its exit code and stderr when it did not come up.
-    pub fn try_start(root: &Path, mut command: Command, args: &[&str]) -> Result<Self, (Option<i32>, String)> {
+    pub fn try_start(
+        root: &Path,
+        mut command: Command,
+        args: &[&str],
+    ) -> Result<Self, (Option<i32>, String)> {
         command.arg("broker").arg("--state-root").arg(root).args(["--tcp", "127.0.0.1:0"]).args(args);
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         let mut said = String::new();
         while stderr.read_line(&mut said).unwrap() > 0 {
@@ -204,4 +210,60 @@ impl Guest {
 pub fn frame(body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     [&(body.len() as u32).to_be_bytes()[..], body].concat()
+}
+
+/// The whole lines of `handshakes/<file>.jsonl`, parsed.
+pub fn records(root: &Path, file: &str) -> Vec<serde_json::Value> {
+    let text =
+        std::fs::read_to_string(root.join("handshakes").join(format!("{file}.jsonl"))).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+/// The lines of the broker's own log.
+pub fn broker_log(root: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(root.join("logs/broker.log")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// The resident memory of a process, in KiB.
+pub fn rss_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// A peer on a unix socket.
+pub struct LocalGuest {
+    pub stream: BufReader<std::os::unix::net::UnixStream>,
+}
+
+impl LocalGuest {
+    /// Connects, reads the banner, says these bytes, reads the answer line.
+    pub fn greet(path: &Path, hello: &str) -> (Self, String) {
+        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut guest = LocalGuest { stream: BufReader::new(stream) };
+        assert!(guest.line().starts_with("castra-broker "));
+        guest.stream.get_mut().write_all(hello.as_bytes()).unwrap();
+        let answer = guest.line();
+        (guest, answer)
+    }
+
+    /// The next line, without its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let _ = self.stream.read_line(&mut line);
+        line.trim_end().to_owned()
+    }
+
+    /// Sends one frame and reads the next one.
+    pub fn ask(&mut self, body: &str) -> serde_json::Value {
+        self.stream.get_mut().write_all(&frame(body)).unwrap();
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).unwrap();
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
 }
