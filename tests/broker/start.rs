@@ -28,7 +28,9 @@ fn a_second_broker_is_refused_and_told_the_first_ones_pid() {
 #[test]
 fn a_state_root_of_another_format_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(Broker::start(dir.path()).stop().0, Some(0));
+    let broker = Broker::start(dir.path());
+    broker.guest("dev").ask(r#"{"type":"publish"}"#);
+    assert_eq!(broker.stop().0, Some(0));
     let path = dir.path().join("format");
     let good = std::fs::read_to_string(&path).unwrap();
     for (text, word) in [

@@ -33,8 +33,10 @@ fn the_host_and_guests_share_the_hosts_socket() {
     {
         assert_eq!(LocalGuest::greet(&path, hello).1, "error: reserved-identity", "{hello}");
     }
-    let status = broker.status();
-    assert_eq!(status["vms"].as_array().unwrap().len(), 1, "the host is no VM: {status}");
+    let vms = eventually("the guest in status", || {
+        Some(broker.status()["vms"].clone()).filter(|vms| vms[0]["name"] == "web")
+    });
+    assert_eq!(vms.as_array().unwrap().len(), 1, "the host is no VM: {vms}");
 }
 
 #[test]
