@@ -45,6 +45,10 @@ fn a_running_broker_shows_itself_and_its_vms() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());
     broker.greet("hello vm:first capabilities=zeta,alpha\n");
+    // Two in one millisecond would be as new as each other.
+    eventually("its age", || {
+        (status(dir.path()).1["vms"][0]["last_handshake_age_ms"].as_i64()? > 1).then_some(())
+    });
     let mut guest = broker.guest("second");
     for _ in 0..7 {
         guest.ask(r#"{"type":"publish"}"#);

@@ -3,7 +3,7 @@
 //! Always holds: a socket is 0600 from the moment it has its name; only on the host's socket may a peer of
 //! the broker's own uid, or root, be the host (SO_PEERCRED). Owner: `broker.rs`.
 
-use super::Connection;
+use super::{Connection, widen};
 use crate::core::identity::Peer;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -38,6 +38,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     let _ = std::fs::remove_file(&new);
     let listener = UnixListener::bind(&new)?;
+    widen(&listener)?;
     std::fs::set_permissions(&new, Permissions::from_mode(0o600))?;
     std::fs::rename(&new, path)?;
     Ok(listener)
