@@ -90,6 +90,21 @@ fn thousands_of_silent_connections_and_a_dribble_delay_nobody() {
 }
 
 #[test]
+fn silent_connections_leave_room_where_descriptors_are_few() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 600; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_castra")]);
+    let broker = Broker::start_with(dir.path(), command, &[]);
+    let silent: Vec<TcpStream> = (0..250).map(|_| TcpStream::connect(&broker.addr).unwrap()).collect();
+    let since = Instant::now();
+    assert_eq!(broker.guest("dev").ask(r#"{"type":"publish"}"#)["seq"], 1);
+    assert!(broker.run(&["bus", "publish"]).status.success());
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    let mut oldest = BufReader::new(&silent[0]).lines().map_while(Result::ok);
+    assert_eq!(oldest.nth(1).unwrap(), "error: too-many-handshakes");
+}
+
+#[test]
 fn who_never_reads_its_acks_is_cut_off_and_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());

@@ -41,6 +41,8 @@ pub struct Lobby {
     /// Places for connections, so that descriptors are left for journal, logs and status.
     places: Arc<Semaphore>,
     pending: Mutex<Pending>,
+    /// So many handshakes wait at most: where descriptors are few, sessions and commands need some, too.
+    pending_limit: usize,
     /// Held by every connection; the broker waits until all are gone.
     alive: mpsc::Sender<()>,
 }
@@ -65,8 +67,9 @@ pub struct Connection {
 impl Lobby {
     /// For `places` connections; `alive` is held by each.
     pub fn new(bus: Arc<Bus>, places: usize, alive: mpsc::Sender<()>) -> Arc<Self> {
+        let pending_limit = bus.limits.pending_handshakes.min(places.div_ceil(2));
         let places = Arc::new(Semaphore::new(places));
-        Arc::new(Lobby { bus, places, pending: Mutex::default(), alive })
+        Arc::new(Lobby { bus, places, pending: Mutex::default(), pending_limit, alive })
     }
 
     /// Serves what `accept` brings, until the broker ends.
@@ -102,7 +105,7 @@ impl Lobby {
 
     fn enter(&self) -> (u64, oneshot::Receiver<()>) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if pending.waiting.len() >= self.bus.limits.pending_handshakes {
+        if pending.waiting.len() >= self.pending_limit {
             pending.waiting.pop_first();
         }
         let (end, ended) = oneshot::channel();
