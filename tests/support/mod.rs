@@ -267,3 +267,15 @@ impl LocalGuest {
         serde_json::from_slice(&body).unwrap()
     }
 }
+
+/// A broker whose `calls` (`fdatasync`, `fdatasync,fsync`) take so much longer, those of each thread that
+/// `when` counts (`1+` all, `1..8` the first ones); needs strace. To be started with [`Broker::start_with`];
+/// its pid is the broker's own.
+pub fn slow_disk(calls: &str, delay: Duration, when: &str) -> Command {
+    let mut command = Command::new("strace");
+    let (trace, inject) =
+        (format!("trace={calls}"), format!("inject={calls}:delay_enter={}:when={when}", delay.as_micros()));
+    command.args(["-D", "-f", "-q", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
+    command.arg(env!("CARGO_BIN_EXE_castra"));
+    command
+}
