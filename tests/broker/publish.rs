@@ -216,6 +216,20 @@ fn a_mailbox_stands_in_its_owners_log_when_it_is_known() {
 }
 
 #[test]
+#[ignore = "bug in logs.rs: `exists` lets the mailbox of a reserved name through, the line is in bus.log twice"]
+fn a_mailbox_called_bus_is_no_way_into_the_shared_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("dev");
+    guest.ask(r#"{"type":"publish"}"#);
+    log_of(&broker, "bus", 1);
+    guest.ask(r#"{"type":"publish","topic":"vm:bus"}"#);
+    guest.ask(r#"{"type":"publish"}"#);
+    log_of(&broker, "dev", 3);
+    log_of(&broker, "bus", 3);
+}
+
+#[test]
 fn a_vm_may_have_several_sessions() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());
