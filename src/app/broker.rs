@@ -52,6 +52,11 @@ impl From<BrokerError> for Failure {
             BrokerError::StateRoot(StateRootError::Newer { .. } | StateRootError::Damaged { .. }) => {
                 Exit::BadData
             }
+            BrokerError::StateRoot(StateRootError::Io { error, .. })
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Exit::Refused
+            }
             BrokerError::StateRoot(StateRootError::Io { what, .. }) if *what == "create" => {
                 Exit::CannotCreate
             }

@@ -3,7 +3,7 @@
 use super::{Exit, Failure};
 use crate::cli::PublishArgs;
 use crate::core::client::{Client, ClientError, Reply, Target};
-use crate::core::limits::FRAME_BYTES;
+use crate::core::limits::{EVENT_BYTES, FRAME_BYTES};
 use crate::core::state_root::StateRoot;
 use serde_json::value::RawValue;
 use std::io::{self, Read, Write};
@@ -13,17 +13,18 @@ const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
     let payload = match args.payload.or(args.payload_flag) {
         Some(dash) if dash == "-" => {
-            let mut text = String::new();
+            let bad = |e: String| Failure::new(Exit::BadData, format!("stdin: {e}"));
+            let mut text = Vec::new();
             let limit = FRAME_BYTES as u64 + 1;
-            io::stdin()
-                .take(limit)
-                .read_to_string(&mut text)
-                .map_err(|e| Failure::new(Exit::BadData, format!("stdin: {e}")))?;
-            text
+            io::stdin().take(limit).read_to_end(&mut text).map_err(|e| bad(e.to_string()))?;
+            // What was cut off may have left half a character; it is too large before it is anything else.
+            fits(text.len())?;
+            String::from_utf8(text).map_err(|e| bad(e.to_string()))?
         }
         Some(text) => text,
         None => "null".to_owned(),
     };
+    fits(payload.len())?;
     let payload = RawValue::from_string(payload.trim().to_owned()).map_err(|e| {
         let hint = "a string needs quotes of its own: '\"text\"'";
         Failure::new(Exit::BadData, format!("the payload is not JSON: {e}; {hint}"))
@@ -36,12 +37,7 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
     let mut body = serde_json::Value::Object(frame).to_string();
     body.truncate(body.len() - 1);
     let body = format!("{body},\"payload\":{payload}}}");
-    if body.len() > FRAME_BYTES {
-        return Err(Failure::new(
-            Exit::BadData,
-            format!("event-too-large: a frame has at most {FRAME_BYTES} bytes"),
-        ));
-    }
+    fits(body.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let published = async { tokio::time::timeout(args.timeout, publish(root, body.as_bytes())).await };
@@ -59,10 +55,19 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
     Err(refused(&reply))
 }
 
+fn fits(bytes: usize) -> Result<(), Failure> {
+    let why = || format!("event-too-large: an event has at most {EVENT_BYTES} bytes");
+    if bytes > FRAME_BYTES { Err(Failure::new(Exit::BadData, why())) } else { Ok(()) }
+}
+
 async fn publish(root: &StateRoot, body: &[u8]) -> Result<Reply, Failure> {
     let socket = root.socket();
     let mut client = match Client::connect(&Target::Unix(socket.clone()), HELLO).await {
         Ok(client) => client,
+        Err(ClientError::Connect(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let why = format!("{}: {error}; run this as the broker's user or root", socket.display());
+            return Err(Failure::new(Exit::Refused, why));
+        }
         Err(ClientError::Connect(error)) => {
             let why = format!(
                 "no broker answers on {} ({error}); start one with 'castra broker'",
@@ -70,11 +75,13 @@ async fn publish(root: &StateRoot, body: &[u8]) -> Result<Reply, Failure> {
             );
             return Err(Failure::new(Exit::NoBroker, why));
         }
+        Err(ClientError::Refused(reason)) if reason == "reserved-identity" => {
+            let why = "reserved-identity: only the broker's user and root publish as the host";
+            return Err(Failure::new(Exit::Refused, why));
+        }
         Err(ClientError::Refused(reason)) => {
-            let why = format!(
-                "the broker refused the host's session ({reason}); run this as the broker's user or root"
-            );
-            return Err(Failure::new(if reason == "draining" { Exit::TryAgain } else { Exit::Refused }, why));
+            let why = format!("{reason}: the broker gave no session; nothing was sent, try again");
+            return Err(Failure::new(Exit::TryAgain, why));
         }
         Err(error) => return Err(Failure::new(Exit::NoBroker, error.to_string())),
     };

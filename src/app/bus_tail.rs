@@ -5,6 +5,7 @@ use crate::cli::{Output, TailArgs};
 use crate::core::events::rotated;
 use crate::core::identity::VmName;
 use crate::core::limits::LOG_FILES;
+use crate::core::log_files::line_seq;
 use crate::core::state_root::StateRoot;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -18,6 +19,8 @@ use std::time::{Duration, UNIX_EPOCH};
 /// A log that is followed is looked at so often.
 const LOOK: Duration = Duration::from_millis(50);
 const STEP: u64 = 64 * 1024;
+/// So much of a log that is followed is taken at a time.
+const READ: u64 = 1024 * 1024;
 
 #[derive(Deserialize)]
 struct Line<'a> {
@@ -36,62 +39,73 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     };
     let path = root.bus_logs().join(format!("{name}.log"));
     let mut out = BufWriter::new(io::stdout().lock());
-    let (lines, mut place) = last_lines(&path, args.lines)?;
+    // One at least, so that what is followed has a seq to begin behind.
+    let (lines, mut place) = last_lines(&path, args.lines.max(1))?;
+    let mut seen = lines.back().and_then(|line| line_seq(line)).unwrap_or(0);
     if place.is_none() && !args.follow {
         let why = format!("there is no log {} yet; it begins with the first event", path.display());
         return Err(Failure::new(Exit::Degraded, why));
     }
-    for line in &lines {
+    for line in lines.iter().skip(lines.len().saturating_sub(args.lines)) {
         print(&mut out, line, args.output)?;
     }
     out.flush()?;
-    let found = !lines.is_empty();
     if !args.follow {
-        return Ok(if found { Exit::Ok } else { Exit::Degraded });
+        return Ok(if lines.is_empty() { Exit::Degraded } else { Exit::Ok });
     }
     let mut partial = Vec::new();
     loop {
-        let more = match &mut place {
+        let read = match &mut place {
             None => {
                 place = File::open(&path).ok();
-                place.is_some()
+                usize::from(place.is_some())
             }
-            Some(file) => {
-                let read = file.read_to_end(&mut partial)?;
-                read > 0
-            }
+            Some(file) => file.take(READ).read_to_end(&mut partial)?,
         };
         if let Some(end) = partial.iter().rposition(|b| *b == b'\n') {
             for line in partial[..end].split(|b| *b == b'\n') {
-                print(&mut out, line, args.output)?;
+                // A log that was cut and written anew has lines that were printed.
+                let seq = line_seq(line);
+                if seq.is_none_or(|seq| seq > seen) {
+                    print(&mut out, line, args.output)?;
+                    seen = seq.unwrap_or(seen);
+                }
             }
             partial.drain(..=end);
             out.flush()?;
         }
-        if !more {
-            if let Some(next) = place.as_ref().and_then(|file| successor(file, &path)) {
+        if read > 0 {
+            continue;
+        }
+        match place.as_ref().and_then(|file| successor(file, &path)) {
+            None => std::thread::sleep(LOOK),
+            Some(next) => {
                 // Nothing is written to a rotated file: what it has was read, but for this last look.
-                if let Some(file) = &mut place {
-                    file.read_to_end(&mut partial)?;
-                }
-                if !partial.contains(&b'\n') {
+                let mut last = place.replace(next);
+                if let Some(file) = &mut last
+                    && file.take(READ).read_to_end(&mut partial)? > 0
+                {
+                    place = last;
+                } else {
                     partial.clear();
-                    place = Some(next);
+                    let inode = |file: &Option<File>| file.as_ref()?.metadata().ok().map(|m| m.ino());
+                    if inode(&last) != inode(&place) {
+                        // Another file: what is in it was not printed, whatever its seqs are.
+                        seen = 0;
+                    }
                 }
-                continue;
             }
-            std::thread::sleep(LOOK);
         }
     }
 }
 
-/// The file that follows the open one: the rotated one before it in age, or the log itself.
+/// The file to read after the open one has no more: the next younger one, or the log itself.
 fn successor(file: &File, path: &Path) -> Option<File> {
     let inode = |path: &Path| std::fs::metadata(path).ok().map(|m| m.ino());
     let own = file.metadata().ok()?;
     if inode(path) == Some(own.ino()) {
-        // Cut by a broker that completes the logs: read on from the new end.
-        return (own.len() < position(file)?).then(|| reopen_at_end(path)).flatten();
+        // Cut, by a broker that completes the logs or by somebody: once more from its start.
+        return if own.len() < position(file)? { File::open(path).ok() } else { None };
     }
     let chain: Vec<PathBuf> = (1..=LOG_FILES).map(|n| rotated(path, n)).collect();
     match chain.iter().position(|p| inode(p) == Some(own.ino())) {
@@ -102,12 +116,6 @@ fn successor(file: &File, path: &Path) -> Option<File> {
 
 fn position(mut file: &File) -> Option<u64> {
     file.stream_position().ok()
-}
-
-fn reopen_at_end(path: &Path) -> Option<File> {
-    let mut file = File::open(path).ok()?;
-    file.seek(SeekFrom::End(0)).ok()?;
-    Some(file)
 }
 
 /// The last `n` whole lines of a log and its rotated files, and the log, open behind them.

@@ -12,10 +12,10 @@ use std::time::Duration;
 pub fn run(root: &StateRoot, args: &StatusArgs) -> Result<Exit, Failure> {
     let path = root.status();
     let unreadable = |e: io::Error| Failure::new(Exit::Io, format!("{}: {e}", path.display()));
-    let locked = root.is_locked().map_err(unreadable)?;
+    let holder = root.lock_holder().map_err(unreadable)?;
     let snapshot = status_file::read(&path).map_err(unreadable)?;
     let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
-    let report = report(snapshot.as_ref(), locked, &now);
+    let report = report(snapshot.as_ref(), holder, &now);
     let mut out = io::stdout().lock();
     if args.json {
         serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;

@@ -10,7 +10,7 @@ use super::state_root::StateRoot;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -151,11 +151,12 @@ impl Recorder {
 fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], lost: impl Fn(u64)) {
     let mut files = paths.map(Appended::new);
     while let Ok(job) = jobs.recv() {
-        // One write for all that is waiting.
-        let mut next = Some(job);
+        // One write for all that is waiting, but for so much at the most.
+        let (mut next, mut lines) = (Some(job), 0);
         while let Some(Job::Line(target, line)) = next {
             files[target as usize].push(&line);
-            next = jobs.try_recv().ok();
+            lines += 1;
+            next = if lines < SIGNALS_QUEUED { jobs.try_recv().ok() } else { None };
         }
         files.iter_mut().for_each(|file| lost(file.flush()));
         if matches!(next, Some(Job::Stop)) {
@@ -198,6 +199,10 @@ impl Appended {
     }
 
     fn try_flush(&mut self) -> io::Result<()> {
+        // A file that somebody removed begins again.
+        if self.file.as_ref().is_some_and(|(file, _)| file.metadata().map_or(true, |m| m.nlink() == 0)) {
+            self.file = None;
+        }
         if let Some((_, size)) = &self.file
             && size + self.pending.len() as u64 > LOG_BYTES
         {

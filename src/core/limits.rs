@@ -6,6 +6,9 @@
 
 use std::time::Duration;
 
+/// Connections that the kernel holds for a door until it accepts them. At one more a peer waits a second and
+/// longer, so it is more than a burst of guests, and more than the 128 that a listener has by default.
+pub const ACCEPT_QUEUE: i32 = 2048;
 /// The longest hello line, its newline included, in bytes.
 pub const HELLO_BYTES: usize = 512;
 /// The longest frame after its length, in bytes. The shortest is 1.

@@ -172,13 +172,13 @@ impl StateRoot {
 
     fn open_format(&self) -> Result<u128, StateRootError> {
         let path = self.path.join("format");
-        let text = match std::fs::read_to_string(&path) {
+        let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.write_format(&path),
             Err(e) => return Err(failed("read", &path)(e)),
         };
         let damaged = |why: String| StateRootError::Damaged { path: path.clone(), why };
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
+        let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
         match value["format"].as_u64() {
             Some(found) if found > u64::from(FORMAT) => {
                 return Err(StateRootError::Newer { path, found: u32::try_from(found).unwrap_or(u32::MAX) });
@@ -208,19 +208,24 @@ impl StateRoot {
         Ok(journal.as_u128())
     }
 
-    /// Whether a broker holds the lock. Never waits.
+    /// The process that holds the lock, 0 when it could not say which; `None` when nobody does. Never waits.
     ///
     /// # Errors
     /// The lock file is there and cannot be asked.
-    pub fn is_locked(&self) -> io::Result<bool> {
-        let file = match File::open(self.lock()) {
+    pub fn lock_holder(&self) -> io::Result<Option<u32>> {
+        let mut file = match File::open(self.lock()) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
         let mut lock = whole_file(libc::F_RDLCK);
         fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))?;
-        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+        if i32::from(lock.l_type) == libc::F_UNLCK {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        let _ = file.read_to_string(&mut text);
+        Ok(Some(text.trim().parse().unwrap_or(0)))
     }
 }
 

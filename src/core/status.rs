@@ -336,15 +336,18 @@ impl Snapshot {
     }
 }
 
-/// What to show at `now` of what the broker wrote, if anything; `locked` says whether one runs.
-pub fn report(snapshot: Option<&Snapshot>, locked: bool, now: &Now) -> Report {
+/// What to show at `now` of what the broker wrote, if anything; `holder` is the process that runs one, 0
+/// when nobody knows which.
+pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Report {
+    let locked = holder.is_some();
+    let pid = holder.filter(|pid| *pid != 0);
     let Some(snapshot) = snapshot else {
         let state = if locked { State::Starting } else { State::Offline };
         return Report {
             schema: SCHEMA,
             broker: BrokerReport {
                 state,
-                pid: None,
+                pid,
                 version: None,
                 started_at: None,
                 uptime_ms: None,
@@ -361,10 +364,13 @@ pub fn report(snapshot: Option<&Snapshot>, locked: bool, now: &Now) -> Report {
     };
     let state = match snapshot.state {
         _ if !locked => State::Offline,
+        // It has not said anything yet: these are the words of the one before it.
+        _ if pid.is_some_and(|pid| pid != snapshot.pid) => State::Starting,
         _ if snapshot.age(snapshot.boot_ms, now) > UNRESPONSIVE_MS => State::Unresponsive,
         said => said,
     };
-    let runs = !matches!(state, State::Offline | State::Unresponsive);
+    let said_by_it = locked && pid.is_none_or(|pid| pid == snapshot.pid);
+    let runs = said_by_it && state != State::Unresponsive;
     let age = |stamp: Option<i64>| stamp.map(|stamp| snapshot.age(stamp, now));
     let vms: Vec<VmReport> = snapshot
         .vms
@@ -390,11 +396,11 @@ pub fn report(snapshot: Option<&Snapshot>, locked: bool, now: &Now) -> Report {
         schema: SCHEMA,
         broker: BrokerReport {
             state,
-            pid: locked.then_some(snapshot.pid),
+            pid: locked.then_some(pid.unwrap_or(snapshot.pid)),
             version: Some(snapshot.version.clone()),
             started_at: Some(snapshot.started_at.clone()),
-            uptime_ms: locked.then(|| snapshot.age(snapshot.started_boot_ms, now)),
-            listeners: if locked { snapshot.listeners.clone() } else { Vec::new() },
+            uptime_ms: said_by_it.then(|| snapshot.age(snapshot.started_boot_ms, now)),
+            listeners: if said_by_it { snapshot.listeners.clone() } else { Vec::new() },
             journal: snapshot.journal.clone(),
             logs_stalled: snapshot.logs_stalled.clone(),
             signals_dropped: snapshot.signals_dropped,

@@ -12,7 +12,7 @@ use super::state_root::StateRoot;
 use super::status::Snapshot;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"castra\0S";
@@ -54,7 +54,8 @@ impl StatusWriter {
         Ok(StatusWriter { path, file, slot: SLOT_MIN, sequence: 0 })
     }
 
-    /// Writes the slot that is older. Makes the file larger when the snapshot needs it.
+    /// Writes the slot that is older. Makes the file larger when the snapshot needs it, and anew when
+    /// somebody removed it.
     ///
     /// # Errors
     /// A write failed, or there is no room for larger slots; the other slot says what it said.
@@ -68,8 +69,9 @@ impl StatusWriter {
         bytes[16..20].copy_from_slice(&length.to_le_bytes());
         let crc = crc(&bytes[..HEAD], &bytes[HEAD..]);
         bytes[20..24].copy_from_slice(&crc.to_le_bytes());
-        if bytes.len() > self.slot {
-            let slot = bytes.len().next_power_of_two();
+        let removed = self.file.metadata().map_or(true, |m| m.nlink() == 0);
+        if bytes.len() > self.slot || removed {
+            let slot = bytes.len().next_power_of_two().max(self.slot);
             self.file = preallocate(&self.path, slot, Some((&bytes, self.sequence)))?;
             self.slot = slot;
             return Ok(());

@@ -211,3 +211,71 @@ pub fn frame(body: impl AsRef<[u8]>) -> Vec<u8> {
     let body = body.as_ref();
     [&(body.len() as u32).to_be_bytes()[..], body].concat()
 }
+
+/// The whole lines of `handshakes/<file>.jsonl`, parsed.
+pub fn records(root: &Path, file: &str) -> Vec<serde_json::Value> {
+    let text =
+        std::fs::read_to_string(root.join("handshakes").join(format!("{file}.jsonl"))).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+}
+
+/// The lines of the broker's own log.
+pub fn broker_log(root: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(root.join("logs/broker.log")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// The resident memory of a process, in KiB.
+pub fn rss_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// A peer on a unix socket.
+pub struct LocalGuest {
+    pub stream: BufReader<std::os::unix::net::UnixStream>,
+}
+
+impl LocalGuest {
+    /// Connects, reads the banner, says these bytes, reads the answer line.
+    pub fn greet(path: &Path, hello: &str) -> (Self, String) {
+        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut guest = LocalGuest { stream: BufReader::new(stream) };
+        assert!(guest.line().starts_with("castra-broker "));
+        guest.stream.get_mut().write_all(hello.as_bytes()).unwrap();
+        let answer = guest.line();
+        (guest, answer)
+    }
+
+    /// The next line, without its end.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        let _ = self.stream.read_line(&mut line);
+        line.trim_end().to_owned()
+    }
+
+    /// Sends one frame and reads the next one.
+    pub fn ask(&mut self, body: &str) -> serde_json::Value {
+        self.stream.get_mut().write_all(&frame(body)).unwrap();
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).unwrap();
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.stream.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+}
+
+/// A broker whose `calls` (`fdatasync`, `fdatasync,fsync`) take so much longer, those of each thread that
+/// `when` counts (`1+` all, `1..8` the first ones); needs strace. To be started with [`Broker::start_with`];
+/// its pid is the broker's own.
+pub fn slow_disk(calls: &str, delay: Duration, when: &str) -> Command {
+    let mut command = Command::new("strace");
+    let (trace, inject) =
+        (format!("trace={calls}"), format!("inject={calls}:delay_enter={}:when={when}", delay.as_micros()));
+    command.args(["-D", "-f", "-q", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
+    command.arg(env!("CARGO_BIN_EXE_castra"));
+    command
+}

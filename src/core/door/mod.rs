@@ -17,14 +17,16 @@ use super::bus::{Bus, Ending};
 use super::clock;
 use super::events::Handshake;
 use super::identity::{Peer, ReservedIdentity, Role, admit};
-use super::limits::HELLO_BYTES;
+use super::limits::{ACCEPT_QUEUE, HELLO_BYTES};
 use super::linger::linger;
 use super::session::{Reader, Session, Writer};
 use super::status::Presence;
 use super::wire::handshake::{BUS_V1, HOST_BUS, Hello, HelloError, parse_hello, take_line};
+use nix::sys::socket::{Backlog, listen};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -281,6 +283,12 @@ async fn hear_hello(
             Ok(_) => {}
         }
     }
+}
+
+/// Gives a listener the queue that a burst of connections needs.
+fn widen(listener: &impl AsFd) -> io::Result<()> {
+    listen(listener, Backlog::new(ACCEPT_QUEUE)?)?;
+    Ok(())
 }
 
 /// The last line of a connection that becomes no session.

@@ -3,7 +3,7 @@
 //! TCP says nothing about which VM a peer is, so a name is only a name: the door opens on loopback and
 //! nowhere else. Sockets set no-delay. Owner: `broker.rs`.
 
-use super::Connection;
+use super::{Connection, widen};
 use crate::core::identity::Peer;
 use std::io;
 use std::net::SocketAddr;
@@ -20,7 +20,9 @@ pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
             "only loopback addresses are served: over TCP a name is not proven and nothing is encrypted; use a tunnel",
         ));
     }
-    TcpListener::bind(addr).await
+    let listener = TcpListener::bind(addr).await?;
+    widen(&listener)?;
+    Ok(listener)
 }
 
 /// The next connection.

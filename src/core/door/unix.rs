@@ -3,10 +3,13 @@
 //! Always holds: a socket is 0600 from the moment it has its name; only on the host's socket may a peer of
 //! the broker's own uid, or root, be the host (SO_PEERCRED). Owner: `broker.rs`.
 
-use super::Connection;
+use super::{Connection, widen};
 use crate::core::identity::Peer;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use tokio::net::UnixListener;
@@ -17,7 +20,7 @@ pub const PATH_BYTES: usize = 107;
 /// Listens at `path`. A socket that an earlier broker left there gives way; anything else does not.
 ///
 /// # Errors
-/// The path is too long, is something else than a socket, or cannot be made.
+/// The path is too long, is something else than a socket, is served by somebody, or cannot be made.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     let new = path.with_extension("new");
     if new.as_os_str().len() > PATH_BYTES {
@@ -30,11 +33,26 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
             "there is a file of that name that is no socket",
         ));
     }
+    if is_served(path) {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody else listens there"));
+    }
     let _ = std::fs::remove_file(&new);
     let listener = UnixListener::bind(&new)?;
+    widen(&listener)?;
     std::fs::set_permissions(&new, Permissions::from_mode(0o600))?;
     std::fs::rename(&new, path)?;
     Ok(listener)
+}
+
+/// Whether anybody listens at `path`. Never waits.
+fn is_served(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let (Ok(asking), Ok(addr)) =
+        (socket(AddressFamily::Unix, SockType::Stream, flags, None), UnixAddr::new(path))
+    else {
+        return false;
+    };
+    !matches!(connect(asking.as_raw_fd(), &addr), Err(Errno::ECONNREFUSED | Errno::ENOENT))
 }
 
 /// The next connection. `hosts` says that this is the host's own socket.

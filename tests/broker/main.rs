@@ -1,0 +1,19 @@
+//! What a broker does, seen from outside: a real process, its sockets, its files and its commands.
+//!
+//! A module per behaviour. Every test has a broker of its own on port 0 and a state root of its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::needless_borrows_for_generic_args)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cli;
+mod drain;
+mod handshake;
+mod limits;
+mod publish;
+mod refusals;
+mod start;
+mod status;
+mod tail;
+mod unix;

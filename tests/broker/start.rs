@@ -1,0 +1,144 @@
+//! Starts that are refused: each with its exit code, and words that say why and what to do.
+
+use crate::support::{Broker, castra};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+fn refused(root: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let (code, said) = Broker::try_start(root, castra(), args).err().expect("a broker that does not start");
+    assert!(said.lines().all(|line| line.starts_with("castra: ")) && !said.contains("panicked"), "{said}");
+    (code, said)
+}
+
+#[test]
+fn a_second_broker_is_refused_and_told_the_first_ones_pid() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("dev");
+    let (code, said) = refused(dir.path(), &[]);
+    assert_eq!(code, Some(73));
+    assert!(said.contains(&format!("pid {}", broker.pid())) && said.contains("--state-root"), "{said}");
+    assert_eq!(guest.ask(r#"{"type":"publish"}"#)["seq"], 1);
+    assert_eq!(broker.status()["broker"]["pid"], broker.pid());
+    let sent = broker.run(&["bus", "publish", "t"]);
+    assert_eq!(sent.status.code(), Some(0), "its socket is still its own");
+}
+
+#[test]
+fn a_state_root_of_another_format_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    broker.guest("dev").ask(r#"{"type":"publish"}"#);
+    assert_eq!(broker.stop().0, Some(0));
+    let path = dir.path().join("format");
+    let good = std::fs::read_to_string(&path).unwrap();
+    for (text, word) in [
+        (good.replace("\"format\":1", "\"format\":2"), "format 2"),
+        (good.replace("\"format\":1", "\"format\":99999999999"), "newer"),
+        (good.replace("\"format\":1", "\"format\":0"), "damaged"),
+        (String::new(), "damaged"),
+        ("{}".to_owned(), "damaged"),
+        (r#"{"format":1,"journal":"not an id"}"#.to_owned(), "damaged"),
+        (good[..good.len() / 2].to_owned(), "damaged"),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let (code, said) = refused(dir.path(), &[]);
+        assert_eq!(code, Some(65), "{text}: {said}");
+        assert!(said.contains(word), "{text}: {said}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+    // Without its `format` a journal is not taken for a new one.
+    std::fs::remove_file(&path).unwrap();
+    let (code, said) = refused(dir.path(), &[]);
+    assert!(code == Some(65) && said.contains("missing"), "{said}");
+    std::fs::write(&path, good).unwrap();
+    Broker::start(dir.path());
+}
+
+#[test]
+fn a_format_that_is_not_utf8_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("format"), b"\xff\xfe\0").unwrap();
+    let (code, said) = refused(dir.path(), &[]);
+    assert!(code == Some(65) && said.contains("damaged"), "{code:?} {said}");
+}
+
+#[test]
+fn somebody_elses_state_root_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    if std::os::unix::fs::chown(dir.path(), Some(1), None).is_err() {
+        println!("not root: nothing to give away");
+        return;
+    }
+    let (code, said) = refused(dir.path(), &[]);
+    assert_eq!(code, Some(77));
+    assert!(said.contains("uid 1") && said.contains("uid 0"), "{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing was made in it");
+}
+
+#[test]
+fn a_folder_that_may_not_be_entered_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("castra");
+    std::fs::copy(env!("CARGO_BIN_EXE_castra"), &program).unwrap();
+    let locked = dir.path().join("locked");
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = std::process::Command::new(&program);
+    command.uid(65_534).gid(65_534);
+    if std::process::Command::new(&program).arg("--version").uid(65_534).gid(65_534).output().is_err() {
+        println!("not root: nobody else can be run");
+        return;
+    }
+    let (code, said) = Broker::try_start(&locked.join("root"), command, &[]).err().unwrap();
+    assert_eq!(code, Some(77), "{said}");
+    assert!(said.contains("locked/root") && said.contains("Permission denied"), "{said}");
+}
+
+#[test]
+fn a_file_in_the_way_of_a_folder_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for way in ["", "journal", "logs", "logs/bus", "handshakes"] {
+        let root = dir.path().join(format!("root-{}", way.replace('/', "-")));
+        let file = if way.is_empty() { root.clone() } else { root.join(way) };
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "precious").unwrap();
+        let (code, said) = refused(&root, &[]);
+        assert_eq!(code, Some(73), "{way}: {said}");
+        assert!(said.contains(file.to_str().unwrap()), "{way}: {said}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
+    }
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Broker::start(&dir.path().join("a"));
+    let (code, said) = refused(&dir.path().join("b"), &["--tcp", &first.addr]);
+    assert_eq!(code, Some(73), "{said}");
+    assert!(said.contains(&first.addr) && said.contains("--tcp"), "{said}");
+    for open in ["0.0.0.0:0", "[::]:0", "192.0.2.1:7070"] {
+        let (code, said) = refused(&dir.path().join("c"), &["--tcp", open]);
+        assert_eq!(code, Some(78), "{open}: {said}");
+        assert!(said.contains("loopback"), "{said}");
+    }
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_a_usage_error() {
+    for args in [
+        &["broker", "--tcp", "nonsense"][..],
+        &["broker", "--segment-bytes", "1"],
+        &["broker", "--idle-time", "soon"],
+        &["bus", "tail", "--vm", "a", "--shared"],
+        &["bus", "publish", "a", "1", "--payload", "2"],
+        &["bus"],
+        &["nonsense"],
+    ] {
+        let output = castra().args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    }
+}
