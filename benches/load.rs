@@ -16,7 +16,8 @@ use castra::core::ids::IdSource;
 use castra::core::journal::Opened;
 use castra::core::journal::disk::RealDisk;
 use castra::core::limits::Limits;
-use castra::core::logs::Prepared;
+use castra::core::log_view::LogView;
+use castra::core::logs::Logs;
 use castra::core::state_root::StateRoot;
 use castra::core::status::VmTable;
 use std::io::{BufRead, BufReader};
@@ -161,10 +162,11 @@ async fn commits(vms: usize, body: &[u8], time: Duration) {
     let (id, _lock) = root.open().unwrap();
     let opened = Opened::open(Arc::new(RealDisk::new(root.journal())), id, limits.segment_bytes).unwrap();
     let table = Arc::new(VmTable::new(limits.vms));
-    let logs = Prepared::new(&root, &limits, table, (1, 0), &|seq| opened.reader(seq)).unwrap();
-    let logs = logs.start(&limits, opened.readers()).unwrap();
+    let view = LogView::open(&root, &limits, table, (1, 0), &|seq| opened.reader(seq)).unwrap();
+    let logs = Logs::start(view, &limits, opened.readers()).unwrap();
     let (sink, floor) = (logs.clone(), logs.floor());
-    let journal = opened.start(&limits, move |commit| sink.push(commit), |error| panic!("{error}"), floor);
+    let journal =
+        opened.start(&limits, move |commit| sink.push(commit), |error| panic!("{error}"), floor).unwrap();
     let permits = Arc::new(Semaphore::new(64));
     let publish: Publish<'_> = serde_json::from_slice(body).unwrap();
     let (names, mut ids) = ((0..vms).map(|i| VmName::parse(&format!("vm{i}")).unwrap()), IdSource::new(1));

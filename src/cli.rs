@@ -56,6 +56,7 @@ Fields of --json (ages are milliseconds, null when never):
   broker.journal.logs_seq      how far the logs have come
   broker.journal.segments      how many files the journal has
   broker.journal.bytes         their size
+  broker.journal.ts_ahead_ms   the clock was set back: ts stands still until it gets there; else 0
   broker.journal.damage        ranges that were durable and cannot be read
   broker.logs_stalled          why the logs are not being written, or null
   broker.signals_dropped       handshakes and bus events that were not recorded: too many at once

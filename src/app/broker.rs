@@ -6,7 +6,7 @@ use crate::core::broker::{self, BrokerError, Config};
 use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
 use crate::core::limits::Limits;
-use crate::core::logs::LogsError;
+use crate::core::log_view::LogsError;
 use crate::core::state_root::{StateRoot, StateRootError};
 use std::io::{self, Write};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,7 +47,9 @@ pub fn run(root: StateRoot, args: BrokerArgs) -> Result<Exit, Failure> {
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
         let exit = match &error {
-            BrokerError::StateRoot(StateRootError::InUse { .. }) => Exit::CannotCreate,
+            BrokerError::StateRoot(StateRootError::InUse { .. } | StateRootError::Foreign { .. }) => {
+                Exit::CannotCreate
+            }
             BrokerError::StateRoot(StateRootError::NotOwned { .. }) => Exit::Refused,
             BrokerError::StateRoot(StateRootError::Newer { .. } | StateRootError::Damaged { .. }) => {
                 Exit::BadData

@@ -99,7 +99,7 @@ fn refused(reply: &Reply) -> Failure {
     let code = reply.code.as_deref().unwrap_or("refused");
     let exit = match code {
         "disk-full" | "logs-behind" | "outcome-unknown" => Exit::TryAgain,
-        "bad-topic" | "reserved-identity" => Exit::Refused,
+        "reserved-topic" => Exit::Refused,
         _ => Exit::BadData,
     };
     let seq = reply.seq.map_or(String::new(), |seq| format!(" (seq={seq})"));

@@ -1,9 +1,10 @@
-//! The broker's own lines: to `logs/broker.log` and, as they are, to stderr.
+//! The broker's own lines: all to `logs/broker.log`, warnings and errors to stderr as well.
 
 use crate::core::events::Recorder;
 use std::io::{self, Write};
 use std::sync::Arc;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 struct Lines(Arc<Recorder>);
@@ -11,13 +12,17 @@ struct Lines(Arc<Recorder>);
 /// Gathers one line; hands it over when it is dropped.
 struct Line {
     recorder: Arc<Recorder>,
+    aloud: bool,
     bytes: Vec<u8>,
 }
 
 impl<'a> MakeWriter<'a> for Lines {
     type Writer = Line;
     fn make_writer(&'a self) -> Line {
-        Line { recorder: self.0.clone(), bytes: Vec::new() }
+        Line { recorder: self.0.clone(), aloud: false, bytes: Vec::new() }
+    }
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
+        Line { recorder: self.0.clone(), aloud: *meta.level() <= Level::WARN, bytes: Vec::new() }
     }
 }
 
@@ -33,6 +38,10 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        if self.aloud {
+            // Nobody may be reading; the log has it.
+            let _ = io::stderr().write_all(&self.bytes);
+        }
         self.recorder.log_line(std::mem::take(&mut self.bytes));
     }
 }

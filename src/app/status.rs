@@ -4,8 +4,9 @@ use super::{Exit, Failure};
 use crate::cli::StatusArgs;
 use crate::core::clock;
 use crate::core::state_root::StateRoot;
-use crate::core::status::{Now, Report, State, report};
+use crate::core::status::{Now, State};
 use crate::core::status_file;
+use crate::core::status_report::{Report, report};
 use std::io::{self, Write};
 use std::time::Duration;
 

@@ -13,9 +13,10 @@ use super::bus::{Bus, Ending};
 use super::door::{Lobby, tcp, unix};
 use super::events::Recorder;
 use super::journal::disk::RealDisk;
-use super::journal::{Journal, OpenError, Opened};
+use super::journal::{Damage, Journal, OpenError, Opened};
 use super::limits::Limits;
-use super::logs::{LogsError, Prepared};
+use super::log_view::{LogView, LogsError};
+use super::logs::Logs;
 use super::state_root::{StateRoot, StateRootError};
 use super::status::{State, VmTable};
 use super::status_keeper::StatusKeeper;
@@ -96,29 +97,26 @@ pub async fn run(
     let Config { root, limits, .. } = &config;
     let places = raise_descriptors(limits);
     let vms = Arc::new(VmTable::new(limits.vms));
-    let status = Arc::new(StatusKeeper::open(root, vms.clone(), recorder.clone()).map_err(failed("status"))?);
+    let status = StatusKeeper::start(root, vms.clone(), recorder.clone()).map_err(failed("status"))?;
 
-    // Everything up to the doors reads and writes files; nothing else runs yet that it could delay.
-    let disk = Arc::new(RealDisk::new(root.journal()));
-    let opened = Opened::open(disk, journal_id, limits.segment_bytes)?;
-    let report = &opened.report;
-    let map = opened.map().clone();
-    tracing::info!(
-        first_seq = map.first_seq(),
-        head_seq = map.durable_seq(),
-        rewritten = report.rewritten,
-        damage = report.damage.len(),
-        "journal: open"
-    );
-    report.damage.iter().for_each(|damage| status.damaged(&damage.to_string()));
-    let reach = (map.first_seq(), map.durable_seq());
-    let prepared = Prepared::new(root, limits, vms.clone(), reach, &|seq| opened.reader(seq))?;
-    let readers = opened.readers();
-    let logs = prepared.start(limits, readers).map_err(failed("logs"))?;
+    // Until the doors open nobody was told anything: a shutdown needs no drain.
+    let recovery = {
+        let (root, limits, vms, status) = (root.clone(), limits.clone(), vms.clone(), status.clone());
+        tokio::task::spawn_blocking(move || recover(&root, &limits, journal_id, vms, &status))
+    };
+    tokio::pin!(shutdown);
+    let (opened, view) = tokio::select! {
+        recovered = recovery => recovered.map_err(|e| failed("recovery")(io::Error::other(e)))??,
+        () = &mut shutdown => {
+            status.end();
+            return Ok(());
+        }
+    };
+    let logs = Logs::start(view, limits, opened.readers()).map_err(failed("logs"))?;
     let (ending, ended) = watch::channel(Ending::No);
     let ending = Arc::new(ending);
     let failure = Arc::new(Mutex::new(None::<String>));
-    let journal = {
+    let (journal, known) = {
         let (logs, ending, failure) = (logs.clone(), ending.clone(), failure.clone());
         let floor = logs.floor();
         let committed = move |commit| logs.push(commit);
@@ -127,7 +125,9 @@ pub async fn run(
             *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             ending.send_replace(Ending::JournalFailed);
         };
-        Arc::new(opened.start(limits, committed, on_failure, floor))
+        let known = opened.report.damage.clone();
+        let journal = opened.start(limits, committed, on_failure, floor).map_err(failed("journal"))?;
+        (Arc::new(journal), known)
     };
     status.attach(journal.clone(), logs.clone());
 
@@ -144,11 +144,11 @@ pub async fn run(
         "broker: running"
     );
     ready(&listeners);
-    check_sealed(&journal, &status, ended.clone());
+    check_sealed(&journal, known, &status, ended.clone());
 
     let mut ended = ended;
     tokio::select! {
-        () = shutdown => drop(ending.send_replace(Ending::Draining)),
+        () = &mut shutdown => drop(ending.send_replace(Ending::Draining)),
         _ = ended.wait_for(|e| *e != Ending::No) => {}
     }
     status.say(State::Draining, &listeners);
@@ -165,11 +165,32 @@ pub async fn run(
     if timeout_at(until, end).await.is_err() {
         tracing::warn!("broker: the logs did not finish in time; the next start writes them on");
     }
-    let _ = std::fs::remove_file(config.root.socket());
+    for socket in config.unix.iter().chain([&config.root.socket()]) {
+        let _ = std::fs::remove_file(socket);
+    }
     status.end();
     drop(lock);
     let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
     failure.map_or(Ok(()), |error| Err(BrokerError::JournalFailed(error)))
+}
+
+/// Opens the journal and brings the logs up to date. Blocks.
+fn recover(
+    root: &StateRoot,
+    limits: &Limits,
+    journal_id: u128,
+    vms: Arc<VmTable>,
+    status: &StatusKeeper,
+) -> Result<(Opened, LogView), BrokerError> {
+    let disk = Arc::new(RealDisk::new(root.journal()));
+    let opened = Opened::open(disk, journal_id, limits.segment_bytes)?;
+    let (map, report) = (opened.map().clone(), &opened.report);
+    let reach = (map.first_seq(), map.durable_seq());
+    let (rewritten, damage) = (report.rewritten, report.damage.len());
+    tracing::info!(first_seq = reach.0, head_seq = reach.1, rewritten, damage, "journal: open");
+    report.damage.iter().for_each(|damage| status.damaged(&damage.to_string()));
+    let view = LogView::open(root, limits, vms, reach, &|seq| opened.reader(seq))?;
+    Ok((opened, view))
 }
 
 async fn open_doors(config: &Config, lobby: &Arc<Lobby>) -> Result<Vec<String>, BrokerError> {
@@ -215,8 +236,13 @@ fn raise_descriptors(limits: &Limits) -> usize {
     usize::try_from(have.saturating_sub(kept).clamp(16, wanted)).unwrap_or(16)
 }
 
-/// Reads the sealed segments once, in the background, and says what is damaged.
-fn check_sealed(journal: &Arc<Journal>, status: &Arc<StatusKeeper>, ended: watch::Receiver<Ending>) {
+/// Reads the sealed segments once, in the background, and says what is damaged and not `known`.
+fn check_sealed(
+    journal: &Arc<Journal>,
+    known: Vec<Damage>,
+    status: &Arc<StatusKeeper>,
+    ended: watch::Receiver<Ending>,
+) {
     let (journal, status) = (journal.clone(), status.clone());
     let check = move || {
         // One segment, then a rest: half of one core at the most, and half of the disk.
@@ -226,7 +252,11 @@ fn check_sealed(journal: &Arc<Journal>, status: &Arc<StatusKeeper>, ended: watch
             since = std::time::Instant::now();
             *ended.borrow() == Ending::No
         };
-        journal.check_sealed(pause, |damage| status.damaged(&damage.to_string()));
+        journal.check_sealed(pause, |damage| {
+            if !known.contains(&damage) {
+                status.damaged(&damage.to_string());
+            }
+        });
     };
     if let Err(error) = std::thread::Builder::new().name("castra-check".into()).spawn(check) {
         tracing::warn!(%error, "journal: sealed segments are not checked");

@@ -110,6 +110,7 @@ impl Client {
         match answer.strip_prefix("error: ") {
             Some(reason) => Err(ClientError::Refused(reason.to_owned())),
             None if answer.starts_with("ok session=") => Ok(client),
+            None if answer == "ok" => Err(ClientError::Refused("the hello asked for no bus-v1".into())),
             None => Err(ClientError::Protocol(format!("it answers {answer:?}"))),
         }
     }

@@ -9,7 +9,7 @@
 
 use super::identity::VmName;
 use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
-use super::topic::Topic;
+use super::topic::{Topic, TopicError};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -120,7 +120,10 @@ impl Batch {
     ) -> Result<Draft, Refusal> {
         let topic = match &publish.topic {
             None => Topic::BROADCAST,
-            Some(text) => Topic::parse(&text.0).map_err(|e| Refusal::new("bad-topic", e.to_string()))?,
+            Some(text) => Topic::parse(&text.0).map_err(|e| match e {
+                TopicError::Reserved => Refusal::new("reserved-topic", e.to_string()),
+                _ => Refusal::new("bad-topic", e.to_string()),
+            })?,
         };
         let out = &mut self.bytes;
         let start = out.len();
@@ -441,7 +444,7 @@ mod tests {
         let long = format!("{{\"id\":\"{}\"}}", "i".repeat(129));
         for (json, code) in [
             (r#"{"topic":"a..b"}"#, "bad-topic"),
-            (r#"{"topic":"$dlq.x"}"#, "bad-topic"),
+            (r#"{"topic":"$dlq.x"}"#, "reserved-topic"),
             (r#"{"id":""}"#, "bad-id"),
             (long.as_str(), "bad-id"),
             (r#"{"id":"a\u0000"}"#, "bad-id"),

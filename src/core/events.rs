@@ -10,7 +10,7 @@ use super::state_root::StateRoot;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -214,6 +214,10 @@ impl Appended {
             None => {
                 let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
                 let size = file.metadata()?.len();
+                // What an earlier write left is no part of the next line.
+                if size > 0 && !ends_in_newline(&self.path, size)? {
+                    self.pending.insert(0, b'\n');
+                }
                 self.file.insert((file, size))
             }
         };
@@ -221,6 +225,12 @@ impl Appended {
         *size += self.pending.len() as u64;
         Ok(())
     }
+}
+
+fn ends_in_newline(path: &Path, size: u64) -> io::Result<bool> {
+    let mut last = [0];
+    File::open(path)?.read_exact_at(&mut last, size - 1)?;
+    Ok(last == *b"\n")
 }
 
 /// The name of the `n`-th rotated file: `<path>.n`.

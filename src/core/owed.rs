@@ -118,7 +118,8 @@ pub fn answer_not_committed(out: &mut Vec<u8>, answers: Vec<Answer>, why: NotCom
         ),
         NotCommitted::Unknown => Refusal::new(
             "outcome-unknown",
-            "the host's disk failed; the event may be stored or not. Send it again with the same id",
+            "the broker ended, or its disk failed, before the event was known to be durable; it may be stored or not. \
+             Send it again with the same id",
         ),
     };
     for answer in answers {

@@ -36,6 +36,14 @@ pub enum StateRootError {
         /// Who asks.
         uid: u32,
     },
+    /// A folder that is something else.
+    #[error("{path} is no state root of castra: it holds {name} and no format; choose an empty folder, or one that does not exist", path = .path.display())]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// What is in it.
+        name: String,
+    },
     /// `format` is of a later castra.
     #[error("{path} has format {found}, this castra knows {FORMAT}; run the castra that wrote it, or a newer one", path = .path.display())]
     Newer {
@@ -138,6 +146,7 @@ impl StateRoot {
         if owner != uid {
             return Err(StateRootError::NotOwned { path: self.path.clone(), owner, uid });
         }
+        self.refuse_foreign()?;
         std::fs::set_permissions(&self.path, Permissions::from_mode(0o700))
             .map_err(failed("set the mode of", &self.path))?;
         let lock = self.take_lock()?;
@@ -147,6 +156,25 @@ impl StateRoot {
         let journal = self.open_format()?;
         sync_dir(&self.path).map_err(failed("sync", &self.path))?;
         Ok((journal, lock))
+    }
+
+    /// A folder with something in it and without a `format` is taken only when a broker that did not get far
+    /// may have left it so.
+    fn refuse_foreign(&self) -> Result<(), StateRootError> {
+        const OURS: [&str; 6] = ["broker.lock", "format.new", "handshakes", "journal", "logs", "lost+found"];
+        if self.path.join("format").exists() {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(&self.path).map_err(failed("list", &self.path))? {
+            let name = entry.map_err(failed("list", &self.path))?.file_name();
+            if !OURS.iter().any(|ours| name == *ours) {
+                return Err(StateRootError::Foreign {
+                    path: self.path.clone(),
+                    name: name.display().to_string(),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn take_lock(&self) -> Result<File, StateRootError> {

@@ -14,10 +14,6 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-/// A VM without a session is reachable for so long after a handshake, in milliseconds.
-pub const REACHABLE_MS: i64 = 45_000;
-/// A broker that holds its lock and has not refreshed for so long is unresponsive, in milliseconds.
-pub const UNRESPONSIVE_MS: i64 = 5_000;
 /// The version of what `castra status --json` prints.
 pub const SCHEMA: u32 = 1;
 const NEVER: i64 = i64::MIN;
@@ -55,10 +51,10 @@ impl Vm {
         self.changed.store(true, Relaxed);
     }
 
-    /// It said hello.
-    pub fn handshake(&self, capabilities: &[String], now: i64) {
+    /// What it can do, as it says.
+    pub fn says(&self, capabilities: &[String]) {
         *self.capabilities.lock().unwrap_or_else(PoisonError::into_inner) = capabilities.to_vec();
-        self.stamp(&self.handshake, now);
+        self.changed.store(true, Relaxed);
     }
 
     /// It published, and so many more events wait for their ack.
@@ -140,9 +136,11 @@ impl VmTable {
         self.host.clone()
     }
 
-    /// The VM of that name, new or known. `None` when all that are remembered have sessions.
-    pub fn enter(&self, name: &VmName) -> Option<Arc<Vm>> {
+    /// The VM of that name, new or known, which said hello `now`: so it is not the next to go. `None` when all
+    /// that are remembered have sessions.
+    pub fn enter(&self, name: &VmName, now: i64) -> Option<Arc<Vm>> {
         if let Some(vm) = self.vms.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+            vm.stamp(&vm.handshake, now);
             return Some(vm.clone());
         }
         let mut vms = self.vms.write().unwrap_or_else(PoisonError::into_inner);
@@ -152,7 +150,9 @@ impl VmTable {
             vms.remove(&gone);
         }
         let new = || Arc::new(Vm::new(name.clone(), self.changed.clone()));
-        Some(vms.entry(name.clone()).or_insert_with(new).clone())
+        let vm = vms.entry(name.clone()).or_insert_with(new);
+        vm.stamp(&vm.handshake, now);
+        Some(vm.clone())
     }
 
     /// Whether a VM of that name is remembered.
@@ -176,7 +176,7 @@ impl VmTable {
     /// Takes in what an earlier broker remembered; `age` makes a stamp of now from one of then.
     pub fn remember(&self, records: &[VmRecord], now: i64, age: impl Fn(i64) -> i64) {
         for record in records.iter().take(self.limit) {
-            let Some(vm) = VmName::parse(&record.name).ok().and_then(|name| self.enter(&name)) else {
+            let Some(vm) = VmName::parse(&record.name).ok().and_then(|name| self.enter(&name, now)) else {
                 continue;
             };
             let stamp = |at: &AtomicI64, then: Option<i64>| {
@@ -234,6 +234,9 @@ pub struct JournalStatus {
     pub segments: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// How far the newest event's `ts` is ahead of the clock, in milliseconds: it stands still until the clock
+    /// gets there. 0 unless the clock was set back.
+    pub ts_ahead_ms: u64,
     /// Ranges that were durable and cannot be read, for people; the broker's log has them all.
     pub damage: Vec<String>,
 }
@@ -271,48 +274,6 @@ pub struct Snapshot {
     pub vms: Vec<VmRecord>,
 }
 
-/// What `castra status --json` prints; `docs/BUS.md` and `--help` document every field.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "documented where operators read it")]
-pub struct Report {
-    pub schema: u32,
-    pub broker: BrokerReport,
-    pub reachable: bool,
-    pub last_handshake_vm: Option<String>,
-    pub last_handshake_age_ms: Option<i64>,
-    pub vms: Vec<VmReport>,
-}
-
-/// The broker's part of a [`Report`].
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "documented where operators read it")]
-pub struct BrokerReport {
-    pub state: State,
-    pub pid: Option<u32>,
-    pub version: Option<String>,
-    pub started_at: Option<String>,
-    pub uptime_ms: Option<i64>,
-    pub listeners: Vec<String>,
-    pub journal: JournalStatus,
-    pub logs_stalled: Option<String>,
-    pub signals_dropped: u64,
-}
-
-/// One VM of a [`Report`].
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "documented where operators read it")]
-pub struct VmReport {
-    pub name: String,
-    pub reachable: bool,
-    pub last_handshake_age_ms: Option<i64>,
-    pub capabilities: Vec<String>,
-    pub identity: &'static str,
-    pub sessions: u32,
-    pub last_publish_age_ms: Option<i64>,
-    pub last_heartbeat_age_ms: Option<i64>,
-    pub in_flight: u64,
-}
-
 /// The reader's moment.
 #[derive(Clone, Debug)]
 pub struct Now {
@@ -333,81 +294,5 @@ impl Snapshot {
             i64::try_from(now.wall_ms.saturating_sub(self.wall_ms)).unwrap_or(i64::MAX)
         };
         since.saturating_add(self.boot_ms.saturating_sub(stamp)).max(0)
-    }
-}
-
-/// What to show at `now` of what the broker wrote, if anything; `holder` is the process that runs one, 0
-/// when nobody knows which.
-pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Report {
-    let locked = holder.is_some();
-    let pid = holder.filter(|pid| *pid != 0);
-    let Some(snapshot) = snapshot else {
-        let state = if locked { State::Starting } else { State::Offline };
-        return Report {
-            schema: SCHEMA,
-            broker: BrokerReport {
-                state,
-                pid,
-                version: None,
-                started_at: None,
-                uptime_ms: None,
-                listeners: Vec::new(),
-                journal: JournalStatus::default(),
-                logs_stalled: None,
-                signals_dropped: 0,
-            },
-            reachable: false,
-            last_handshake_vm: None,
-            last_handshake_age_ms: None,
-            vms: Vec::new(),
-        };
-    };
-    let state = match snapshot.state {
-        _ if !locked => State::Offline,
-        // It has not said anything yet: these are the words of the one before it.
-        _ if pid.is_some_and(|pid| pid != snapshot.pid) => State::Starting,
-        _ if snapshot.age(snapshot.boot_ms, now) > UNRESPONSIVE_MS => State::Unresponsive,
-        said => said,
-    };
-    let said_by_it = locked && pid.is_none_or(|pid| pid == snapshot.pid);
-    let runs = said_by_it && state != State::Unresponsive;
-    let age = |stamp: Option<i64>| stamp.map(|stamp| snapshot.age(stamp, now));
-    let vms: Vec<VmReport> = snapshot
-        .vms
-        .iter()
-        .map(|vm| {
-            let handshake = age(vm.handshake);
-            VmReport {
-                name: vm.name.clone(),
-                reachable: runs && (vm.sessions > 0 || handshake.is_some_and(|age| age <= REACHABLE_MS)),
-                last_handshake_age_ms: handshake,
-                capabilities: vm.capabilities.clone(),
-                identity: "name",
-                sessions: if runs { vm.sessions } else { 0 },
-                last_publish_age_ms: age(vm.publish),
-                last_heartbeat_age_ms: age(vm.heartbeat),
-                in_flight: if runs { vm.in_flight } else { 0 },
-            }
-        })
-        .collect();
-    let last =
-        vms.iter().filter(|vm| vm.last_handshake_age_ms.is_some()).min_by_key(|vm| vm.last_handshake_age_ms);
-    Report {
-        schema: SCHEMA,
-        broker: BrokerReport {
-            state,
-            pid: locked.then_some(pid.unwrap_or(snapshot.pid)),
-            version: Some(snapshot.version.clone()),
-            started_at: Some(snapshot.started_at.clone()),
-            uptime_ms: said_by_it.then(|| snapshot.age(snapshot.started_boot_ms, now)),
-            listeners: if said_by_it { snapshot.listeners.clone() } else { Vec::new() },
-            journal: snapshot.journal.clone(),
-            logs_stalled: snapshot.logs_stalled.clone(),
-            signals_dropped: snapshot.signals_dropped,
-        },
-        reachable: vms.iter().any(|vm| vm.reachable),
-        last_handshake_vm: last.map(|vm| vm.name.clone()),
-        last_handshake_age_ms: last.and_then(|vm| vm.last_handshake_age_ms),
-        vms,
     }
 }

@@ -38,11 +38,11 @@ struct Inner {
 }
 
 impl StatusKeeper {
-    /// Takes in what an earlier broker remembered, says `starting`, until it is told more.
+    /// Takes in what an earlier broker remembered, says `starting`, and keeps the file fresh from here on.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn open(root: &StateRoot, vms: Arc<VmTable>, recorder: Arc<Recorder>) -> io::Result<Self> {
+    /// The file cannot be written, or there is no thread to be had.
+    pub fn start(root: &StateRoot, vms: Arc<VmTable>, recorder: Arc<Recorder>) -> io::Result<Arc<Self>> {
         let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
         match status_file::read(&root.status()) {
             Ok(Some(old)) => vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now)),
@@ -71,7 +71,18 @@ impl StatusKeeper {
         let mut writer = StatusWriter::open(root)?;
         writer.write(&snapshot)?;
         let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
-        Ok(StatusKeeper { vms, recorder, inner: Mutex::new(inner) })
+        let status = Arc::new(StatusKeeper { vms, recorder, inner: Mutex::new(inner) });
+        let keeper = status.clone();
+        let keep = move || {
+            for tick in 0u32.. {
+                std::thread::sleep(STATUS_TICK);
+                if !keeper.refresh(tick % STATUS_TICKS == 0) {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("castra-status".into()).spawn(keep)?;
+        Ok(status)
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
@@ -88,21 +99,9 @@ impl StatusKeeper {
         });
     }
 
-    /// From here on the journal and the logs are shown, and a thread keeps the file fresh.
-    pub fn attach(self: &Arc<Self>, journal: Arc<Journal>, logs: Arc<Logs>) {
+    /// From here on the journal and the logs are shown.
+    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>) {
         self.with(|inner| inner.running = Some((journal, logs)));
-        let status = self.clone();
-        let keep = move || {
-            for tick in 0u32.. {
-                std::thread::sleep(STATUS_TICK);
-                if !status.refresh(tick % STATUS_TICKS == 0) {
-                    return;
-                }
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("castra-status".into()).spawn(keep) {
-            tracing::error!(%error, "status: no thread; it will not be refreshed");
-        }
     }
 
     /// The broker is in another state.
@@ -134,6 +133,7 @@ impl StatusKeeper {
                 logs_seq: logs.seq(),
                 segments: segments.len(),
                 bytes: segments.iter().map(|s| s.end).sum(),
+                ts_ahead_ms: map.newest_ts().saturating_sub(clock::wall_ms()),
                 damage: std::mem::take(&mut snapshot.journal.damage),
             };
             let state = match snapshot.state {

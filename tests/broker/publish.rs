@@ -179,7 +179,6 @@ fn events_in_one_frame_are_stored_together_or_not_at_all() {
 }
 
 #[test]
-#[ignore = "bug in session.rs: it counts from 0"]
 fn a_refused_group_names_the_bad_event_by_its_place() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());
@@ -216,7 +215,6 @@ fn a_mailbox_stands_in_its_owners_log_when_it_is_known() {
 }
 
 #[test]
-#[ignore = "bug in logs.rs: `exists` lets the mailbox of a reserved name through, the line is in bus.log twice"]
 fn a_mailbox_called_bus_is_no_way_into_the_shared_log() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());

@@ -88,7 +88,6 @@ fn bad_frames() -> Vec<(Vec<u8>, &'static str, &'static str)> {
 }
 
 #[test]
-#[ignore = "bug in wire/frame.rs or event.rs: serde takes an array for the fields of an event, by position"]
 fn an_event_of_a_group_is_an_object() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());

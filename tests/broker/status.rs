@@ -216,7 +216,6 @@ fn a_broker_that_has_the_lock_and_said_nothing_yet_is_starting() {
 }
 
 #[test]
-#[ignore = "bug in broker.rs: nothing refreshes the status before the journal and the logs are open"]
 fn a_start_that_takes_long_is_starting_all_the_while() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());

@@ -415,7 +415,13 @@ fn segments_that_are_none_of_this_journals_are_refused_by_name() {
     // A later version.
     let case = Case::stopped();
     let (_, newest) = case.sealed_and_newest();
-    fs::File::options().write(true).open(&newest).unwrap().write_all_at(&[9], 8).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&newest).unwrap();
+    let mut header = [0; 72];
+    file.read_exact_at(&mut header, 0).unwrap();
+    header[8] = 9;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..]);
+    header[12..16].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, 0).unwrap();
     case.refuses(65, &["format version 9"]);
 }
 

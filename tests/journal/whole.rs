@@ -94,7 +94,7 @@ fn start(disk: &SimDisk, bytes: u64) -> Running {
         },
         Arc::new(AtomicU64::new(u64::MAX)),
     );
-    Running { journal, committed, failed }
+    Running { journal: journal.unwrap(), committed, failed }
 }
 
 /// Submits a batch and waits; its first seq and its events.

@@ -180,16 +180,15 @@ impl Lobby {
         // The host is no VM: it has a session and no place in the table.
         let vm = match role {
             Role::Host => self.bus.vms.host(),
-            Role::Guest => self.bus.vms.enter(&hello.name).ok_or("too-many-vms")?,
+            Role::Guest => self.bus.vms.enter(&hello.name, clock::boot_ms()).ok_or("too-many-vms")?,
         };
+        vm.says(&hello.capabilities);
         if !hello.has(BUS_V1) {
-            vm.handshake(&hello.capabilities, clock::boot_ms());
             return Ok(Judged::HandshakeOnly);
         }
         let place = self.bus.sessions.clone().try_acquire_owned().map_err(|_| "too-many-sessions")?;
         let presence =
             vm.open_session(self.bus.limits.sessions_per_vm).ok_or("too-many-sessions-of-this-vm")?;
-        vm.handshake(&hello.capabilities, clock::boot_ms());
         Ok(Judged::Session(Box::new(Granted { presence, role, place })))
     }
 

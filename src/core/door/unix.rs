@@ -11,20 +11,24 @@ use std::fs::Permissions;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
-/// The longest path of a socket, in bytes.
-pub const PATH_BYTES: usize = 107;
+/// What the kernel takes for a path, in bytes.
+const SUN_PATH_BYTES: usize = 107;
+/// The longest path of a socket, in bytes: it is made as `<path>.new` and renamed.
+pub const PATH_BYTES: usize = SUN_PATH_BYTES - 4;
 
 /// Listens at `path`. A socket that an earlier broker left there gives way; anything else does not.
 ///
 /// # Errors
 /// The path is too long, is something else than a socket, is served by somebody, or cannot be made.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    let new = path.with_extension("new");
-    if new.as_os_str().len() > PATH_BYTES {
-        let why = format!("the path of a socket is at most {} bytes; choose a shorter one", PATH_BYTES - 4);
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    if new.as_os_str().len() > SUN_PATH_BYTES {
+        let why = format!("the path of a socket is at most {PATH_BYTES} bytes; choose a shorter one");
         return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     }
     if std::fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {

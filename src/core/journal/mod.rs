@@ -32,6 +32,7 @@ use disk::Disk;
 use read::Reader;
 use segment::Map;
 use spare::Spares;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,13 +89,16 @@ impl Opened {
 
     /// Starts the threads. `committed` gets every commit, in order, and may wait to slow publishers down;
     /// `failed` is called once when the disk failed; `floor` is the seq that retention may not pass.
+    ///
+    /// # Errors
+    /// A thread cannot be had.
     pub fn start(
         self,
         limits: &Limits,
         committed: impl FnMut(Arc<Committed>) + Send + 'static,
         failed: impl FnOnce(String) + Send + 'static,
         floor: Arc<AtomicU64>,
-    ) -> Journal {
+    ) -> io::Result<Journal> {
         let Opened { disk, map, writer, .. } = self;
         let spares = Arc::new(Spares::default());
         let (inbox, receiver) = channel();
@@ -107,7 +111,8 @@ impl Opened {
             waiting: Vec::new(),
             dead: false,
         };
-        let committer = std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run());
+        let committer =
+            std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run())?;
         let keeper = {
             let (spares, disk, map) = (spares.clone(), disk.clone(), map.clone());
             let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
@@ -120,16 +125,10 @@ impl Opened {
                 }
             };
             let run = move || spares.run(&*disk, segment_bytes, || retain(&*disk));
-            std::thread::Builder::new().name("castra-keeper".into()).spawn(run)
+            std::thread::Builder::new().name("castra-keeper".into()).spawn(run)?
         };
-        Journal {
-            disk,
-            map,
-            spares,
-            inbox,
-            committer: Mutex::new(committer.ok()),
-            keeper: Mutex::new(keeper.ok()),
-        }
+        let (committer, keeper) = (Mutex::new(Some(committer)), Mutex::new(Some(keeper)));
+        Ok(Journal { disk, map, spares, inbox, committer, keeper })
     }
 }
 
@@ -188,9 +187,20 @@ impl Journal {
     }
 }
 
-struct Callbacks<C, F> {
+struct Callbacks<C, F: FnOnce(String)> {
     committed: C,
     failed: Option<F>,
+}
+
+/// A commit thread that panics is a journal that failed, not a broker that goes on without one.
+impl<C, F: FnOnce(String)> Drop for Callbacks<C, F> {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(failed) = self.failed.take()
+        {
+            failed("the commit thread panicked".to_owned());
+        }
+    }
 }
 
 impl<C: FnMut(Arc<Committed>) + Send, F: FnOnce(String) + Send> Observer for Callbacks<C, F> {
@@ -198,7 +208,7 @@ impl<C: FnMut(Arc<Committed>) + Send, F: FnOnce(String) + Send> Observer for Cal
         (self.committed)(committed);
     }
 
-    fn failed(&mut self, error: &std::io::Error) {
+    fn failed(&mut self, error: &io::Error) {
         if let Some(failed) = self.failed.take() {
             failed(error.to_string());
         }

@@ -146,6 +146,7 @@ pub struct Segment {
 struct State {
     segments: Vec<Segment>,
     durable_seq: u64,
+    newest_ts: u64,
 }
 
 /// The journal's map: which segments there are and how far they are durable. Shared by the one writer
@@ -160,7 +161,7 @@ pub struct Map {
 impl Map {
     /// A map of these segments, oldest first.
     pub fn new(journal: u128, segments: Vec<Segment>, durable_seq: u64) -> Self {
-        Map { journal, state: RwLock::new(State { segments, durable_seq }) }
+        Map { journal, state: RwLock::new(State { segments, durable_seq, newest_ts: 0 }) }
     }
 
     fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
@@ -174,6 +175,11 @@ impl Map {
     /// The last event covered by an fdatasync that returned 0 (invariant 1); 0 when there is none.
     pub fn durable_seq(&self) -> u64 {
         self.read(|s| s.durable_seq)
+    }
+
+    /// The newest ts that this process gave, in milliseconds; 0 when it gave none.
+    pub fn newest_ts(&self) -> u64 {
+        self.read(|s| s.newest_ts)
     }
 
     /// All segments, oldest first.
@@ -202,10 +208,10 @@ impl Map {
         self.read(|s| s.segments.first().map_or(s.durable_seq + 1, |segment| segment.first_seq))
     }
 
-    /// The newest segment's records end at `end`, and events up to `durable_seq` are durable.
-    pub(super) fn advance(&self, end: u64, durable_seq: u64) {
+    /// The newest segment's records end at `end`, and events up to `durable_seq` are durable; `newest_ts` is theirs.
+    pub(super) fn advance(&self, end: u64, durable_seq: u64, newest_ts: u64) {
         self.write(|s| {
-            s.durable_seq = durable_seq;
+            (s.durable_seq, s.newest_ts) = (durable_seq, newest_ts);
             if let Some(last) = s.segments.last_mut() {
                 last.end = end;
             }

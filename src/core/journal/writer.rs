@@ -215,7 +215,7 @@ impl Writer {
         }
         active.end += bytes.len() as u64;
         self.durable_lsn = self.next.lsn - 1;
-        self.map.advance(active.end, self.next.seq - 1);
+        self.map.advance(active.end, self.next.seq - 1, self.next.ts);
         Ok(())
     }
 

@@ -1,0 +1,130 @@
+//! What `castra status` says, made of what the broker wrote and of who holds the lock.
+//!
+//! Always holds: a broker that does not run, or does not answer, has no session and reaches no VM; nothing
+//! here reads a clock or a file. Pure. Owner: `app/status.rs`.
+
+use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
+use serde::Serialize;
+
+/// A VM without a session is reachable for so long after a handshake, in milliseconds.
+pub const REACHABLE_MS: i64 = 45_000;
+/// A broker that holds its lock and has not refreshed for so long is unresponsive, in milliseconds.
+pub const UNRESPONSIVE_MS: i64 = 5_000;
+
+/// What `castra status --json` prints; `docs/BUS.md` and `--help` document every field.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "documented where operators read it")]
+pub struct Report {
+    pub schema: u32,
+    pub broker: BrokerReport,
+    pub reachable: bool,
+    pub last_handshake_vm: Option<String>,
+    pub last_handshake_age_ms: Option<i64>,
+    pub vms: Vec<VmReport>,
+}
+
+/// The broker's part of a [`Report`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "documented where operators read it")]
+pub struct BrokerReport {
+    pub state: State,
+    pub pid: Option<u32>,
+    pub version: Option<String>,
+    pub started_at: Option<String>,
+    pub uptime_ms: Option<i64>,
+    pub listeners: Vec<String>,
+    pub journal: JournalStatus,
+    pub logs_stalled: Option<String>,
+    pub signals_dropped: u64,
+}
+
+/// One VM of a [`Report`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[allow(missing_docs, reason = "documented where operators read it")]
+pub struct VmReport {
+    pub name: String,
+    pub reachable: bool,
+    pub last_handshake_age_ms: Option<i64>,
+    pub capabilities: Vec<String>,
+    pub identity: &'static str,
+    pub sessions: u32,
+    pub last_publish_age_ms: Option<i64>,
+    pub last_heartbeat_age_ms: Option<i64>,
+    pub in_flight: u64,
+}
+
+/// What to show at `now` of what the broker wrote, if anything; `holder` is the process that runs one, 0
+/// when nobody knows which.
+pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Report {
+    let locked = holder.is_some();
+    let pid = holder.filter(|pid| *pid != 0);
+    let Some(snapshot) = snapshot else {
+        let state = if locked { State::Starting } else { State::Offline };
+        return Report {
+            schema: SCHEMA,
+            broker: BrokerReport {
+                state,
+                pid,
+                version: None,
+                started_at: None,
+                uptime_ms: None,
+                listeners: Vec::new(),
+                journal: JournalStatus::default(),
+                logs_stalled: None,
+                signals_dropped: 0,
+            },
+            reachable: false,
+            last_handshake_vm: None,
+            last_handshake_age_ms: None,
+            vms: Vec::new(),
+        };
+    };
+    let state = match snapshot.state {
+        _ if !locked => State::Offline,
+        // It has not said anything yet: these are the words of the one before it.
+        _ if pid.is_some_and(|pid| pid != snapshot.pid) => State::Starting,
+        _ if snapshot.age(snapshot.boot_ms, now) > UNRESPONSIVE_MS => State::Unresponsive,
+        said => said,
+    };
+    let said_by_it = locked && pid.is_none_or(|pid| pid == snapshot.pid);
+    let runs = said_by_it && state != State::Unresponsive;
+    let age = |stamp: Option<i64>| stamp.map(|stamp| snapshot.age(stamp, now));
+    let vms: Vec<VmReport> = snapshot
+        .vms
+        .iter()
+        .map(|vm| {
+            let handshake = age(vm.handshake);
+            VmReport {
+                name: vm.name.clone(),
+                reachable: runs && (vm.sessions > 0 || handshake.is_some_and(|age| age <= REACHABLE_MS)),
+                last_handshake_age_ms: handshake,
+                capabilities: vm.capabilities.clone(),
+                identity: "name",
+                sessions: if runs { vm.sessions } else { 0 },
+                last_publish_age_ms: age(vm.publish),
+                last_heartbeat_age_ms: age(vm.heartbeat),
+                in_flight: if runs { vm.in_flight } else { 0 },
+            }
+        })
+        .collect();
+    let last =
+        vms.iter().filter(|vm| vm.last_handshake_age_ms.is_some()).min_by_key(|vm| vm.last_handshake_age_ms);
+    Report {
+        schema: SCHEMA,
+        broker: BrokerReport {
+            state,
+            pid: locked.then_some(pid.unwrap_or(snapshot.pid)),
+            version: Some(snapshot.version.clone()),
+            started_at: Some(snapshot.started_at.clone()),
+            uptime_ms: said_by_it.then(|| snapshot.age(snapshot.started_boot_ms, now)),
+            listeners: if said_by_it { snapshot.listeners.clone() } else { Vec::new() },
+            journal: snapshot.journal.clone(),
+            logs_stalled: snapshot.logs_stalled.clone(),
+            signals_dropped: snapshot.signals_dropped,
+        },
+        reachable: vms.iter().any(|vm| vm.reachable),
+        last_handshake_vm: last.map(|vm| vm.name.clone()),
+        last_handshake_age_ms: last.and_then(|vm| vm.last_handshake_age_ms),
+        vms,
+    }
+}
