@@ -158,10 +158,20 @@ impl StateRoot {
         Ok((journal, lock))
     }
 
-    /// A folder with something in it and without a `format` is taken only when a broker that did not get far
-    /// may have left it so.
+    /// A folder with something in it and without a `format` is taken only when all in it may be a
+    /// broker's: `--state-root /tmp` would be shut to everybody else.
     fn refuse_foreign(&self) -> Result<(), StateRootError> {
-        const OURS: [&str; 6] = ["broker.lock", "format.new", "handshakes", "journal", "logs", "lost+found"];
+        const OURS: [&str; 9] = [
+            "broker.lock",
+            "castra.sock",
+            "format.new",
+            "handshakes",
+            "journal",
+            "logs",
+            "lost+found",
+            "status",
+            "status.new",
+        ];
         if self.path.join("format").exists() {
             return Ok(());
         }

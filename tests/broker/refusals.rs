@@ -76,7 +76,6 @@ fn bad_frames() -> Vec<(Vec<u8>, &'static str, &'static str)> {
         "a.>",
         "*",
         ">",
-        "$dlq.x",
         "vm:",
         "vm:-x",
         "vm:a/b",
@@ -84,6 +83,7 @@ fn bad_frames() -> Vec<(Vec<u8>, &'static str, &'static str)> {
     ] {
         frames.push((publish(&format!("\"topic\":\"{topic}\"")), "publish", "bad-topic"));
     }
+    frames.push((publish("\"topic\":\"$dlq.x\""), "publish", "reserved-topic"));
     frames
 }
 

@@ -87,8 +87,12 @@ fn a_running_broker_shows_itself_and_its_vms() {
     assert!((0..60_000).contains(&own["uptime_ms"].as_i64().unwrap()), "{own}");
     assert!(own["started_at"].as_str().unwrap().ends_with('Z'));
     let journal = &own["journal"];
-    assert_eq!(keys(journal), ["bytes", "damage", "first_seq", "head_seq", "logs_seq", "segments"]);
+    assert_eq!(
+        keys(journal),
+        ["bytes", "damage", "first_seq", "head_seq", "logs_seq", "segments", "ts_ahead_ms"]
+    );
     assert_eq!((&journal["first_seq"], &journal["head_seq"]), (&json!(1), &json!(7)));
+    assert_eq!(journal["ts_ahead_ms"], 0);
     assert!(journal["bytes"].as_u64().unwrap() > 0 && journal["segments"].as_u64().unwrap() >= 1);
 
     assert_eq!((&shown["reachable"], &shown["last_handshake_vm"]), (&json!(true), &json!("second")));
@@ -232,7 +236,7 @@ fn a_start_that_takes_long_is_starting_all_the_while() {
                 (states.last().unwrap() == "running").then(|| states.clone())
             })
         });
-        let command = slow_disk("fdatasync,fsync", Duration::from_millis(1200), "1..8");
+        let command = slow_disk("fdatasync,fsync", Duration::from_millis(700), "1..8");
         let _broker = Broker::start_with(dir.path(), command, &[]);
         watch.join().unwrap()
     });

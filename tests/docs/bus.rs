@@ -260,6 +260,7 @@ fn limits_are_those_of_limits_rs() {
         ("TAGS", limits::TAGS as u64),
         ("TAG_BYTES", limits::TAG_BYTES as u64),
         ("JSON_DEPTH", limits::JSON_DEPTH as u64),
+        ("ACCEPT_QUEUE", limits::ACCEPT_QUEUE as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
         ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),
         ("BATCH_BYTES", limits::BATCH_BYTES as u64),
