@@ -3,10 +3,14 @@
 //! Always holds: the journal touches files only through [`Disk`] and [`DiskFile`], so a simulated disk
 //! (`tests/journal/sim.rs`) can cut the power between any two calls. Owner: [`super::Journal`].
 
+use super::aligned::{Aligned, BLOCK};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
+
+/// How much of a spare is written at a time, in bytes.
+const ZEROS: usize = 1024 * 1024;
 
 /// One directory.
 pub trait Disk: Send + Sync {
@@ -14,8 +18,18 @@ pub trait Disk: Send + Sync {
     fn list(&self) -> io::Result<Vec<String>>;
     /// A new, empty file, replacing one of that name.
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
+    /// A file of so many zeros that are really there, replacing one of that name; durable but for its name.
+    fn create_zeros(&self, name: &str, bytes: u64) -> io::Result<Box<dyn DiskFile>> {
+        let file = self.create(name)?;
+        fill(&*file, bytes, true)?;
+        Ok(file)
+    }
     /// A file that is there.
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
+    /// The same, for writing whole blocks.
+    fn open_blocks(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        self.open(name)
+    }
     /// Renames, replacing `to`.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Unlinks.
@@ -32,7 +46,8 @@ pub trait DiskFile: Send + Sync {
     fn size(&self) -> io::Result<u64>;
     /// Fills `buf` from `offset` as far as the file goes; how many bytes that were.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Writes all of `buf` at `offset`.
+    /// Writes all of `buf` at `offset`. A file from [`Disk::create_zeros`] or [`Disk::open_blocks`] takes only
+    /// whole blocks from aligned memory ([`Aligned`]).
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     /// fdatasync: what was written, and the size, are durable when this returns `Ok`.
     fn sync(&self) -> io::Result<()>;
@@ -40,7 +55,25 @@ pub trait DiskFile: Send + Sync {
     fn set_size(&self, size: u64) -> io::Result<()>;
 }
 
-/// A real directory.
+/// Writes zeros chunk by chunk. Each is synced when they go through the page cache, so that a commit in
+/// between waits for one chunk and not for all.
+fn fill(file: &dyn DiskFile, bytes: u64, sync_each: bool) -> io::Result<()> {
+    let mut zeros = Aligned::zeros(ZEROS.min(bytes as usize));
+    let mut at = 0;
+    while at < bytes {
+        let n = (bytes - at).min(ZEROS as u64);
+        file.write_at(&zeros.blocks()[..n as usize], at)?;
+        at += n;
+        if sync_each || at == bytes {
+            file.sync()?;
+        }
+    }
+    Ok(())
+}
+
+/// A real directory. Segments are written past the page cache (O_DIRECT) where the file system can: a commit
+/// then costs no copy and no page, and the zeros of a spare push nothing else out of memory. Readers read
+/// through the page cache all the same; the kernel keeps the two coherent.
 #[derive(Debug)]
 pub struct RealDisk {
     dir: PathBuf,
@@ -75,6 +108,30 @@ impl Disk for RealDisk {
             other => other,
         };
         Ok(Box::new(file?))
+    }
+
+    fn create_zeros(&self, name: &str, bytes: u64) -> io::Result<Box<dyn DiskFile>> {
+        let bytes = bytes.next_multiple_of(BLOCK as u64);
+        drop(self.create(name)?);
+        let file = self.open_blocks(name)?;
+        match fill(&*file, bytes, false) {
+            // It could be opened so, and cannot be written so.
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                let file = self.create(name)?;
+                fill(&*file, bytes, true)?;
+                Ok(file)
+            }
+            filled => filled.map(|()| file),
+        }
+    }
+
+    fn open_blocks(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(nix::libc::O_DIRECT);
+        match options.open(self.dir.join(name)) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.open(name),
+            file => Ok(Box::new(file?)),
+        }
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {

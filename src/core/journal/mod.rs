@@ -8,6 +8,7 @@
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records. Owner: `broker.rs`.
 
+pub mod aligned;
 mod commit;
 mod damage;
 pub mod disk;

@@ -14,9 +14,10 @@
 //! and not just in the page cache, because the rest was rewritten and synced before anybody sees it
 //! (invariants 1 and 2); a publish of several events comes back whole or not at all. Owner: [`super::Journal::open`].
 
+use super::aligned::Aligned;
 use super::damage::Damage;
 use super::disk::Disk;
-use super::record::{Head, encode, salt};
+use super::record::{Head, Kind, encode, salt};
 use super::scan::Scanner;
 use super::segment::{HEADER_BYTES, Header, HeaderError, Map, Segment, activate, parse_name, segment_name};
 use super::spare::{self, Spare};
@@ -73,7 +74,15 @@ pub(super) struct Recovered {
     pub map: Map,
     pub report: Report,
     /// The segment that the tail was rewritten into; it is the newest and goes on being written.
-    pub rewritten: Option<(Spare, Segment)>,
+    pub rewritten: Option<Rewritten>,
+}
+
+/// A segment that holds a rewritten tail.
+pub(super) struct Rewritten {
+    pub spare: Spare,
+    pub segment: Segment,
+    /// The bytes of its last block that is not whole.
+    pub rest: Vec<u8>,
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> OpenError {
@@ -107,7 +116,13 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     // Only its unused zeros and torn bytes go; nothing depends on it but space. Where something is damaged
     // all stays, because what lies further on may be all that says so.
     let whole = report.damage.is_empty();
-    let shrink = || if whole { open().map(|file| drop(file.set_size(walked.known_end))) } else { Ok(()) };
+    let shrink = || {
+        if whole {
+            open().map(|file| drop(file.set_size(walked.used_end.max(walked.known_end))))
+        } else {
+            Ok(())
+        }
+    };
     if walked.tail.is_empty() {
         shrink()?;
         return Ok(Recovered {
@@ -116,13 +131,14 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
             rewritten: None,
         });
     }
-    let (spare, segment) = rewrite(disk, journal, spare_bytes, &walked)?;
+    let rewritten = rewrite(disk, journal, spare_bytes, &walked)?;
+    let segment = rewritten.segment;
     let map = Map::new(journal, sealed, walked.next.seq - 1);
     if segment.first_lsn != last.first_lsn {
         shrink()?;
     }
     map.push(segment);
-    Ok(Recovered { map, report, rewritten: Some((spare, segment)) })
+    Ok(Recovered { map, report, rewritten: Some(rewritten) })
 }
 
 fn read_headers(
@@ -233,6 +249,8 @@ struct Walked {
     tail: Vec<(Head, Vec<u8>)>,
     /// The known durable records end here in the file.
     known_end: u64,
+    /// Nothing behind this place of the file is of use.
+    used_end: u64,
     /// Behind the known durable records.
     known: Next,
     /// Behind the tail.
@@ -271,9 +289,15 @@ fn walk(
     }
 
     let start = Next { lsn: segment.first_lsn, seq: segment.first_seq, ts: header.ts };
-    let mut walked =
-        Walked { damage: Vec::new(), tail: Vec::new(), known_end: HEADER_BYTES, known: start, next: start };
-    let mut pass = scanner()?;
+    let mut walked = Walked {
+        damage: Vec::new(),
+        tail: Vec::new(),
+        known_end: HEADER_BYTES,
+        used_end: 0,
+        known: start,
+        next: start,
+    };
+    let (mut pass, mut tail_end) = (scanner()?, 0);
     loop {
         let at = pass.at();
         let expected = walked.next;
@@ -293,6 +317,8 @@ fn walk(
                     let (segment, at) = (name.clone(), walked.known_end);
                     let (lsns, seqs) = (expected.lsn..head.lsn, expected.seq..head.first_seq());
                     walked.damage.push(Damage { segment, at, lsns, seqs });
+                    walked.known = Next { lsn: head.lsn, seq: head.first_seq(), ts: expected.ts };
+                    walked.known_end = record.at;
                 }
                 walked.next = expected.behind(&head);
                 if head.lsn <= known_lsn {
@@ -300,6 +326,7 @@ fn walk(
                     walked.known_end = record.at + super::record::size(record.body.len()) as u64;
                 } else {
                     walked.tail.push((head, record.body.to_vec()));
+                    tail_end = record.at + super::record::size(record.body.len()) as u64;
                 }
             }
             // A place that repeats an lsn holds nothing of ours.
@@ -324,6 +351,11 @@ fn walk(
     while walked.tail.last().is_some_and(|(head, _)| head.joined) {
         walked.tail.pop();
     }
+    // A marker holds nothing to rewrite. It stays in the file for what it says; its lsn is given again.
+    if walked.tail.iter().all(|(head, _)| head.kind == Kind::Marker) {
+        walked.tail.clear();
+        walked.used_end = tail_end;
+    }
     walked.next = walked.known;
     for (head, _) in &walked.tail {
         walked.next = walked.next.behind(head);
@@ -337,7 +369,7 @@ fn rewrite(
     journal: u128,
     spare_bytes: u64,
     walked: &Walked,
-) -> Result<(Spare, Segment), OpenError> {
+) -> Result<Rewritten, OpenError> {
     let header = Header {
         journal,
         first_lsn: walked.known.lsn,
@@ -355,9 +387,11 @@ fn rewrite(
     let space = "make room for the rewritten tail (free some space on this file system)";
     let spare =
         spare::find_or_make(disk, spare_bytes, HEADER_BYTES + bytes.len() as u64).map_err(failed(space))?;
-    spare.file.write_at(&bytes, HEADER_BYTES).map_err(failed("write the rewritten tail"))?;
+    let mut blocks = Aligned::default();
+    blocks.push(&bytes);
+    spare.file.write_at(blocks.blocks(), HEADER_BYTES).map_err(failed("write the rewritten tail"))?;
     activate(disk, &*spare.file, spare.name, &header).map_err(failed("name the rewritten tail"))?;
     let end = HEADER_BYTES + bytes.len() as u64;
     let segment = Segment { first_lsn: header.first_lsn, first_seq: header.first_seq, end, ts: header.ts };
-    Ok((spare, segment))
+    Ok(Rewritten { spare, segment, rest: blocks.rest().to_vec() })
 }

@@ -13,6 +13,7 @@
 //! a segment's records end where the next segment begins, whatever bytes follow in the file; segments are
 //! sealed by the next one and never written again. Owner: `writer.rs` adds, `retain.rs` removes.
 
+use super::aligned::Aligned;
 use super::disk::{Disk, DiskFile};
 use super::record::salt;
 use std::io;
@@ -243,7 +244,9 @@ impl Map {
 /// # Errors
 /// Any call's; the file may then be there under either name. `StorageFull` only when it has its old one.
 pub fn activate(disk: &dyn Disk, file: &dyn DiskFile, name: &str, header: &Header) -> io::Result<()> {
-    file.write_at(&header.encode(), 0)?;
+    let mut block = Aligned::default();
+    block.push(&header.encode());
+    file.write_at(block.blocks(), 0)?;
     file.sync()?;
     disk.rename(name, &header.name())?;
     // From here on the next start may find the new name, whatever the reason of a failure.

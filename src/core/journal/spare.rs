@@ -51,27 +51,15 @@ pub fn choose_bytes(wanted: u64, free: u64) -> Option<u64> {
 pub fn make(disk: &dyn Disk, wanted: u64, turn: usize) -> io::Result<Spare> {
     let name = NAMES[turn % 2];
     let bytes = choose_bytes(wanted, disk.free_bytes()?).ok_or(io::ErrorKind::StorageFull)?;
-    let file = disk.create(FILLING)?;
-    let filled = fill(&*file, bytes).and_then(|()| disk.rename(FILLING, name)).and_then(|()| disk.sync_dir());
-    if let Err(error) = filled {
-        let _ = file.set_size(0);
+    let made = disk.create_zeros(FILLING, bytes).and_then(|file| {
+        disk.rename(FILLING, name)?;
+        disk.sync_dir()?;
+        Ok(Spare { name, file, bytes })
+    });
+    if made.is_err() {
         let _ = disk.remove(FILLING);
-        return Err(error);
     }
-    Ok(Spare { name, file, bytes })
-}
-
-/// Chunk by chunk, each synced, so that a commit in between waits for one chunk and not for all.
-fn fill(file: &dyn DiskFile, bytes: u64) -> io::Result<()> {
-    let zeros = vec![0; CHUNK.min(bytes as usize)];
-    let mut at = 0;
-    while at < bytes {
-        let n = (bytes - at).min(CHUNK as u64);
-        file.write_at(&zeros[..n as usize], at)?;
-        file.sync()?;
-        at += n;
-    }
-    Ok(())
+    made
 }
 
 /// The spare that an earlier process left, if it is of the right size and all zeros; else a new one.
@@ -85,7 +73,7 @@ pub fn find_or_make(disk: &dyn Disk, wanted: u64, at_least: u64) -> io::Result<S
         let bytes = file.size()?;
         let fits = (at_least..=wanted).contains(&bytes) && found.is_none();
         if fits && is_zeros(&*file, bytes).unwrap_or(false) {
-            found = Some(Spare { name, file, bytes });
+            found = Some(Spare { name, file: disk.open_blocks(name)?, bytes });
         } else {
             disk.remove(name)?;
         }

@@ -11,9 +11,10 @@
 //! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4).
 //! No thread, no clock: `commit.rs` owns it and runs it, the model test in `tests/journal` drives it.
 
+use super::aligned::Aligned;
 use super::disk::Disk;
 use super::record::{self, Head, Kind, encode};
-use super::recover::Next;
+use super::recover::{Next, Rewritten};
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
 use crate::core::event::{Batch, Event, Layout};
@@ -74,6 +75,8 @@ struct Active {
     spare: Spare,
     salt: u32,
     end: u64,
+    /// The bytes before `end` in its block: they are written again with what follows, the same as they are.
+    rest: Vec<u8>,
 }
 
 /// Writes one journal.
@@ -87,21 +90,19 @@ pub struct Writer {
     /// A marker says that everything is durable; nothing came after it.
     marked: bool,
     chunk: Arc<Committed>,
+    /// What is written, in whole blocks.
+    blocks: Aligned,
     /// Buffers that the views may still read; reused when they are done.
     used: Vec<Arc<Committed>>,
 }
 
 impl Writer {
-    pub(super) fn new(
-        disk: Arc<dyn Disk>,
-        map: Arc<Map>,
-        next: Next,
-        rewritten: Option<(Spare, Segment)>,
-    ) -> Self {
-        let active = rewritten.map(|(spare, segment)| Active {
+    pub(super) fn new(disk: Arc<dyn Disk>, map: Arc<Map>, next: Next, rewritten: Option<Rewritten>) -> Self {
+        let active = rewritten.map(|Rewritten { spare, segment, rest }| Active {
             spare,
             salt: record::salt(map.journal, segment.first_lsn),
             end: segment.end,
+            rest,
         });
         let chunk = Arc::default();
         let durable_lsn = next.lsn - 1;
@@ -114,6 +115,7 @@ impl Writer {
             poisoned: false,
             marked: true,
             chunk,
+            blocks: Aligned::default(),
             used: Vec::new(),
         }
     }
@@ -201,7 +203,11 @@ impl Writer {
         let Some(active) = self.active.as_mut().filter(|_| !self.poisoned) else {
             return Err(poisoned().into());
         };
-        match active.spare.file.write_at(bytes, active.end) {
+        self.blocks.clear();
+        self.blocks.push(&active.rest);
+        self.blocks.push(bytes);
+        let from = active.end - active.rest.len() as u64;
+        match active.spare.file.write_at(self.blocks.blocks(), from) {
             Ok(()) => {}
             Err(e) if is_full(&e) => return Err(self.refuse()),
             Err(e) => {
@@ -214,6 +220,8 @@ impl Writer {
             return Err(e.into());
         }
         active.end += bytes.len() as u64;
+        active.rest.clear();
+        active.rest.extend_from_slice(self.blocks.rest());
         self.durable_lsn = self.next.lsn - 1;
         self.map.advance(active.end, self.next.seq - 1, self.next.ts);
         Ok(())
@@ -300,7 +308,7 @@ impl Writer {
             end: HEADER_BYTES,
             ts: header.ts,
         });
-        self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES });
+        self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES, rest: Vec::new() });
         Ok(())
     }
 }
