@@ -13,6 +13,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// So much memory for lines is kept from round to round, in bytes.
+const KEPT_BYTES: usize = 8 * 1024 * 1024;
+
 struct Open {
     file: File,
     size: u64,
@@ -83,9 +86,8 @@ impl LogFiles {
             }
             lines.clear();
         }
-        // The buffers of logs that go on being written are kept.
-        if pending.len() <= 2 * self.limit && written.is_ok() {
-            pending.values_mut().for_each(|lines| lines.shrink_to(64 * 1024));
+        // The buffers are kept for the next round, unless they have become many or large.
+        if written.is_ok() && pending.values().map(Vec::capacity).sum::<usize>() <= KEPT_BYTES {
             self.pending = pending;
         }
         written

@@ -8,7 +8,7 @@ use super::event::Event;
 use super::identity::VmName;
 use super::journal::read::{Read, Reader};
 use super::journal::writer::Committed;
-use super::limits::{COMMIT_BYTES, Limits};
+use super::limits::Limits;
 use super::log_files::LogFiles;
 use super::state_root::{StateRoot, replace};
 use super::status::VmTable;
@@ -24,6 +24,8 @@ use tokio::sync::watch;
 const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
 /// … or so many bytes, whichever is first.
 const CHECKPOINT_BYTES: usize = 64 * 1024 * 1024;
+/// So much is gathered before it is written; it stays in the CPU's cache.
+const ROUND_BYTES: usize = 1024 * 1024;
 /// The name of the log of all events.
 const SHARED: &[u8] = b"bus";
 
@@ -159,7 +161,7 @@ impl LogView {
             let seq = self.seq;
             commit.events().filter(|event| event.seq > seq).for_each(|event| self.push(&event));
             round += commit.bytes();
-            if round >= COMMIT_BYTES || i + 1 == commits.len() {
+            if round >= ROUND_BYTES || i + 1 == commits.len() {
                 round = 0;
                 self.flush(commit.last_seq().unwrap_or(seq))?;
                 progress.send_replace(self.seq);
@@ -199,7 +201,7 @@ impl LogView {
         let from = self.lacking.values().copied().fold(self.seq, u64::min);
         let mut reader = journal(from + 1);
         loop {
-            match reader.read(COMMIT_BYTES, &mut |event| self.push(&event))? {
+            match reader.read(ROUND_BYTES, &mut |event| self.push(&event))? {
                 Read::Events(_) => self.flush(reader.next_seq() - 1)?,
                 Read::Gap { from, to } => {
                     tracing::error!(
