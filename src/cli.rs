@@ -47,7 +47,8 @@ Exit code 0 when the broker is running, else 1.
 Fields of --json (ages are milliseconds, null when never):
   schema                       1; a field keeps its name and meaning within a schema
   broker.state                 starting, running, disk-full, draining, unresponsive (5 s without a sign), offline
-  broker.pid, version          of the broker; the version is that of the last one when it is offline
+  broker.pid, version          of the broker; version, started_at and journal are those of the last one
+                               that spoke when it is offline
   broker.started_at            RFC 3339
   broker.uptime_ms             since then
   broker.listeners             tcp:ADDR and unix:PATH
@@ -57,9 +58,11 @@ Fields of --json (ages are milliseconds, null when never):
   broker.journal.segments      how many files the journal has
   broker.journal.bytes         their size
   broker.journal.ts_ahead_ms   the clock was set back: ts stands still until it gets there; else 0
-  broker.journal.damage        ranges that were durable and cannot be read
+  broker.journal.damage        ranges that were durable and cannot be read (at most 16;
+                               logs/broker.log has all)
   broker.logs_stalled          why the logs are not being written, or null
-  broker.signals_dropped       handshakes and bus events that were not recorded: too many at once
+  broker.signals_dropped       handshakes, bus events and log lines that were not recorded: too many at
+                               once, or the file could not be written
   reachable                    any VM is
   last_handshake_vm, last_handshake_age_ms   the VM that said hello last
   vms[].name                   as it said in its hello
@@ -69,6 +72,12 @@ Fields of --json (ages are milliseconds, null when never):
   vms[].identity               what proves its name: name (nothing)
   vms[].sessions               open bus sessions
   vms[].in_flight              publishes that wait for the disk";
+
+/// A time of up to ten years, so that no clock overflows.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if time > Duration::from_secs(10 * 366 * 24 * 3600) { Err("at most ten years".into()) } else { Ok(time) }
+}
 
 /// `castra broker`.
 #[derive(Args, Debug)]
@@ -95,10 +104,10 @@ pub struct BrokerArgs {
     #[arg(long, env = "CASTRA_RETAIN_BYTES", value_name = "BYTES")]
     pub retain_bytes: Option<u64>,
     /// Remove segments whose events are all older (7d, 12h …)
-    #[arg(long, env = "CASTRA_RETAIN_AGE", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CASTRA_RETAIN_AGE", value_name = "TIME", value_parser = parse_time)]
     pub retain_age: Option<Duration>,
     /// End a session that sent no frame for so long
-    #[arg(long, env = "CASTRA_IDLE_TIME", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CASTRA_IDLE_TIME", value_name = "TIME", value_parser = parse_time)]
     pub idle_time: Option<Duration>,
 }
 
@@ -134,11 +143,11 @@ pub struct PublishArgs {
     /// The payload, as a flag
     #[arg(long = "payload", value_name = "JSON", allow_hyphen_values = true)]
     pub payload_flag: Option<String>,
-    /// An id of your own, to send again after 'outcome-unknown'
+    /// An id of your own, to know the event by
     #[arg(long)]
     pub id: Option<String>,
     /// Give up after so long
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     pub timeout: Duration,
 }
 

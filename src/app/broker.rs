@@ -5,6 +5,7 @@ use crate::cli::BrokerArgs;
 use crate::core::broker::{self, BrokerError, Config};
 use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
+use crate::core::journal::aligned::BLOCK;
 use crate::core::limits::Limits;
 use crate::core::log_view::LogsError;
 use crate::core::state_root::{StateRoot, StateRootError};
@@ -13,14 +14,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub fn run(root: StateRoot, args: BrokerArgs) -> Result<Exit, Failure> {
     let mut limits = Limits::default();
-    limits.segment_bytes = args.segment_bytes.unwrap_or(limits.segment_bytes);
+    // In whole blocks.
+    limits.segment_bytes = args.segment_bytes.unwrap_or(limits.segment_bytes) & !(BLOCK as u64 - 1);
     limits.retain_bytes = args.retain_bytes.unwrap_or(limits.retain_bytes);
     limits.retain_age = args.retain_age.unwrap_or(limits.retain_age);
     limits.idle_time = args.idle_time.unwrap_or(limits.idle_time);
     let tcp = if args.no_tcp { Vec::new() } else { args.tcp };
     let config = Config { root, tcp, unix: args.unix, limits };
 
-    let opened = config.root.open().map_err(BrokerError::from)?;
+    let (journal_id, lock) = config.root.open().map_err(BrokerError::from)?;
+    // Held until the process is gone, and with it every thread that writes: then another broker may begin.
+    std::mem::forget(lock);
     let recorder = Recorder::start(&config.root)?;
     logging::start(recorder.clone());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -36,7 +40,7 @@ pub fn run(root: StateRoot, args: BrokerArgs) -> Result<Exit, Failure> {
             // Nobody may be reading; the broker runs all the same.
             let _ = writeln!(io::stderr(), "castra: broker running, listening on {}", listeners.join(" "));
         };
-        broker::run(config, recorder.clone(), opened, ready, shutdown).await.map_err(Failure::from)
+        broker::run(config, recorder.clone(), journal_id, ready, shutdown).await.map_err(Failure::from)
     });
     // What hangs in a view is left to the next start.
     runtime.shutdown_background();

@@ -6,8 +6,11 @@ use crate::core::client::{Client, ClientError, Reply, Target};
 use crate::core::limits::{EVENT_BYTES, FRAME_BYTES};
 use crate::core::state_root::StateRoot;
 use serde_json::value::RawValue;
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 
+/// What to do when nobody said whether the event is stored.
+const LOOK: &str = "the event may be stored or not: look with 'castra bus tail' before you send it again";
 const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 
 pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
@@ -40,17 +43,28 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
     fits(body.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let published = async { tokio::time::timeout(args.timeout, publish(root, body.as_bytes())).await };
+    let sent = Cell::new(false);
+    let published = async { tokio::time::timeout(args.timeout, publish(root, body.as_bytes(), &sent)).await };
     let reply = match runtime.block_on(published) {
         Ok(reply) => reply?,
         Err(_) => {
-            let why = "no answer within the timeout; the event may be stored or not: look with 'castra bus tail', or send it again with the same --id";
+            let what =
+                if sent.get() { LOOK } else { "nothing was sent; 'castra status' says how the broker is" };
+            let why = format!("no answer within {:?}; {what}", args.timeout);
             return Err(Failure::new(Exit::Timeout, why));
         }
     };
     if reply.status == "ok" {
-        writeln!(io::stdout(), "seq={} id={}", reply.seq.unwrap_or(0), reply.id.unwrap_or_default())?;
-        return Ok(Exit::Ok);
+        let stored = format!("seq={} id={}", reply.seq.unwrap_or(0), reply.id.unwrap_or_default());
+        return match writeln!(io::stdout(), "{stored}") {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                let why = format!(
+                    "stored as {stored}, do not send it again; only this could not be printed: {error}"
+                );
+                Err(Failure::new(Exit::Io, why))
+            }
+            _ => Ok(Exit::Ok),
+        };
     }
     Err(refused(&reply))
 }
@@ -60,7 +74,7 @@ fn fits(bytes: usize) -> Result<(), Failure> {
     if bytes > FRAME_BYTES { Err(Failure::new(Exit::BadData, why())) } else { Ok(()) }
 }
 
-async fn publish(root: &StateRoot, body: &[u8]) -> Result<Reply, Failure> {
+async fn publish(root: &StateRoot, body: &[u8], sent: &Cell<bool>) -> Result<Reply, Failure> {
     let socket = root.socket();
     let mut client = match Client::connect(&Target::Unix(socket.clone()), HELLO).await {
         Ok(client) => client,
@@ -86,11 +100,10 @@ async fn publish(root: &StateRoot, body: &[u8]) -> Result<Reply, Failure> {
         Err(error) => return Err(Failure::new(Exit::NoBroker, error.to_string())),
     };
     let unknown = |error: ClientError| {
-        let why = format!(
-            "outcome-unknown: {error}; the event may be stored or not, send it again with the same --id"
-        );
+        let why = format!("outcome-unknown: {error}; {LOOK}");
         Failure::new(Exit::TryAgain, why)
     };
+    sent.set(true);
     client.send(body).await.map_err(unknown)?;
     client.receive().await.map_err(unknown)
 }

@@ -57,7 +57,10 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     loop {
         let read = match &mut place {
             None => {
-                place = File::open(&path).ok();
+                place = match File::open(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                    file => Some(file?),
+                };
                 usize::from(place.is_some())
             }
             Some(file) => file.take(READ).read_to_end(&mut partial)?,
@@ -121,13 +124,19 @@ fn position(mut file: &File) -> Option<u64> {
 /// The last `n` whole lines of a log and its rotated files, and the log, open behind them.
 fn last_lines(path: &Path, n: usize) -> io::Result<(VecDeque<Vec<u8>>, Option<File>)> {
     let mut lines = VecDeque::new();
-    let mut newest = None;
+    let (mut newest, mut inodes) = (None, Vec::new());
     for path in std::iter::once(path.to_owned()).chain((1..=LOG_FILES).map(|n| rotated(path, n))) {
         let mut file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };
+        // A rotation meanwhile gives a file that was read the next name.
+        let inode = file.metadata()?.ino();
+        if inodes.contains(&inode) {
+            continue;
+        }
+        inodes.push(inode);
         let end = read_backwards(&mut file, n, &mut lines)?;
         if newest.is_none() {
             file.seek(SeekFrom::Start(end))?;

@@ -55,9 +55,7 @@ pub enum BrokerError {
     #[error(transparent)]
     Logs(#[from] LogsError),
     /// A door cannot be opened.
-    #[error(
-        "cannot listen on {address}: {error}; is it taken? Another address is given with --tcp, --unix or --state-root"
-    )]
+    #[error("cannot listen on {address}: {error}{hint}", hint = listen_hint(error))]
     Listen {
         /// Where.
         address: String,
@@ -79,18 +77,26 @@ pub enum BrokerError {
     JournalFailed(String),
 }
 
+fn listen_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another address is given with --tcp, --unix or --state-root",
+        _ => "",
+    }
+}
+
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> BrokerError {
     move |error| BrokerError::Io { what, error }
 }
 
-/// Runs a broker until `shutdown` resolves. `ready` is called once, with the listeners, when the doors are open.
+/// Runs a broker on a state root that the caller has locked, until `shutdown` resolves; its threads may
+/// outlive the call, so the lock stays until the process is gone. `ready` is called once, with the listeners, when the doors are open.
 ///
 /// # Errors
 /// [`BrokerError`]; after an orderly end there is none.
 pub async fn run(
     config: Config,
     recorder: Arc<Recorder>,
-    (journal_id, lock): (u128, std::fs::File),
+    journal_id: u128,
     ready: impl FnOnce(&[String]),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
@@ -153,6 +159,10 @@ pub async fn run(
     }
     status.say(State::Draining, &listeners);
     tracing::info!("broker: draining");
+    // The doors are shut: somebody else may have these names from here on.
+    for socket in config.unix.iter().chain([&config.root.socket()]) {
+        let _ = std::fs::remove_file(socket);
+    }
     // Sessions get the first half, so that the views have the other; what is left is for the status.
     let until = Instant::now() + config.limits.drain_time.mul_f32(0.9);
     if timeout(config.limits.drain_time / 2, all_gone.recv()).await.is_err() {
@@ -165,11 +175,7 @@ pub async fn run(
     if timeout_at(until, end).await.is_err() {
         tracing::warn!("broker: the logs did not finish in time; the next start writes them on");
     }
-    for socket in config.unix.iter().chain([&config.root.socket()]) {
-        let _ = std::fs::remove_file(socket);
-    }
     status.end();
-    drop(lock);
     let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
     failure.map_or(Ok(()), |error| Err(BrokerError::JournalFailed(error)))
 }

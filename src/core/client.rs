@@ -186,7 +186,7 @@ impl Receiver {
         }
     }
 
-    /// The next frame that is no heartbeat.
+    /// The next ack.
     ///
     /// # Errors
     /// [`ClientError`]; a close frame is `Closed`.
@@ -197,8 +197,9 @@ impl Receiver {
                 serde_json::from_slice(&body).map_err(|e| ClientError::Protocol(e.to_string()))?;
             match reply.kind.as_str() {
                 "close" => return Err(ClientError::Closed(reply.reason.unwrap_or_default())),
-                "heartbeat" => {}
-                _ => return Ok(reply),
+                "ack" => return Ok(reply),
+                // Heartbeats, and what later brokers send: frames of unknown type are ignored.
+                _ => {}
             }
         }
     }

@@ -9,6 +9,7 @@
 
 use super::identity::VmName;
 use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
+use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -16,23 +17,6 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
-
-/// Something that was asked for and is refused: a stable code and a reason for people.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {reason}")]
-pub struct Refusal {
-    /// Kebab-case; scripts rely on it.
-    pub code: &'static str,
-    /// One sentence.
-    pub reason: String,
-}
-
-impl Refusal {
-    /// A refusal.
-    pub fn new(code: &'static str, reason: impl Into<String>) -> Self {
-        Refusal { code, reason: reason.into() }
-    }
-}
 
 /// A string that borrows from the frame unless it has escapes.
 #[derive(Debug, Deserialize)]

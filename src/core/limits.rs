@@ -33,6 +33,8 @@ pub const TAGS: usize = 32;
 pub const TAG_BYTES: usize = 1024;
 /// The deepest JSON of a frame, the frame's own object being level 1.
 pub const JSON_DEPTH: usize = 64;
+/// The longest reason of a refusal, in bytes; what is quoted in it is the peer's own and as long as it likes.
+pub const REASON_BYTES: usize = 256;
 /// The most events of one `events: [ … ]` frame.
 pub const GROUP_EVENTS: usize = 1024;
 

@@ -177,22 +177,28 @@ impl LogFiles {
 
     /// Cuts every log behind its last whole line with a seq of at most `seq`. The logs that are seen to
     /// lack lines up to `seq`, each with the last that it has: `dense`, which has them all, and those that
-    /// end with a part of such a line.
+    /// end with a part of such a line. Of those that were seen to before, `lacking` says what they have.
     ///
     /// # Errors
     /// The folder or a log cannot be read or cut.
-    pub fn cut(&mut self, seq: u64, dense: &[u8]) -> io::Result<Vec<(Box<[u8]>, u64)>> {
+    pub fn cut(
+        &mut self,
+        seq: u64,
+        dense: &[u8],
+        lacking: &HashMap<Box<[u8]>, u64>,
+    ) -> io::Result<Vec<(Box<[u8]>, u64)>> {
         self.open.clear();
         self.pending.clear();
-        let mut lacking = Vec::new();
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let path = entry?.path();
             if !is_log(&path) {
                 continue;
             }
             let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-            let cut = cut_file(&path, seq).map_err(named)?;
             let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+            let seq = lacking.get(base(name)).map_or(seq, |last| seq.min(*last));
+            let cut = cut_file(&path, seq).map_err(named)?;
             let Some(log) = name.strip_suffix(b".log") else { continue };
             let is_short = log == dense && cut.size > 0 && cut.last < seq;
             if cut.torn || is_short {
@@ -200,13 +206,20 @@ impl LogFiles {
                 let before = |last| if last > 0 { Ok(last) } else { last_of(&rotated(&path, 1), seq) };
                 let last = before(cut.last).map_err(named)?;
                 if cut.torn || last < seq {
-                    lacking.push((log.into(), last));
+                    found.push((log.into(), last));
                 }
             }
         }
         self.suspect = false;
-        Ok(lacking)
+        Ok(found)
     }
+}
+
+/// The log that a file of that name belongs to.
+fn base(name: &[u8]) -> &[u8] {
+    let digits = name.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+    let rotated = name[..name.len() - digits].strip_suffix(b".").filter(|_| digits > 0);
+    rotated.unwrap_or(name).strip_suffix(b".log").unwrap_or(name)
 }
 
 fn is_log(path: &Path) -> bool {
@@ -333,7 +346,7 @@ mod tests {
             }
             bytes.extend_from_slice(&torn);
             std::fs::write(&path, &bytes).unwrap();
-            LogFiles::new(dir.path().into(), 4).cut(seq, b"bus").unwrap();
+            LogFiles::new(dir.path().into(), 4).cut(seq, b"bus", &HashMap::new()).unwrap();
             prop_assert_eq!(std::fs::read(&path).unwrap().len(), want);
         }
     }
@@ -347,7 +360,7 @@ mod tests {
         logs.flush().unwrap();
         logs.suspect = true;
         assert!(logs.sync().is_err() && logs.is_suspect());
-        assert_eq!(logs.cut(0, b"bus").unwrap(), []);
+        assert_eq!(logs.cut(0, b"bus", &HashMap::new()).unwrap(), []);
         assert_eq!(std::fs::read(dir.path().join("a.log")).unwrap(), b"");
         logs.sync().unwrap();
     }
@@ -370,7 +383,7 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(format!("{name}.log")), &text).unwrap();
-            let lacking = LogFiles::new(dir.path().into(), 4).cut(7, b"bus").unwrap();
+            let lacking = LogFiles::new(dir.path().into(), 4).cut(7, b"bus", &HashMap::new()).unwrap();
             let want: Vec<(Box<[u8]>, u64)> =
                 lacks.into_iter().map(|last| (name.as_bytes().into(), last)).collect();
             assert_eq!(lacking, want, "{name}: {text}");

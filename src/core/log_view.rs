@@ -56,7 +56,7 @@ pub enum LogsError {
     },
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Checkpoint {
     logs_seq: u64,
 }
@@ -76,6 +76,8 @@ pub struct LogView {
     whole: u64,
     unsynced: usize,
     synced_at: Instant,
+    /// A checkpoint failed: no other before this.
+    retry_at: Option<Instant>,
 }
 
 impl LogView {
@@ -92,9 +94,18 @@ impl LogView {
         journal: &dyn Fn(u64) -> Reader,
     ) -> Result<Self, LogsError> {
         let checkpoint = root.logs().join("checkpoint");
-        let said = std::fs::read(&checkpoint)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Checkpoint>(&bytes).ok());
+        let said = match std::fs::read(&checkpoint).map(|bytes| serde_json::from_slice::<Checkpoint>(&bytes))
+        {
+            Ok(Ok(said)) => Some(said),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            unreadable => {
+                tracing::warn!(
+                    ?unreadable,
+                    "logs: the checkpoint cannot be read; the logs are written anew from the journal"
+                );
+                None
+            }
+        };
         // Without a word the journal's oldest event is the best guess: older lines cannot be written anew.
         let seq = said.as_ref().map_or(0, |said| said.logs_seq).max(first.saturating_sub(1));
         if let Some(said) = said.filter(|said| said.logs_seq < seq) {
@@ -119,8 +130,9 @@ impl LogView {
             whole: seq,
             unsynced: 0,
             synced_at: Instant::now(),
+            retry_at: None,
         };
-        view.rebuild(journal).map_err(|error| LogsError::Io { path: dir, error })?;
+        view.rebuild(journal, &mut |_| {}).map_err(|error| LogsError::Io { path: dir, error })?;
         Ok(view)
     }
 
@@ -177,16 +189,20 @@ impl LogView {
     }
 
     /// Cuts what is behind `seq` and writes it anew from the journal, to its end; a log that is seen to lack
-    /// earlier lines gets those as well.
+    /// earlier lines gets those as well. `progress` hears how far all of them are.
     ///
     /// # Errors
     /// A log or the journal cannot be read, or a log cannot be written.
-    pub fn rebuild(&mut self, journal: &dyn Fn(u64) -> Reader) -> io::Result<()> {
+    pub fn rebuild(
+        &mut self,
+        journal: &dyn Fn(u64) -> Reader,
+        progress: &mut dyn FnMut(u64),
+    ) -> io::Result<()> {
         if self.files.is_suspect() {
             // What was written since may be in the page cache alone.
             self.seq = self.durable;
         }
-        for (log, last) in self.files.cut(self.seq, SHARED)? {
+        for (log, last) in self.files.cut(self.seq, SHARED, &self.lacking)? {
             let name = String::from_utf8_lossy(&log).into_owned();
             tracing::warn!(
                 log = name,
@@ -202,7 +218,11 @@ impl LogView {
         let mut reader = journal(from + 1);
         loop {
             match reader.read(ROUND_BYTES, &mut |event| self.push(&event))? {
-                Read::Events(_) => self.flush(reader.next_seq() - 1)?,
+                Read::Events(_) => {
+                    self.flush(reader.next_seq() - 1)?;
+                    self.lacking.values_mut().for_each(|last| *last = (*last).max(reader.next_seq() - 1));
+                    progress(self.seq);
+                }
                 Read::Gap { from, to } => {
                     tracing::error!(
                         from,
@@ -210,6 +230,7 @@ impl LogView {
                         "logs: these events are gone from the journal and will be missing"
                     );
                     self.seq = self.seq.max(to);
+                    self.lacking.values_mut().for_each(|last| *last = (*last).max(to));
                 }
                 Read::End => {
                     self.lacking.clear();
@@ -228,6 +249,7 @@ impl LogView {
         let text = serde_json::json!(Checkpoint { logs_seq: self.seq }).to_string() + "\n";
         replace(&self.checkpoint, text.as_bytes())?;
         (self.unsynced, self.synced_at, self.durable) = (0, Instant::now(), self.seq);
+        self.retry_at = None;
         Ok(self.seq)
     }
 
@@ -235,7 +257,21 @@ impl LogView {
     pub fn checkpoint_due(&self) -> Option<Duration> {
         (self.unsynced > 0).then(|| {
             let wait = if self.unsynced >= CHECKPOINT_BYTES { Duration::ZERO } else { CHECKPOINT_TIME };
-            wait.saturating_sub(self.synced_at.elapsed())
+            let retry =
+                self.retry_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
+            wait.saturating_sub(self.synced_at.elapsed()).max(retry)
         })
+    }
+
+    /// Whether the logs themselves must be written anew after a checkpoint that failed; if not, the next one is
+    /// due in a while.
+    pub fn must_rebuild(&mut self) -> bool {
+        self.retry_at = Some(Instant::now() + CHECKPOINT_TIME);
+        self.files.is_suspect()
+    }
+
+    /// Every event up to here is in the logs durably.
+    pub fn durable(&self) -> u64 {
+        self.durable
     }
 }

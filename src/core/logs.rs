@@ -35,8 +35,10 @@ struct Queue {
     bytes: usize,
     /// Somebody waits for a line.
     hurry: bool,
-    /// Why the files cannot be written; commits are not queued meanwhile.
+    /// Why the files cannot be written.
     stalled: Option<String>,
+    /// Commits are not queued, for the files cannot be written: the journal has them.
+    dropping: bool,
     stop: bool,
 }
 
@@ -71,7 +73,7 @@ impl Logs {
         limits: &Limits,
         journal: impl Fn(u64) -> Reader + Send + 'static,
     ) -> io::Result<Arc<Logs>> {
-        let floor = Arc::new(AtomicU64::new(0));
+        let floor = Arc::new(AtomicU64::new(view.durable()));
         match view.checkpoint() {
             Ok(seq) => floor.store(seq, Relaxed),
             Err(error) => tracing::error!(%error, "logs: no checkpoint at the start; it is tried again"),
@@ -91,12 +93,11 @@ impl Logs {
 
     /// Hands over a commit. Waits while the logs are too far behind and going on.
     pub fn push(&self, commit: Arc<Committed>) {
-        let full = |queue: &mut Queue| {
-            queue.bytes > self.shared.behind_bytes && queue.stalled.is_none() && !queue.stop
-        };
+        let full =
+            |queue: &mut Queue| queue.bytes > self.shared.behind_bytes && !queue.dropping && !queue.stop;
         let queue = self.shared.changed.wait_while(self.shared.lock(), full);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
-        if queue.stalled.is_some() {
+        if queue.dropping {
             return;
         }
         queue.bytes += commit.bytes();
@@ -156,7 +157,8 @@ fn run(mut view: LogView, shared: &Shared, journal: &dyn Fn(u64) -> Reader) {
                 Err(error) if stop => {
                     tracing::error!(%error, "logs: no checkpoint; the next start writes them anew")
                 }
-                Err(error) => stall(&mut view, shared, journal, &error),
+                Err(error) if view.must_rebuild() => stall(&mut view, shared, journal, &error),
+                Err(error) => tracing::error!(%error, "logs: no checkpoint; it is tried again in a while"),
             }
         }
         if stop {
@@ -192,32 +194,32 @@ fn gather(shared: &Shared, due: Option<Duration>) -> (Vec<Arc<Committed>>, bool)
 fn stall(view: &mut LogView, shared: &Shared, journal: &dyn Fn(u64) -> Reader, error: &io::Error) {
     tracing::error!(%error, logs_seq = view.seq(), "logs: cannot be written; events are safe in the journal, and the logs go on by themselves");
     // Whoever waits for room in the queue goes on.
-    let stop_queueing = |error: &io::Error| {
+    let drop_commits = |error: &io::Error| {
         let mut queue = shared.lock();
-        queue.stalled = Some(error.to_string());
+        (queue.stalled, queue.dropping, queue.bytes) = (Some(error.to_string()), true, 0);
         queue.commits.clear();
-        queue.bytes = 0;
         shared.changed.notify_all();
     };
-    stop_queueing(error);
+    drop_commits(error);
     loop {
         let queue = shared.lock();
         let waited = shared.changed.wait_timeout_while(queue, RETRY, |queue| !queue.stop);
-        if waited.unwrap_or_else(PoisonError::into_inner).0.stop {
+        let mut queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if queue.stop {
             return;
         }
-        if view.rebuild(journal).is_err() {
-            continue;
-        }
-        // From here on commits are queued again; what came between is in the journal by now.
-        shared.lock().stalled = None;
-        match view.rebuild(journal) {
+        // From here on commits are queued again, and what came before is in the journal: so publishers are
+        // slowed down while the logs catch up, and they do catch up.
+        queue.dropping = false;
+        drop(queue);
+        match view.rebuild(journal, &mut |seq| _ = shared.seq.send_replace(seq)) {
             Ok(()) => {
+                shared.lock().stalled = None;
                 shared.seq.send_replace(view.seq());
                 tracing::info!(logs_seq = view.seq(), "logs: written again");
                 return;
             }
-            Err(error) => stop_queueing(&error),
+            Err(error) => drop_commits(&error),
         }
     }
 }

@@ -52,6 +52,7 @@ pub mod log_files;
 pub mod log_view;
 pub mod logs;
 pub mod owed;
+pub mod refusal;
 pub mod session;
 pub mod state_root;
 pub mod status;

@@ -4,14 +4,16 @@
 //! Always holds: answers come in the order of their frames; a refusal counts against the session's window
 //! like an event, so that nothing a peer sends grows without bound (invariant 6). Pure. Owner: `session.rs`.
 
-use super::event::{Batch, Refusal};
+use super::event::Batch;
 use super::identity::VmName;
 use super::ids::IdSource;
 use super::journal::{NotCommitted, Receipt};
+use super::limits::REASON_BYTES;
+use super::refusal::Refusal;
 use super::wire::frame::{self, Frame};
 
-/// What a refusal weighs in the window, in bytes; about what its ack takes.
-const REFUSAL_BYTES: usize = 256;
+/// What a refusal weighs in the window, in bytes; about what it and its ack take.
+const REFUSAL_BYTES: usize = 2 * REASON_BYTES;
 
 /// What is owed for some frames, in their order.
 pub enum Answer {
@@ -68,11 +70,11 @@ impl Round {
                         self.batch.join(from);
                         Ok(Answer::Group(events.len()))
                     }
-                    Err(mut refusal) => {
+                    Err(refusal) => {
                         let which = self.batch.len() - from + 1;
-                        refusal.reason = format!("event {which} of {}: {}", events.len(), refusal.reason);
+                        let reason = format!("event {which} of {}: {}", events.len(), refusal.reason);
                         self.batch.truncate(from);
-                        Err(("publish", refusal))
+                        Err(("publish", Refusal::new(refusal.code, reason)))
                     }
                 }
             }

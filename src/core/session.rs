@@ -74,6 +74,8 @@ pub struct Session<'a> {
     unacked_events: usize,
     unacked_bytes: usize,
     last_frame: Instant,
+    /// Until when a host's acks wait for the logs, while some do.
+    patience: Option<Instant>,
     ending: watch::Receiver<Ending>,
 }
 
@@ -103,6 +105,7 @@ impl<'a> Session<'a> {
             unacked_events: 0,
             unacked_bytes: 0,
             last_frame: Instant::now(),
+            patience: None,
             ending: bus.ending.clone(),
         }
     }
@@ -133,12 +136,15 @@ impl<'a> Session<'a> {
         let idle = sleep_until(self.last_frame + self.bus.limits.idle_time);
         tokio::pin!(ended, idle);
         loop {
+            let since = Instant::now();
             if let Err(end) = self.take_frames().await {
                 return end;
             }
             if let Err(end) = self.write_out().await {
                 return end;
             }
+            // While nothing was read their silence was ours.
+            self.last_frame += since.elapsed();
             let may_read = self.has_window();
             self.make_room();
             tokio::select! {
@@ -148,7 +154,6 @@ impl<'a> Session<'a> {
                     self.answer_front(outcome).await;
                     self.answer_ready().await;
                     if !may_read {
-                        // While nothing was read their silence was ours.
                         self.last_frame = Instant::now();
                     }
                 }
@@ -172,7 +177,7 @@ impl<'a> Session<'a> {
     fn make_room(&mut self) {
         let room = self.input.capacity();
         if self.owed.is_empty() && self.input.is_empty() && room > READ_MIN && !self.filled {
-            (self.input, self.unused) = (Vec::with_capacity(READ_MIN), None);
+            (self.input, self.unused, self.output) = (Vec::with_capacity(READ_MIN), None, Vec::new());
         } else if self.filled || self.input.len() == room {
             self.input.reserve(
                 (2 * room).clamp(READ_MIN, READ_MAX).max(self.input.len() + READ_MIN) - self.input.len(),
@@ -211,6 +216,7 @@ impl<'a> Session<'a> {
                 }
             }
             if taken == before {
+                self.unused = Some(round.batch);
                 break;
             }
             self.last_frame = Instant::now();
@@ -242,6 +248,9 @@ impl<'a> Session<'a> {
         };
         self.unacked_events += events;
         self.unacked_bytes += bytes;
+        if self.owed.is_empty() {
+            self.patience = None;
+        }
         self.owed.push_back(Owed { answers, in_flight, events, bytes, outcome });
         self.answer_ready().await;
     }
@@ -273,8 +282,13 @@ impl<'a> Session<'a> {
             Some(Err(why)) => return answer_not_committed(out, owed.answers, why),
         };
         let last_seq = (receipt.first_seq + receipt.batch.len() as u64).saturating_sub(1);
-        if self.role == Role::Host && !self.bus.logs.wait_for(last_seq, self.bus.limits.host_log_time).await {
-            return answer_behind(out, owed.answers, receipt.first_seq);
+        if self.role == Role::Host {
+            // One wait for all that is owed: the logs are behind for all of it or for none.
+            let until = *self.patience.get_or_insert(Instant::now() + self.bus.limits.host_log_time);
+            if !self.bus.logs.wait_for(last_seq, until.saturating_duration_since(Instant::now())).await {
+                return answer_behind(out, owed.answers, receipt.first_seq);
+            }
+            self.patience = None;
         }
         answer(out, owed.answers, &receipt);
         self.unused = receipt.batch.emptied();

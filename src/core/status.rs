@@ -296,3 +296,64 @@ impl Snapshot {
         since.saturating_add(self.boot_ms.saturating_sub(stamp)).max(0)
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    fn name(text: &str) -> VmName {
+        VmName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_longest_unreachable_vm_gives_way() {
+        let table = VmTable::new(2);
+        let old = table.enter(&name("old"), 1).unwrap();
+        table.enter(&name("young"), 2).unwrap();
+        let presence = old.open_session(1).unwrap();
+        assert!(old.open_session(1).is_none(), "one session of a VM, as the limit says");
+        table.enter(&name("third"), 3).unwrap();
+        assert!(table.knows(&name("old")) && table.knows(&name("third")) && !table.knows(&name("young")));
+        let held = table.enter(&name("third"), 4).unwrap().open_session(1);
+        assert!(held.is_some() && table.enter(&name("fourth"), 5).is_none(), "all have sessions");
+        drop(presence);
+        assert!(table.enter(&name("fourth"), 6).is_some() && !table.knows(&name("old")));
+    }
+
+    #[test]
+    fn ages_are_of_this_boot_or_of_the_wall() {
+        let table = VmTable::new(9);
+        table.enter(&name("dev"), 700).unwrap();
+        let snapshot = snapshot(&table, 1_000, 50_000);
+        let now = |boot_ms, wall_ms, boot_id: &str| Now { boot_ms, wall_ms, boot_id: boot_id.into() };
+        // The same boot: the wall may do what it likes.
+        assert_eq!(snapshot.age(700, &now(1_500, 1, "a")), 800);
+        // Another boot: the wall counts, and an age is never negative.
+        assert_eq!(snapshot.age(700, &now(5, 52_000, "b")), 2_300);
+        assert_eq!(snapshot.age(2_000, &now(5, 1, "b")), 0);
+
+        let later = VmTable::new(9);
+        later.remember(&snapshot.vms, 10_000, |stamp| snapshot.age(stamp, &now(1_500, 1, "a")));
+        assert_eq!(later.records()[0].handshake, Some(9_200));
+    }
+
+    /// What a broker with pid 7 on boot "a" would write.
+    pub(in crate::core) fn snapshot(table: &VmTable, boot_ms: i64, wall_ms: u64) -> Snapshot {
+        Snapshot {
+            schema: SCHEMA,
+            boot_id: "a".into(),
+            boot_ms,
+            wall_ms,
+            state: State::Running,
+            pid: 7,
+            version: "1".into(),
+            started_at: "then".into(),
+            started_boot_ms: 0,
+            listeners: Vec::new(),
+            journal: JournalStatus::default(),
+            signals_dropped: 0,
+            logs_stalled: None,
+            vms: table.records(),
+        }
+    }
+}

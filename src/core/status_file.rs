@@ -62,9 +62,9 @@ impl StatusWriter {
     pub fn write(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         let mut bytes = vec![0; HEAD];
         serde_json::to_writer(&mut bytes, snapshot)?;
-        self.sequence += 1;
+        let sequence = self.sequence + 1;
         bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
         let length = (bytes.len() - HEAD) as u32;
         bytes[16..20].copy_from_slice(&length.to_le_bytes());
         let crc = crc(&bytes[..HEAD], &bytes[HEAD..]);
@@ -72,11 +72,14 @@ impl StatusWriter {
         let removed = self.file.metadata().map_or(true, |m| m.nlink() == 0);
         if bytes.len() > self.slot || removed {
             let slot = bytes.len().next_power_of_two().max(self.slot);
-            self.file = preallocate(&self.path, slot, Some((&bytes, self.sequence)))?;
+            self.file = preallocate(&self.path, slot, Some((&bytes, sequence)))?;
             self.slot = slot;
-            return Ok(());
+        } else {
+            self.file.write_all_at(&bytes, slot_at(sequence, self.slot))?;
         }
-        self.file.write_all_at(&bytes, slot_at(self.sequence, self.slot))
+        // A slot that could not be written is the one to write next: the other is whole.
+        self.sequence = sequence;
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ pub const REACHABLE_MS: i64 = 45_000;
 /// A broker that holds its lock and has not refreshed for so long is unresponsive, in milliseconds.
 pub const UNRESPONSIVE_MS: i64 = 5_000;
 
-/// What `castra status --json` prints; `docs/BUS.md` and `--help` document every field.
+/// What `castra status --json` prints; `castra status --help` documents every field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "documented where operators read it")]
 pub struct Report {
@@ -126,5 +126,41 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Re
         last_handshake_vm: last.map(|vm| vm.name.clone()),
         last_handshake_age_ms: last.and_then(|vm| vm.last_handshake_age_ms),
         vms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::identity::VmName;
+    use crate::core::status::VmTable;
+    use crate::core::status::tests::snapshot;
+
+    #[test]
+    fn states_and_reach() {
+        let table = VmTable::new(9);
+        table.enter(&VmName::parse("dev").unwrap(), 1_000).unwrap();
+        let silent = snapshot(&table, 1_000, 50_000);
+        let at = |age: i64, holder: Option<u32>| {
+            let now = Now { boot_ms: 1_000 + age, wall_ms: 0, boot_id: "a".into() };
+            // Refreshed lately, whatever the VM's age is.
+            let fresh = Snapshot { boot_ms: now.boot_ms, ..silent.clone() };
+            let report = report(Some(&fresh), holder, &now);
+            (report.broker.state, report.vms[0].reachable, report.vms[0].last_handshake_age_ms)
+        };
+        assert_eq!(at(0, Some(7)), (State::Running, true, Some(0)));
+        assert_eq!(at(REACHABLE_MS, Some(7)), (State::Running, true, Some(REACHABLE_MS)));
+        assert!(!at(REACHABLE_MS + 1, Some(7)).1);
+        assert_eq!(at(0, None), (State::Offline, false, Some(0)));
+        // Another process holds the lock and has said nothing yet.
+        assert_eq!(at(0, Some(8)).0, State::Starting);
+        let late = |ms| {
+            let now = Now { boot_ms: 1_000 + ms, wall_ms: 0, boot_id: "a".into() };
+            report(Some(&silent), Some(7), &now).broker.state
+        };
+        assert_eq!((late(UNRESPONSIVE_MS), late(UNRESPONSIVE_MS + 1)), (State::Running, State::Unresponsive));
+        let nothing = Now { boot_ms: 0, wall_ms: 0, boot_id: "a".into() };
+        assert_eq!(report(None, None, &nothing).broker.state, State::Offline);
+        assert_eq!(report(None, Some(7), &nothing).broker.state, State::Starting);
     }
 }

@@ -2,9 +2,11 @@
 
 use crate::markdown::{Block, blocks, code, hex, kebab_literals, read, root, table, ticked};
 use bytes::BytesMut;
-use castra::core::event::{Batch, Publish, Refusal};
+use castra::core::end::End;
+use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
 use castra::core::limits::{self, Limits};
+use castra::core::refusal::Refusal;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
@@ -40,8 +42,9 @@ fn every_hex_example_decodes_to_what_it_says() {
             "text" if bytes == pair[1].text.as_bytes() => lines(&pair[1], &bytes, &mut seen),
             "text" => {
                 let error = FrameCodec.decode(&mut BytesMut::from(&bytes[..])).expect_err("broken framing");
-                assert_eq!(error.code(), pair[1].text.trim(), "{DOC}:{}", pair[0].line);
-                seen.insert(error.code().to_owned());
+                let reason = End::from(error).reason();
+                assert_eq!(reason, pair[1].text.trim(), "{DOC}:{}", pair[0].line);
+                seen.insert(reason.to_owned());
             }
             other => {
                 panic!("{DOC}:{}: a hex block is followed by json or text, not by {other:?}", pair[0].line)
@@ -216,6 +219,8 @@ fn codes_and_reasons_are_those_of_the_code() {
     }
     for (path, marker, title) in [
         ("src/core/end.rs", "End::", "Close reasons"),
+        ("src/core/door/mod.rs", "Refused::denied(", "Handshake errors"),
+        ("src/core/door/mod.rs", "ok_or(", "Handshake errors"),
         ("src/core/owed.rs", "Refusal::new(", "Refusals"),
         ("src/core/event.rs", "Refusal::new(", "Refusals"),
         ("src/core/wire/frame.rs", "Refusal::new(", "Refusals"),
@@ -260,6 +265,7 @@ fn limits_are_those_of_limits_rs() {
         ("TAGS", limits::TAGS as u64),
         ("TAG_BYTES", limits::TAG_BYTES as u64),
         ("JSON_DEPTH", limits::JSON_DEPTH as u64),
+        ("REASON_BYTES", limits::REASON_BYTES as u64),
         ("ACCEPT_QUEUE", limits::ACCEPT_QUEUE as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
         ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),

@@ -160,6 +160,8 @@ impl Lobby {
                     let Granted { presence, role, place } = *session;
                     Session::new(&self.bus, presence, role, reader, writer, input).run().await;
                     drop(place);
+                } else {
+                    tracing::info!(vm = %hello.name, remote = %peer.address, "session: gone before its first frame");
                 }
             }
             Ok(Judged::HandshakeOnly) => {

@@ -44,6 +44,12 @@ impl Aligned {
         &self.memory[self.start..padded]
     }
 
+    /// The same blocks, to read into.
+    pub fn blocks_mut(&mut self) -> &mut [u8] {
+        let padded = self.start + self.len.next_multiple_of(BLOCK);
+        &mut self.memory[self.start..padded]
+    }
+
     /// What was pushed behind the last whole block.
     pub fn rest(&self) -> &[u8] {
         let whole = self.len - self.len % BLOCK;

@@ -86,6 +86,23 @@ impl RealDisk {
     }
 }
 
+impl RealDisk {
+    /// The file, past the page cache; `None` where the file system cannot, or wants larger blocks than ours.
+    fn open_direct(&self, name: &str) -> io::Result<Option<File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(nix::libc::O_DIRECT);
+        let file = match options.open(self.dir.join(name)) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(None),
+            file => file?,
+        };
+        // Reading has the rules of writing; which they are is seen only by trying.
+        match FileExt::read_at(&file, Aligned::zeros(BLOCK).blocks_mut(), 0) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(None),
+            _ => Ok(Some(file)),
+        }
+    }
+}
+
 impl Disk for RealDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         let names =
@@ -111,26 +128,17 @@ impl Disk for RealDisk {
     }
 
     fn create_zeros(&self, name: &str, bytes: u64) -> io::Result<Box<dyn DiskFile>> {
-        let bytes = bytes.next_multiple_of(BLOCK as u64);
-        drop(self.create(name)?);
-        let file = self.open_blocks(name)?;
-        match fill(&*file, bytes, false) {
-            // It could be opened so, and cannot be written so.
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
-                let file = self.create(name)?;
-                fill(&*file, bytes, true)?;
-                Ok(file)
-            }
-            filled => filled.map(|()| file),
+        let cached = self.create(name)?;
+        match self.open_direct(name)? {
+            Some(file) => fill(&file, bytes, false).map(|()| Box::new(file) as Box<dyn DiskFile>),
+            None => fill(&*cached, bytes, true).map(|()| cached),
         }
     }
 
     fn open_blocks(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(nix::libc::O_DIRECT);
-        match options.open(self.dir.join(name)) {
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.open(name),
-            file => Ok(Box::new(file?)),
+        match self.open_direct(name)? {
+            Some(file) => Ok(Box::new(file)),
+            None => self.open(name),
         }
     }
 

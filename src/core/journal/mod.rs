@@ -114,10 +114,10 @@ impl Opened {
         };
         let committer =
             std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run())?;
-        let keeper = {
+        {
             let (spares, disk, map) = (spares.clone(), disk.clone(), map.clone());
             let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
-            let retain_age = limits.retain_age.as_millis() as u64;
+            let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
             let retain = move |disk: &dyn Disk| {
                 let floor = floor.load(Ordering::Relaxed);
                 let gone = retain::expired(&map.segments(), wall_ms(), retain_bytes, retain_age, floor);
@@ -126,10 +126,10 @@ impl Opened {
                 }
             };
             let run = move || spares.run(&*disk, segment_bytes, || retain(&*disk));
-            std::thread::Builder::new().name("castra-keeper".into()).spawn(run)?
-        };
-        let (committer, keeper) = (Mutex::new(Some(committer)), Mutex::new(Some(keeper)));
-        Ok(Journal { disk, map, spares, inbox, committer, keeper })
+            std::thread::Builder::new().name("castra-keeper".into()).spawn(run)?;
+        }
+        let committer = Mutex::new(Some(committer));
+        Ok(Journal { disk, map, spares, inbox, committer })
     }
 }
 
@@ -140,7 +140,6 @@ pub struct Journal {
     spares: Arc<Spares>,
     inbox: Sender<Message>,
     committer: Mutex<Option<JoinHandle<()>>>,
-    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Journal {
@@ -174,17 +173,13 @@ impl Journal {
         damage::check_sealed(&*self.disk, &self.map, pause, each);
     }
 
-    /// Commits what was submitted, says that all is durable, ends the threads. Blocks.
+    /// Commits what was submitted and says that all is durable. Blocks; the keeper ends by itself.
     pub fn stop(&self) {
-        let join = |thread: &Mutex<Option<JoinHandle<()>>>| {
-            let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let _ = thread.map(JoinHandle::join);
-        };
         let _ = self.inbox.send(Message::Stop);
-        // The committer may still need a spare.
-        join(&self.committer);
+        let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = committer.map(JoinHandle::join);
+        // The committer may have needed one. A spare that is just being filled is nothing to wait for.
         self.spares.stop();
-        join(&self.keeper);
     }
 }
 

@@ -4,8 +4,9 @@
 //! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
 //! frame is a [`Refusal`], never the end of the session. Owner: `session.rs`.
 
-use crate::core::event::{Batch, Draft, Publish, Refusal, string_body};
+use crate::core::event::{Batch, Draft, Publish, string_body};
 use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
+use crate::core::refusal::Refusal;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
