@@ -100,8 +100,9 @@ pub async fn run(
     ready: impl FnOnce(&[String]),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
+    let mut config = config;
+    let places = share_descriptors(&mut config.limits);
     let Config { root, limits, .. } = &config;
-    let places = raise_descriptors(limits);
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone()).map_err(failed("status"))?;
 
@@ -232,11 +233,13 @@ async fn open_doors(config: &Config, lobby: &Arc<Lobby>) -> Result<Vec<String>, 
     Ok(listeners)
 }
 
-/// Raises the soft limit of descriptors to the hard one; how many of them connections may have.
-fn raise_descriptors(limits: &Limits) -> usize {
+/// Raises the soft limit of descriptors to the hard one; how many of them connections may have. Logs get a
+/// quarter at most.
+fn share_descriptors(limits: &mut Limits) -> usize {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    limits.open_logs = limits.open_logs.min(usize::try_from(have / 4).unwrap_or(usize::MAX)).max(1);
     let kept = limits.reserved_descriptors + limits.open_logs as u64;
     let wanted = (limits.sessions + limits.pending_handshakes) as u64;
     usize::try_from(have.saturating_sub(kept).clamp(16, wanted)).unwrap_or(16)

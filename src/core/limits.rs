@@ -87,7 +87,7 @@ pub struct Limits {
     pub host_log_time: Duration,
     /// Commits that wait for the logs' thread, in bytes; then publishers wait.
     pub logs_behind_bytes: usize,
-    /// Log files kept open.
+    /// Log files kept open; a quarter of the descriptors at most.
     pub open_logs: usize,
     /// The size of a journal segment.
     pub segment_bytes: u64,
@@ -116,7 +116,7 @@ impl Default for Limits {
             drain_time: Duration::from_secs(5),
             host_log_time: Duration::from_secs(2),
             logs_behind_bytes: 64 * 1024 * 1024,
-            open_logs: 256,
+            open_logs: 1024,
             segment_bytes: 64 * 1024 * 1024,
             retain_bytes: 1024 * 1024 * 1024,
             retain_age: Duration::from_secs(7 * 24 * 3600),
