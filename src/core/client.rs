@@ -4,7 +4,7 @@
 //! Owner: whoever connected.
 
 use super::limits::HELLO_BYTES;
-use super::session::{Reader, Writer};
+use super::stream::{Reader, Writer};
 use super::wire::codec::{CodecError, FrameCodec};
 use bytes::BytesMut;
 use serde::Deserialize;

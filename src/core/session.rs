@@ -20,21 +20,16 @@ use super::identity::Role;
 use super::ids::IdSource;
 use super::journal::{NotCommitted, Outcome, Receipt};
 use super::limits::BATCH_BYTES;
-use super::linger::linger;
 use super::owed::{Answer, Round, answer, answer_behind, answer_not_committed};
 use super::status::Presence;
+use super::stream::{Reader, Writer, linger};
 use super::wire::codec::{LENGTH_BYTES, first_frame};
 use super::wire::frame;
 use std::collections::VecDeque;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
-
-/// A socket's reading half.
-pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
-/// A socket's writing half.
-pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The read buffer begins so small, and grows with a busy peer.
 const READ_MIN: usize = 4 * 1024;

@@ -146,7 +146,9 @@ fn refusals_behind_a_publish_that_waits_for_the_disk_are_bounded() {
     let mut guest = broker.guest("dev");
     guest.send(r#"{"type":"publish"}"#);
     guest.stream.get_ref().set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-    let many = frame("x").repeat(200_000);
+    // Short ones, and ones whose refusal could quote 30,000 quotes.
+    let quoting = format!("{{\"type\":\"publish\",\"events\":\"{}\"}}", "\\\"".repeat(30_000));
+    let many = [frame("x").repeat(1000), frame(quoting)].concat().repeat(20);
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(4) && guest.stream.get_mut().write_all(&many).is_ok() {}
     let memory = rss_kib(broker.pid());

@@ -9,6 +9,7 @@ fn bad_frames() -> Vec<(Vec<u8>, &'static str, &'static str)> {
     let publish = |fields: &str| format!(r#"{{"type":"publish",{fields}}}"#).into_bytes();
     let deep = format!("\"payload\":{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let deep_unclosed = format!("\"payload\":{}", "{\"a\":".repeat(10_000));
+    let quotes = "\\\"".repeat(30_000);
     let strings = |n: usize, bytes: usize| format!("{:?}", vec!["x".repeat(bytes); n]);
     let headers = |n: usize, bytes: usize| {
         let pairs: Vec<String> = (0..n).map(|i| format!("\"h{i:02}\":\"{}\"", "x".repeat(bytes))).collect();
@@ -57,6 +58,9 @@ fn bad_frames() -> Vec<(Vec<u8>, &'static str, &'static str)> {
         (publish(r#""caused_by":"x""#), "publish", "bad-caused-by"),
         (publish(&format!("\"caused_by\":{}", strings(33, 1))), "publish", "bad-caused-by"),
         (publish(r#""caused_by":[""]"#), "publish", "bad-id"),
+        (publish(&format!("\"events\":\"{quotes}\"")), "publish", "bad-field"),
+        (publish(&format!("\"headers\":\"{quotes}\"")), "publish", "bad-headers"),
+        (publish(&format!("\"tags\":\"{quotes}\"")), "publish", "bad-tags"),
         (publish(r#""events":[]"#), "publish", "bad-field"),
         (publish(r#""events":{}"#), "publish", "bad-field"),
         (publish(&many), "publish", "too-many-events"),
@@ -102,7 +106,8 @@ fn check(ack: &Value, want: (&str, &str), body: &[u8]) {
     let body = String::from_utf8_lossy(&body[..body.len().min(80)]);
     assert_eq!((&ack["type"], &ack["status"]), (&json!("ack"), &json!("error")), "{body}: {ack}");
     assert_eq!((&ack["ack"], &ack["code"]), (&json!(want.0), &json!(want.1)), "{body}: {ack}");
-    assert!(!ack["reason"].as_str().unwrap().is_empty(), "{body}");
+    let reason = ack["reason"].as_str().unwrap();
+    assert!(!reason.is_empty() && reason.len() <= 256, "{body}: {reason}");
     assert_eq!(ack.as_object().unwrap().len(), 5, "{ack}");
 }
 

@@ -1,11 +1,15 @@
-//! The end of a connection: last words that arrive.
+//! A connection's two halves, whatever the door, and its end: last words that arrive.
 //!
-//! Always holds: it takes as long as the limits say at most. Owner: whoever ends a connection.
+//! Always holds: an end takes as long as the limits say at most. Owner: whoever holds the connection.
 
 use super::limits::Limits;
-use super::session::{Reader, Writer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout_at};
+
+/// A socket's reading half.
+pub type Reader = Box<dyn AsyncRead + Send + Unpin>;
+/// A socket's writing half.
+pub type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// Ends writing and reads on for a moment: a close with unread bytes would be a reset, and the last words
 /// would be lost.
