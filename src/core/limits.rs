@@ -49,6 +49,12 @@ pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
 pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.
 pub const LOG_FILES: u32 = 4;
+/// A VM without a session is reachable for so long after a handshake, in milliseconds.
+pub const REACHABLE_MS: i64 = 45_000;
+/// A broker that holds its lock and has not refreshed its status for so long is unresponsive, in milliseconds.
+pub const UNRESPONSIVE_MS: i64 = 5_000;
+/// The most ranges of damage that status shows; the broker's log has them all.
+pub const DAMAGE_SHOWN: usize = 16;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 

@@ -15,6 +15,11 @@ use std::path::{Path, PathBuf};
 /// The version of the state root's layout.
 pub const FORMAT: u32 = 1;
 
+/// The byte of `broker.lock` that a running broker locks …
+const RUNNING: i64 = 0;
+/// … and the one that it locks once its pid stands in the file.
+const NAMED: i64 = 1;
+
 /// Why a state root cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateRootError {
@@ -192,7 +197,7 @@ impl StateRoot {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).map_err(failed("open", &path))?;
-        if let Err(error) = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        if let Err(error) = fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(RUNNING, libc::F_WRLCK))) {
             return Err(match error {
                 nix::Error::EAGAIN | nix::Error::EACCES => {
                     let mut text = String::new();
@@ -203,8 +208,10 @@ impl StateRoot {
                 other => failed("lock", &path)(other.into()),
             });
         }
-        // Only for the message above; on a full disk it stays empty.
+        // On a full disk it stays empty, and whoever asks is told no pid.
         let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        let named = fcntl(&file, FcntlArg::F_OFD_SETLK(&byte(NAMED, libc::F_WRLCK)));
+        named.map_err(|e| failed("lock", &path)(e.into()))?;
         Ok(file)
     }
 
@@ -251,24 +258,30 @@ impl StateRoot {
     /// # Errors
     /// The lock file is there and cannot be asked.
     pub fn lock_holder(&self) -> io::Result<Option<u32>> {
-        let mut file = match File::open(self.lock()) {
+        let file = match File::open(self.lock()) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let mut lock = whole_file(libc::F_RDLCK);
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))?;
-        if i32::from(lock.l_type) == libc::F_UNLCK {
+        let held = |which| {
+            let mut lock = byte(which, libc::F_RDLCK);
+            fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).map(|_| i32::from(lock.l_type) != libc::F_UNLCK)
+        };
+        if !held(RUNNING)? {
             return Ok(None);
         }
+        if !held(NAMED)? {
+            // The pid that stands there is of the broker before this one.
+            return Ok(Some(0));
+        }
         let mut text = String::new();
-        let _ = file.read_to_string(&mut text);
+        let _ = (&file).read_to_string(&mut text);
         Ok(Some(text.trim().parse().unwrap_or(0)))
     }
 }
 
-fn whole_file(kind: i32) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+fn byte(which: i64, kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: which, l_len: 1, l_pid: 0 }
 }
 
 fn make_dir(path: &Path) -> Result<(), StateRootError> {

@@ -7,6 +7,7 @@
 use super::clock;
 use super::events::Recorder;
 use super::journal::Journal;
+use super::limits::DAMAGE_SHOWN;
 use super::logs::Logs;
 use super::state_root::StateRoot;
 use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State, VmTable};
@@ -19,8 +20,6 @@ use std::time::Duration;
 const STATUS_TICK: Duration = Duration::from_millis(100);
 /// … or after so many looks.
 const STATUS_TICKS: u32 = 8;
-/// The most ranges of damage that status shows; the log has them all.
-const DAMAGE_SHOWN: usize = 16;
 
 /// What the status thread writes, and the others tell it.
 pub struct StatusKeeper {

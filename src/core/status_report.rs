@@ -3,13 +3,9 @@
 //! Always holds: a broker that does not run, or does not answer, has no session and reaches no VM; nothing
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
+use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
 use serde::Serialize;
-
-/// A VM without a session is reachable for so long after a handshake, in milliseconds.
-pub const REACHABLE_MS: i64 = 45_000;
-/// A broker that holds its lock and has not refreshed for so long is unresponsive, in milliseconds.
-pub const UNRESPONSIVE_MS: i64 = 5_000;
 
 /// What `castra status --json` prints; `castra status --help` documents every field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
