@@ -15,6 +15,19 @@ use std::path::{Path, PathBuf};
 /// The version of the state root's layout.
 pub const FORMAT: u32 = 1;
 
+/// Who holds a state root's lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// No broker runs.
+    Nobody,
+    /// One that has not said its pid yet.
+    Beginning,
+    /// One that could not: the disk is full.
+    Unknown,
+    /// This process.
+    Pid(u32),
+}
+
 /// The byte of `broker.lock` that a running broker locks …
 const RUNNING: i64 = 0;
 /// … and the one that it locks once its pid stands in the file.
@@ -253,14 +266,14 @@ impl StateRoot {
         Ok(journal.as_u128())
     }
 
-    /// The process that holds the lock, 0 when it could not say which; `None` when nobody does. Never waits.
+    /// Who holds the lock. Never waits.
     ///
     /// # Errors
     /// The lock file is there and cannot be asked.
-    pub fn lock_holder(&self) -> io::Result<Option<u32>> {
+    pub fn lock_holder(&self) -> io::Result<Holder> {
         let file = match File::open(self.lock()) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Holder::Nobody),
             Err(e) => return Err(e),
         };
         let held = |which| {
@@ -268,15 +281,15 @@ impl StateRoot {
             fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).map(|_| i32::from(lock.l_type) != libc::F_UNLCK)
         };
         if !held(RUNNING)? {
-            return Ok(None);
+            return Ok(Holder::Nobody);
         }
         if !held(NAMED)? {
             // The pid that stands there is of the broker before this one.
-            return Ok(Some(0));
+            return Ok(Holder::Beginning);
         }
         let mut text = String::new();
         let _ = (&file).read_to_string(&mut text);
-        Ok(Some(text.trim().parse().unwrap_or(0)))
+        Ok(text.trim().parse().map_or(Holder::Unknown, Holder::Pid))
     }
 }
 

@@ -4,6 +4,7 @@
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
+use super::state_root::Holder;
 use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
 use serde::Serialize;
 
@@ -49,11 +50,14 @@ pub struct VmReport {
     pub in_flight: u64,
 }
 
-/// What to show at `now` of what the broker wrote, if anything; `holder` is the process that runs one, 0
-/// when nobody knows which.
-pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Report {
-    let locked = holder.is_some();
-    let pid = holder.filter(|pid| *pid != 0);
+/// What to show at `now` of what the broker wrote, if anything; `holder` is who runs one.
+pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report {
+    let locked = holder != Holder::Nobody;
+    let pid = match holder {
+        Holder::Pid(pid) => Some(pid),
+        Holder::Unknown => snapshot.map(|snapshot| snapshot.pid),
+        Holder::Nobody | Holder::Beginning => None,
+    };
     let Some(snapshot) = snapshot else {
         let state = if locked { State::Starting } else { State::Offline };
         return Report {
@@ -78,11 +82,11 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Re
     let state = match snapshot.state {
         _ if !locked => State::Offline,
         // It has not said anything yet: these are the words of the one before it.
-        _ if pid.is_some_and(|pid| pid != snapshot.pid) => State::Starting,
+        _ if pid != Some(snapshot.pid) => State::Starting,
         _ if snapshot.age(snapshot.boot_ms, now) > UNRESPONSIVE_MS => State::Unresponsive,
         said => said,
     };
-    let said_by_it = locked && pid.is_none_or(|pid| pid == snapshot.pid);
+    let said_by_it = pid == Some(snapshot.pid);
     let runs = said_by_it && state != State::Unresponsive;
     let age = |stamp: Option<i64>| stamp.map(|stamp| snapshot.age(stamp, now));
     let vms: Vec<VmReport> = snapshot
@@ -109,7 +113,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Option<u32>, now: &Now) -> Re
         schema: SCHEMA,
         broker: BrokerReport {
             state,
-            pid: locked.then_some(pid.unwrap_or(snapshot.pid)),
+            pid,
             version: Some(snapshot.version.clone()),
             started_at: Some(snapshot.started_at.clone()),
             uptime_ms: said_by_it.then(|| snapshot.age(snapshot.started_boot_ms, now)),
@@ -137,26 +141,29 @@ mod tests {
         let table = VmTable::new(9);
         table.enter(&VmName::parse("dev").unwrap(), 1_000).unwrap();
         let silent = snapshot(&table, 1_000, 50_000);
-        let at = |age: i64, holder: Option<u32>| {
+        let at = |age: i64, holder: Holder| {
             let now = Now { boot_ms: 1_000 + age, wall_ms: 0, boot_id: "a".into() };
             // Refreshed lately, whatever the VM's age is.
             let fresh = Snapshot { boot_ms: now.boot_ms, ..silent.clone() };
             let report = report(Some(&fresh), holder, &now);
             (report.broker.state, report.vms[0].reachable, report.vms[0].last_handshake_age_ms)
         };
-        assert_eq!(at(0, Some(7)), (State::Running, true, Some(0)));
-        assert_eq!(at(REACHABLE_MS, Some(7)), (State::Running, true, Some(REACHABLE_MS)));
-        assert!(!at(REACHABLE_MS + 1, Some(7)).1);
-        assert_eq!(at(0, None), (State::Offline, false, Some(0)));
+        assert_eq!(at(0, Holder::Pid(7)), (State::Running, true, Some(0)));
+        assert_eq!(at(REACHABLE_MS, Holder::Pid(7)), (State::Running, true, Some(REACHABLE_MS)));
+        assert!(!at(REACHABLE_MS + 1, Holder::Pid(7)).1);
+        assert_eq!(at(0, Holder::Nobody), (State::Offline, false, Some(0)));
         // Another process holds the lock and has said nothing yet.
-        assert_eq!(at(0, Some(8)).0, State::Starting);
+        assert_eq!(at(0, Holder::Pid(8)).0, State::Starting);
+        assert_eq!(at(0, Holder::Beginning).0, State::Starting);
+        // A full disk had no room for the pid.
+        assert_eq!(at(0, Holder::Unknown).0, State::Running);
         let late = |ms| {
             let now = Now { boot_ms: 1_000 + ms, wall_ms: 0, boot_id: "a".into() };
-            report(Some(&silent), Some(7), &now).broker.state
+            report(Some(&silent), Holder::Pid(7), &now).broker.state
         };
         assert_eq!((late(UNRESPONSIVE_MS), late(UNRESPONSIVE_MS + 1)), (State::Running, State::Unresponsive));
         let nothing = Now { boot_ms: 0, wall_ms: 0, boot_id: "a".into() };
-        assert_eq!(report(None, None, &nothing).broker.state, State::Offline);
-        assert_eq!(report(None, Some(7), &nothing).broker.state, State::Starting);
+        assert_eq!(report(None, Holder::Nobody, &nothing).broker.state, State::Offline);
+        assert_eq!(report(None, Holder::Pid(7), &nothing).broker.state, State::Starting);
     }
 }
