@@ -20,6 +20,7 @@ use castra::core::log_view::LogView;
 use castra::core::logs::Logs;
 use castra::core::state_root::StateRoot;
 use castra::core::status::VmTable;
+use castra::core::status_file;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
@@ -33,7 +34,7 @@ const HELLO: &str = "capabilities=bus-v1";
 struct Broker {
     child: Child,
     addr: SocketAddr,
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
 }
 
 impl Broker {
@@ -45,7 +46,14 @@ impl Broker {
         let mut line = String::new();
         BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
         let addr = line.split("tcp:").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap();
-        Broker { child, addr: addr.parse().unwrap(), _root: root }
+        Broker { child, addr: addr.parse().unwrap(), root }
+    }
+
+    /// How far the logs are behind the journal, as the status says at this moment.
+    fn logs(&self) -> String {
+        let status = StateRoot::resolve(Some(self.root.path().into())).status();
+        let journal = status_file::read(&status).unwrap().unwrap().journal;
+        format!("logs behind by {} of {} events", journal.head_seq - journal.logs_seq, journal.head_seq)
     }
 
     async fn connect(&self, vm: &str) -> Client {
@@ -138,7 +146,7 @@ async fn pipe(broker: &Broker, body: &[u8], time: Duration) {
         window.add_permits(1);
     }
     sending.abort();
-    println!("pipe  rate={:.0}/s", acked as f64 / begun.elapsed().as_secs_f64());
+    println!("pipe  rate={:.0}/s {}", acked as f64 / begun.elapsed().as_secs_f64(), broker.logs());
 }
 
 async fn conc(broker: &Broker, body: &[u8], time: Duration) {
@@ -152,7 +160,8 @@ async fn conc(broker: &Broker, body: &[u8], time: Duration) {
     for task in tasks {
         micros.extend(task.await.unwrap());
     }
-    println!("conc  rate={:.0}/s {}", micros.len() as f64 / time.as_secs_f64(), spread(micros));
+    let rate = micros.len() as f64 / time.as_secs_f64();
+    println!("conc  rate={rate:.0}/s {} {}", spread(micros), broker.logs());
 }
 
 /// 64 events at a time, 500 times a second, from `vms` VMs in turn, through journal and logs.

@@ -12,7 +12,7 @@
 //! *Known durable* is what any valid record, or the header, says was synced. Always holds: a record known
 //! durable is kept or reported, never dropped (invariant 5); what is served afterwards is durable in fact
 //! and not just in the page cache, because the rest was rewritten and synced before anybody sees it
-//! (invariants 1 and 2); a publish of several events comes back whole or not at all. Owner: [`super::Journal::open`].
+//! (invariants 1 and 2); a publish of several events comes back whole or not at all. Owner: [`super::Opened::open`].
 
 use super::aligned::Aligned;
 use super::damage::Damage;
