@@ -50,33 +50,41 @@ pub fn run(root: StateRoot, args: BrokerArgs) -> Result<Exit, Failure> {
 
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
-        let exit = match &error {
-            BrokerError::StateRoot(StateRootError::InUse { .. } | StateRootError::Foreign { .. }) => {
-                Exit::CannotCreate
-            }
-            BrokerError::StateRoot(StateRootError::NotOwned { .. }) => Exit::Refused,
-            BrokerError::StateRoot(StateRootError::Newer { .. } | StateRootError::Damaged { .. }) => {
-                Exit::BadData
-            }
-            BrokerError::StateRoot(StateRootError::Io { error, .. })
-                if error.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                Exit::Refused
-            }
-            BrokerError::StateRoot(StateRootError::Io { what, .. }) if *what == "create" => {
-                Exit::CannotCreate
-            }
-            BrokerError::StateRoot(StateRootError::Io { .. }) => Exit::Io,
-            BrokerError::Journal(OpenError::Unusable { .. }) => Exit::BadData,
-            BrokerError::Journal(OpenError::Io { .. }) => Exit::Io,
-            BrokerError::Logs(LogsError::JournalBehind { .. }) => Exit::BadData,
-            BrokerError::Logs(LogsError::Io { .. }) => Exit::Io,
+        let (exit, code) = match &error {
+            BrokerError::StateRoot(error) => reason(error),
+            BrokerError::Journal(OpenError::Unusable { .. }) => (Exit::BadData, "journal-unusable"),
+            BrokerError::Journal(OpenError::Io { .. }) => (Exit::Io, "io"),
+            BrokerError::Logs(LogsError::JournalBehind { .. }) => (Exit::BadData, "journal-behind"),
+            BrokerError::Logs(LogsError::Io { .. }) => (Exit::Io, "io"),
             BrokerError::Listen { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
-                Exit::BadConfig
+                (Exit::BadConfig, "not-loopback")
             }
-            BrokerError::Listen { .. } => Exit::CannotCreate,
-            BrokerError::Io { .. } | BrokerError::JournalFailed(_) => Exit::Io,
+            BrokerError::Listen { .. } => (Exit::CannotCreate, "cannot-listen"),
+            BrokerError::Io { .. } => (Exit::Io, "io"),
+            BrokerError::JournalFailed(_) => (Exit::Io, "journal-failed"),
         };
-        Failure::new(exit, error.to_string())
+        Failure::new(exit, code, error.to_string())
+    }
+}
+
+impl From<StateRootError> for Failure {
+    fn from(error: StateRootError) -> Self {
+        let (exit, code) = reason(&error);
+        Failure::new(exit, code, error.to_string())
+    }
+}
+
+fn reason(error: &StateRootError) -> (Exit, &'static str) {
+    match error {
+        StateRootError::InUse { .. } => (Exit::CannotCreate, "state-root-in-use"),
+        StateRootError::Foreign { .. } => (Exit::CannotCreate, "state-root-foreign"),
+        StateRootError::NotOwned { .. } => (Exit::Refused, "state-root-not-owned"),
+        StateRootError::Newer { .. } => (Exit::BadData, "state-root-newer"),
+        StateRootError::Damaged { .. } => (Exit::BadData, "state-root-damaged"),
+        StateRootError::Io { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+            (Exit::Refused, "permission-denied")
+        }
+        StateRootError::Io { what, .. } if *what == "create" => (Exit::CannotCreate, "cannot-create"),
+        StateRootError::Io { .. } => (Exit::Io, "io"),
     }
 }

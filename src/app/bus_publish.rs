@@ -16,7 +16,7 @@ const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
     let payload = match args.payload.or(args.payload_flag) {
         Some(dash) if dash == "-" => {
-            let bad = |e: String| Failure::new(Exit::BadData, format!("stdin: {e}"));
+            let bad = |e: String| Failure::new(Exit::BadData, "bad-stdin", format!("stdin: {e}"));
             let mut text = Vec::new();
             let limit = FRAME_BYTES as u64 + 1;
             io::stdin().take(limit).read_to_end(&mut text).map_err(|e| bad(e.to_string()))?;
@@ -30,7 +30,7 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
     fits(payload.len())?;
     let payload = RawValue::from_string(payload.trim().to_owned()).map_err(|e| {
         let hint = "a string needs quotes of its own: '\"text\"'";
-        Failure::new(Exit::BadData, format!("the payload is not JSON: {e}; {hint}"))
+        Failure::new(Exit::BadData, "bad-json", format!("the payload is not JSON: {e}; {hint}"))
     })?;
     let mut frame = serde_json::Map::new();
     frame.insert("type".into(), "publish".into());
@@ -51,7 +51,7 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
             let what =
                 if sent.get() { LOOK } else { "nothing was sent; 'castra status' says how the broker is" };
             let why = format!("no answer within {:?}; {what}", args.timeout);
-            return Err(Failure::new(Exit::Timeout, why));
+            return Err(Failure::new(Exit::Timeout, "timeout", why));
         }
     };
     if reply.status == "ok" {
@@ -61,7 +61,7 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
                 let why = format!(
                     "stored as {stored}, do not send it again; only this could not be printed: {error}"
                 );
-                Err(Failure::new(Exit::Io, why))
+                Err(Failure::new(Exit::Io, "io", why))
             }
             _ => Ok(Exit::Ok),
         };
@@ -71,7 +71,7 @@ pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
 
 fn fits(bytes: usize) -> Result<(), Failure> {
     let why = || format!("event-too-large: an event has at most {EVENT_BYTES} bytes");
-    if bytes > FRAME_BYTES { Err(Failure::new(Exit::BadData, why())) } else { Ok(()) }
+    if bytes > FRAME_BYTES { Err(Failure::new(Exit::BadData, "event-too-large", why())) } else { Ok(()) }
 }
 
 async fn publish(root: &StateRoot, body: &[u8], sent: &Cell<bool>) -> Result<Reply, Failure> {
@@ -80,28 +80,28 @@ async fn publish(root: &StateRoot, body: &[u8], sent: &Cell<bool>) -> Result<Rep
         Ok(client) => client,
         Err(ClientError::Connect(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
             let why = format!("{}: {error}; run this as the broker's user or root", socket.display());
-            return Err(Failure::new(Exit::Refused, why));
+            return Err(Failure::new(Exit::Refused, "permission-denied", why));
         }
         Err(ClientError::Connect(error)) => {
             let why = format!(
                 "no broker answers on {} ({error}); start one with 'castra broker'",
                 socket.display()
             );
-            return Err(Failure::new(Exit::NoBroker, why));
+            return Err(Failure::new(Exit::NoBroker, "no-broker", why));
         }
         Err(ClientError::Refused(reason)) if reason == "reserved-identity" => {
             let why = "reserved-identity: only the broker's user and root publish as the host";
-            return Err(Failure::new(Exit::Refused, why));
+            return Err(Failure::new(Exit::Refused, "reserved-identity", why));
         }
         Err(ClientError::Refused(reason)) => {
             let why = format!("{reason}: the broker gave no session; nothing was sent, try again");
-            return Err(Failure::new(Exit::TryAgain, why));
+            return Err(Failure::new(Exit::TryAgain, reason, why));
         }
-        Err(error) => return Err(Failure::new(Exit::NoBroker, error.to_string())),
+        Err(error) => return Err(Failure::new(Exit::NoBroker, "no-broker", error.to_string())),
     };
     let unknown = |error: ClientError| {
         let why = format!("outcome-unknown: {error}; {LOOK}");
-        Failure::new(Exit::TryAgain, why)
+        Failure::new(Exit::TryAgain, "outcome-unknown", why)
     };
     sent.set(true);
     client.send(body).await.map_err(unknown)?;
@@ -116,5 +116,9 @@ fn refused(reply: &Reply) -> Failure {
         _ => Exit::BadData,
     };
     let seq = reply.seq.map_or(String::new(), |seq| format!(" (seq={seq})"));
-    Failure::new(exit, format!("{code}: {}{seq}", reply.reason.as_deref().unwrap_or("no reason given")))
+    Failure::new(
+        exit,
+        code.to_owned(),
+        format!("{code}: {}{seq}", reply.reason.as_deref().unwrap_or("no reason given")),
+    )
 }

@@ -35,7 +35,9 @@ struct Line<'a> {
 pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     let name = match &args.vm {
         None => "bus".to_owned(),
-        Some(vm) => VmName::parse(vm).map_err(|e| Failure::new(Exit::BadData, e.to_string()))?.to_string(),
+        Some(vm) => {
+            VmName::parse(vm).map_err(|e| Failure::new(Exit::BadData, "bad-name", e.to_string()))?.to_string()
+        }
     };
     let path = root.bus_logs().join(format!("{name}.log"));
     let mut out = BufWriter::new(io::stdout().lock());
@@ -44,7 +46,7 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     let mut seen = lines.back().and_then(|line| line_seq(line)).unwrap_or(0);
     if place.is_none() && !args.follow {
         let why = format!("there is no log {} yet; it begins with the first event", path.display());
-        return Err(Failure::new(Exit::Degraded, why));
+        return Err(Failure::new(Exit::Degraded, "no-log", why));
     }
     for line in lines.iter().skip(lines.len().saturating_sub(args.lines)) {
         print(&mut out, line, args.output)?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 pub fn run(root: &StateRoot, args: &StatusArgs) -> Result<Exit, Failure> {
     let path = root.status();
-    let unreadable = |e: io::Error| Failure::new(Exit::Io, format!("{}: {e}", path.display()));
+    let unreadable = |e: io::Error| Failure::new(Exit::Io, "io", format!("{}: {e}", path.display()));
     let holder = root.lock_holder().map_err(unreadable)?;
     let snapshot = status_file::read(&path).map_err(unreadable)?;
     let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };

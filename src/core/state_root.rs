@@ -229,10 +229,21 @@ impl StateRoot {
     }
 
     fn open_format(&self) -> Result<u128, StateRootError> {
+        match self.journal_id()? {
+            Some(id) => Ok(id),
+            None => self.write_format(&self.path.join("format")),
+        }
+    }
+
+    /// The journal's id, as `format` says it; `None` when no broker ever used this state root. Changes nothing.
+    ///
+    /// # Errors
+    /// `format` cannot be read, is damaged, or is of a later castra.
+    pub fn journal_id(&self) -> Result<Option<u128>, StateRootError> {
         let path = self.path.join("format");
         let text = match std::fs::read(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return self.write_format(&path),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(failed("read", &path)(e)),
         };
         let damaged = |why: String| StateRootError::Damaged { path: path.clone(), why };
@@ -246,7 +257,7 @@ impl StateRoot {
         }
         let format: Format = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
         let journal = uuid::Uuid::parse_str(&format.journal).map_err(|e| damaged(e.to_string()))?;
-        Ok(journal.as_u128())
+        Ok(Some(journal.as_u128()))
     }
 
     fn write_format(&self, path: &Path) -> Result<u128, StateRootError> {

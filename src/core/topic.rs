@@ -1,8 +1,10 @@
-//! Topics: what an event is about.
+//! Topics: what an event is about; and patterns: which topics somebody wants.
 //!
 //! A topic is 1–255 bytes of UTF-8: tokens joined by `.`, none empty, no white space, no control
 //! characters, no `*` or `>`. `vm:<name>` is one VM's mailbox, one token whatever dots the name has;
-//! `$…` is the broker's own. Pure; a [`Topic`] that exists is valid. Owner: whoever parsed it.
+//! `$…` is the broker's own. In a pattern `*` is one token and a last `>` is one or more; they match neither
+//! mailboxes nor `$…` unless the pattern begins with that very word (`vm:*`, `$dlq.>`). Pure; a [`Topic`] or
+//! [`Pattern`] that exists is valid. Owner: whoever parsed it.
 
 use super::identity::VmName;
 use super::limits::TOPIC_BYTES;
@@ -72,6 +74,86 @@ impl<'a> Topic<'a> {
     }
 }
 
+/// Why a text is not a pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Without its wildcards it is no topic.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// `*` or `>` with something beside it in its token, or `>` before the end.
+    #[error("'*' stands for one whole token, '>' for all that is left and comes last")]
+    Wildcard,
+}
+
+/// A valid pattern: a topic, or several.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Pattern(Box<str>);
+
+/// Matches every mailbox.
+const MAILBOXES: &str = "vm:*";
+
+impl Pattern {
+    /// Checks `text` against the rules above.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        if text.len() > TOPIC_BYTES {
+            return Err(TopicError::TooLong.into());
+        }
+        if text.starts_with("vm:") {
+            if text != MAILBOXES {
+                Topic::parse(text)?;
+            }
+            return Ok(Pattern(text.into()));
+        }
+        let mut tokens = text.split('.').peekable();
+        while let Some(token) = tokens.next() {
+            match token {
+                "*" => {}
+                ">" if tokens.peek().is_none() => {}
+                _ if token.contains(['*', '>']) => return Err(PatternError::Wildcard),
+                _ => match Topic::parse(token) {
+                    // The broker's own topics may be asked for; a token with a colon in it is a plain one.
+                    Ok(_) | Err(TopicError::Reserved | TopicError::BadMailbox) => {
+                        let plain = |c: char| !c.is_whitespace() && !c.is_control();
+                        if !token.chars().all(plain) {
+                            return Err(TopicError::BadCharacter.into());
+                        }
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+        Ok(Pattern(text.into()))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether `topic`, which is valid, is one of these.
+    pub fn matches(&self, topic: &str) -> bool {
+        if topic.starts_with("vm:") {
+            return &*self.0 == MAILBOXES || &*self.0 == topic;
+        }
+        if topic.starts_with('$') != self.0.starts_with('$') {
+            return false;
+        }
+        let mut topic = topic.split('.');
+        for token in self.0.split('.') {
+            match (token, topic.next()) {
+                (">", Some(_)) => return true,
+                ("*", Some(_)) => {}
+                (token, Some(found)) if token == found => {}
+                _ => return false,
+            }
+        }
+        topic.next().is_none()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +187,59 @@ mod tests {
         }
     }
 
+    #[test]
+    fn patterns() {
+        for (pattern, yes, no) in [
+            ("a.b", "a.b", "a.b.c a a.c"),
+            ("a.*", "a.b a.c", "a a.b.c b.b"),
+            ("*.b", "a.b vmx.b", "b a.c $x.b vm:a.b"),
+            ("*", "a broadcast", "a.b vm:web $dlq"),
+            (">", "a a.b a.b.c", "vm:web $dlq.x"),
+            ("a.>", "a.b a.b.c", "a b.a"),
+            ("vm:*", "vm:web vm:a.b", "vm a"),
+            ("vm:a.b", "vm:a.b", "vm:a vm:a.c"),
+            ("$dlq.>", "$dlq.x $dlq.x.y", "$dlq dlq.x"),
+            ("$dlq.*", "$dlq.x", "$x.x"),
+        ] {
+            let parsed = Pattern::parse(pattern).unwrap();
+            yes.split(' ').for_each(|topic| assert!(parsed.matches(topic), "{pattern} {topic}"));
+            no.split(' ').for_each(|topic| assert!(!parsed.matches(topic), "{pattern} {topic}"));
+        }
+        for (bad, why) in [
+            ("", TopicError::EmptyToken.into()),
+            ("a..b", TopicError::EmptyToken.into()),
+            ("a b", TopicError::BadCharacter.into()),
+            ("vm:", TopicError::BadMailbox.into()),
+            ("vm:a*", TopicError::BadMailbox.into()),
+            ("vm:>", TopicError::BadMailbox.into()),
+            ("$a b", TopicError::BadCharacter.into()),
+            (&"x".repeat(256), TopicError::TooLong.into()),
+            ("a*", PatternError::Wildcard),
+            (">.a", PatternError::Wildcard),
+            ("a.>b", PatternError::Wildcard),
+        ] {
+            assert_eq!(Pattern::parse(bad), Err(why), "{bad:?}");
+        }
+    }
+
     proptest! {
+        /// A topic is a pattern of itself; and matching agrees with the words of the specification.
+        #[test]
+        fn patterns_match_what_they_say(
+            topic in "(vm:)?[$]?[ab]([.][ab]){0,3}", pattern in "([ab*])([.][ab*]){0,3}([.]>)?"
+        ) {
+            if let Ok(topic) = Topic::parse(&topic) {
+                prop_assert!(Pattern::parse(topic.as_str()).unwrap().matches(topic.as_str()));
+            }
+            let (want, have): (Vec<&str>, Vec<&str>) = (pattern.split('.').collect(), topic.split('.').collect());
+            let open = want.last() == Some(&">");
+            let fixed = if open { &want[..want.len() - 1] } else { &want[..] };
+            let long = if open { have.len() > fixed.len() } else { have.len() == fixed.len() };
+            let same = fixed.iter().zip(&have).all(|(w, h)| *w == "*" || w == h);
+            let plain = !topic.starts_with("vm:") && !topic.starts_with('$');
+            prop_assert_eq!(Pattern::parse(&pattern).unwrap().matches(&topic), long && same && plain);
+        }
+
         /// The byte loop agrees with the rule as the specification words it.
         #[test]
         fn agrees_with_the_specification(text in "[a-c.* >$\u{a0}\u{7f}é日\n\"]{0,8}|.{0,4}") {

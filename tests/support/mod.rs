@@ -16,7 +16,13 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The program under test.
 pub fn castra() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
-    command.env_remove("CASTRA_STATE_ROOT").env_remove("CASTRA_TCP").env_remove("CASTRA_UNIX");
+    for (name, _) in std::env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"CASTRA_") {
+            command.env_remove(name);
+        }
+    }
+    // Nor what is installed on this machine, and its time zone.
+    command.env("CASTRA_CONFIG", "/dev/null").env("TZ", "UTC").env_remove("NO_COLOR");
     command
 }
 

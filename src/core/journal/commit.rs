@@ -50,6 +50,8 @@ pub(super) struct Submission {
 pub(super) enum Message {
     Submit(Submission),
     Stop,
+    /// Asks whether the thread still goes round.
+    Probe(oneshot::Sender<()>),
 }
 
 /// What a commit tells the rest.
@@ -94,6 +96,7 @@ impl<O: Observer> CommitLoop<O> {
                     self.mark();
                     idle = true;
                 }
+                Ok(Message::Probe(alive)) => drop(alive.send(())),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -116,6 +119,7 @@ impl<O: Observer> CommitLoop<O> {
         while self.writer.pending_bytes() < COMMIT_BYTES {
             match self.inbox.try_recv() {
                 Ok(Message::Submit(submission)) => self.accept(submission),
+                Ok(Message::Probe(alive)) => drop(alive.send(())),
                 Ok(Message::Stop) => return true,
                 Err(_) => break,
             }

@@ -152,6 +152,14 @@ impl Journal {
         outcome
     }
 
+    /// Resolves when the commit thread has come round to it: a disk that hangs keeps it waiting, and after the
+    /// end it is an error.
+    pub fn probe(&self) -> oneshot::Receiver<()> {
+        let (alive, answer) = oneshot::channel();
+        let _ = self.inbox.send(Message::Probe(alive));
+        answer
+    }
+
     /// The map of segments.
     pub fn map(&self) -> &Arc<Map> {
         &self.map
