@@ -4,11 +4,13 @@ mod broker;
 mod publish;
 mod status;
 mod tail;
+mod vm;
 
 pub use broker::BrokerArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
 pub use tail::{Output, TailArgs};
+pub use vm::{ForgetArgs, VmCommand};
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -41,6 +43,9 @@ pub enum Command {
     /// Show which VMs are fresh; reads a file and never waits for the broker
     #[command(after_help = status::HELP)]
     Status(StatusArgs),
+    /// What the broker remembers of VMs
+    #[command(subcommand)]
+    Vm(VmCommand),
 }
 
 /// `castra bus`.

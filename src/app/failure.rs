@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::path::Path;
 
 /// Exit codes (sysexits where they fit).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,27 @@ impl Failure {
             "reason": self.message,
             "exit": self.exit as u8,
         })
+    }
+}
+
+impl Failure {
+    /// `path`, which belongs to a state root, cannot be read.
+    pub fn unreadable(path: &Path, error: &io::Error) -> Self {
+        let path = path.display();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                let why = format!("{path}: {error}; run this as the broker's user or root");
+                Failure::new(Exit::Refused, "permission-denied", why)
+            }
+            io::ErrorKind::NotADirectory => {
+                let why = format!("{path}: {error}; --state-root must name the folder that the broker uses");
+                Failure::new(Exit::BadData, "no-state-root", why)
+            }
+            io::ErrorKind::InvalidData => {
+                Failure::new(Exit::BadData, "unreadable", format!("{path}: {error}"))
+            }
+            _ => Failure::new(Exit::Io, "io", format!("{path}: {error}")),
+        }
     }
 }
 

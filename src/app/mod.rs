@@ -7,11 +7,14 @@ mod broker;
 mod bus_publish;
 mod bus_tail;
 mod failure;
+mod host;
 mod logging;
 mod status;
+mod status_table;
 mod terminal;
+mod vm_forget;
 
-use crate::cli::{BusCommand, Cli, Command};
+use crate::cli::{BusCommand, Cli, Command, VmCommand};
 use crate::core::state_root::StateRoot;
 use failure::{Exit, Failure};
 use std::io::{self, Write};
@@ -26,6 +29,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
         Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
         Command::Status(args) => status::run(&root, &args),
+        Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
     };
     let exit = result.unwrap_or_else(|failure| {
         if failure.exit != Exit::Ok {
@@ -44,6 +48,6 @@ pub fn run(cli: Cli) -> ExitCode {
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
-        Command::Broker(_) | Command::Bus(_) => false,
+        Command::Broker(_) | Command::Bus(_) | Command::Vm(_) => false,
     }
 }

@@ -6,9 +6,11 @@ use clap::Args;
 pub const HELP: &str = "\
 Examples:
   castra status
+  castra status --watch
+  castra status --vm web -q && echo web is there
   castra status --json | jq '.vms[] | select(.reachable) | .name'
 
-Exit code 0 when the broker is running, else 1.
+Exit code 0 when the broker is running, else 1. With --vm: 0 when that VM is reachable, else 1.
 
 Fields of --json (ages are milliseconds, null when never):
   schema                       1; a field keeps its name and meaning within a schema
@@ -37,6 +39,10 @@ Fields of --json (ages are milliseconds, null when never):
   vms[].capabilities           of its last hello
   vms[].identity               what proves its name: name (nothing)
   vms[].sessions               open bus sessions
+  vms[].bus_subscribed         it has subscribed to something
+  vms[].topics                 to what, names and patterns, sorted
+  vms[].queued                 events that wait in the queues of its sessions
+  vms[].lag                    events that its slowest subscription has still to get
   vms[].in_flight              publishes that wait for the disk";
 
 /// `castra status`.
@@ -45,4 +51,13 @@ pub struct StatusArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    /// Look again every second until it is interrupted; with --json an object a line
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub watch: bool,
+    /// Only this VM; the exit code says whether it is reachable
+    #[arg(long, value_name = "NAME")]
+    pub vm: Option<String>,
+    /// Print nothing; the exit code says it
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
 }

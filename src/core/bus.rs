@@ -5,10 +5,12 @@
 
 use super::event::Batch;
 use super::events::Recorder;
+use super::identity::{Role, VmName};
 use super::journal::{Journal, Outcome};
 use super::limits::Limits;
 use super::logs::Logs;
-use super::status::VmTable;
+use super::refusal::Refusal;
+use super::status::{Forgotten, VmTable};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -77,6 +79,27 @@ impl Bus {
             Ok(permit) => self.journal.submit(batch, permit),
             // Never closed; a receiver without a sender says that the outcome is unknown.
             Err(_) => oneshot::channel().1,
+        }
+    }
+
+    /// Remembers a VM no longer, when the host says so and it has no session. Its logs stay.
+    ///
+    /// # Errors
+    /// `host-only`, `unknown-vm`, `vm-has-sessions`.
+    pub fn forget(&self, role: Role, name: &VmName) -> Result<(), Refusal> {
+        if role != Role::Host {
+            return Err(Refusal::new("host-only", "only the host may have a VM forgotten"));
+        }
+        match self.vms.forget(name) {
+            Forgotten::Done => {
+                tracing::info!(vm = %name, "status: forgotten, as the host wished");
+                Ok(())
+            }
+            Forgotten::Unknown => Err(Refusal::new("unknown-vm", format!("no VM {name} is remembered"))),
+            Forgotten::HasSessions => {
+                let reason = format!("{name} has a session; end it first, or it would come back at once");
+                Err(Refusal::new("vm-has-sessions", reason))
+            }
         }
     }
 

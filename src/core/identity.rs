@@ -63,7 +63,7 @@ pub struct Peer {
 }
 
 /// Who a session speaks as.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The operator's side.
     Host,

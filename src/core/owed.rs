@@ -25,6 +25,15 @@ pub enum Answer {
     Refused(&'static str, Box<Refusal>),
 }
 
+/// A frame that is answered at once: its answer waits for nobody's disk.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// A sign of life.
+    Heartbeat,
+    /// This VM is to be remembered no longer.
+    Forget(VmName),
+}
+
 /// Frames that were taken together.
 #[derive(Default)]
 pub struct Round {
@@ -51,12 +60,12 @@ impl Round {
         self.batch.bytes() + self.refused * REFUSAL_BYTES
     }
 
-    /// Takes one frame of `vm`; `now` is wall time in milliseconds. True when it was a heartbeat, whose answer
-    /// waits for nobody's disk.
-    pub fn take(&mut self, body: &[u8], vm: &VmName, ids: &mut IdSource, now: u64) -> bool {
+    /// Takes one frame of `vm`; `now` is wall time in milliseconds. What the round does not answer comes back.
+    pub fn take(&mut self, body: &[u8], vm: &VmName, ids: &mut IdSource, now: u64) -> Option<Aside> {
         let from = self.batch.len();
         let taken = match frame::parse(body) {
-            Ok(Frame::Heartbeat) => return true,
+            Ok(Frame::Heartbeat) => return Some(Aside::Heartbeat),
+            Ok(Frame::Forget(vm)) => return Some(Aside::Forget(vm)),
             Ok(Frame::Publish(publish)) => self
                 .batch
                 .push(vm, &publish, |out| ids.write(now, out))
@@ -88,7 +97,7 @@ impl Round {
                 self.answers.push(Answer::Refused(kind, Box::new(refusal)));
             }
         }
-        false
+        None
     }
 }
 

@@ -20,7 +20,7 @@ use super::identity::Role;
 use super::ids::IdSource;
 use super::journal::{NotCommitted, Outcome, Receipt};
 use super::limits::BATCH_BYTES;
-use super::owed::{Answer, Round, answer, answer_behind, answer_not_committed};
+use super::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_committed};
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
 use super::wire::codec::{LENGTH_BYTES, first_frame};
@@ -197,9 +197,8 @@ impl<'a> Session<'a> {
             while round.bytes() < BATCH_BYTES && self.fits(&round) {
                 match first_frame(&input[taken..]) {
                     Ok(Some(body)) => {
-                        if round.take(body, &self.presence.vm().name, &mut self.ids, now) {
-                            self.presence.vm().heartbeat(clock::boot_ms());
-                            frame::heartbeat_ack(&mut self.output);
+                        if let Some(aside) = round.take(body, &self.presence.vm().name, &mut self.ids, now) {
+                            self.answer_aside(aside);
                         }
                         taken += LENGTH_BYTES + body.len();
                     }
@@ -220,6 +219,19 @@ impl<'a> Session<'a> {
         self.input = input;
         self.input.drain(..taken);
         broken.map_or(Ok(()), Err)
+    }
+
+    fn answer_aside(&mut self, aside: Aside) {
+        match aside {
+            Aside::Heartbeat => {
+                self.presence.vm().heartbeat(clock::boot_ms());
+                frame::heartbeat_ack(&mut self.output);
+            }
+            Aside::Forget(name) => match self.bus.forget(self.role, &name) {
+                Ok(()) => frame::forget_ack(&mut self.output),
+                Err(refusal) => frame::error_ack(&mut self.output, "forget", &refusal, None),
+            },
+        }
     }
 
     fn fits(&self, round: &Round) -> bool {

@@ -92,6 +92,8 @@ impl Vm {
             sessions: self.sessions.load(Relaxed),
             in_flight: self.in_flight.load(Relaxed).max(0) as u64,
             capabilities: self.capabilities.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            // Nobody subscribes before there is delivery: no topics, no queue, no lag.
+            ..VmRecord::default()
         }
     }
 }
@@ -112,6 +114,17 @@ impl Drop for Presence {
         self.0.sessions.fetch_sub(1, Relaxed);
         self.0.changed.store(true, Relaxed);
     }
+}
+
+/// What became of the wish to forget a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forgotten {
+    /// It is not remembered any more.
+    Done,
+    /// It never was.
+    Unknown,
+    /// It has a session, or is about to.
+    HasSessions,
 }
 
 /// All VMs that are remembered.
@@ -160,6 +173,19 @@ impl VmTable {
         self.vms.read().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 
+    /// Forgets a VM that has no session.
+    pub fn forget(&self, name: &VmName) -> Forgotten {
+        let mut vms = self.vms.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(vm) = vms.get(name) else { return Forgotten::Unknown };
+        // Whoever holds it besides the table has a session of it or is just opening one.
+        if Arc::strong_count(vm) > 1 {
+            return Forgotten::HasSessions;
+        }
+        vms.remove(name);
+        self.changed.store(true, Relaxed);
+        Forgotten::Done
+    }
+
     /// Whether anything changed since the last call.
     pub fn take_changed(&self) -> bool {
         self.changed.swap(false, Relaxed)
@@ -190,8 +216,10 @@ impl VmTable {
     }
 }
 
-/// A VM as the status file has it; stamps are CLOCK_BOOTTIME milliseconds.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+/// A VM as the status file has it; stamps are CLOCK_BOOTTIME milliseconds. What an older broker did not
+/// write yet is as if it were nothing.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 #[allow(missing_docs, reason = "as in VmReport")]
 pub struct VmRecord {
     pub name: String,
@@ -201,6 +229,9 @@ pub struct VmRecord {
     pub sessions: u32,
     pub in_flight: u64,
     pub capabilities: Vec<String>,
+    pub topics: Vec<String>,
+    pub queued: u64,
+    pub lag: u64,
 }
 
 /// The states that a broker says of itself.
@@ -223,6 +254,7 @@ pub enum State {
 
 /// The journal in numbers.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct JournalStatus {
     /// The oldest event that can be read.
     pub first_seq: u64,

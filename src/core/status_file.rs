@@ -9,7 +9,7 @@
 //! broker's status thread writes, `castra status` reads.
 
 use super::state_root::StateRoot;
-use super::status::Snapshot;
+use super::status::{SCHEMA, Snapshot};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -118,6 +118,22 @@ fn read_slot(file: &File, slot: usize, index: usize) -> Option<(u64, Vec<u8>)> {
     (crc(&head, &json) == u32::from_le_bytes(head[20..24].try_into().ok()?)).then_some((sequence, json))
 }
 
+/// A later castra may mean something else by the same names; what it only adds is of the same schema.
+fn decode(json: &[u8]) -> io::Result<Snapshot> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    let Version { schema } = serde_json::from_slice(json)?;
+    if schema != SCHEMA {
+        let why = format!(
+            "it has schema {schema}, this castra reads {SCHEMA}; use the castra that the broker was started with"
+        );
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    Ok(serde_json::from_slice(json)?)
+}
+
 /// The newest whole snapshot; `None` when no broker ever wrote one. Never waits.
 ///
 /// # Errors
@@ -136,7 +152,7 @@ pub fn read(path: &Path) -> io::Result<Option<Snapshot>> {
         }
         let slots = [0, 1].into_iter().filter_map(|i| read_slot(&file, slot, i));
         if let Some((_, json)) = slots.max_by_key(|(sequence, _)| *sequence) {
-            return Ok(Some(serde_json::from_slice(&json)?));
+            return decode(&json).map(Some);
         }
     }
     let mut file = File::open(path)?;

@@ -45,8 +45,12 @@ pub struct VmReport {
     pub capabilities: Vec<String>,
     pub identity: &'static str,
     pub sessions: u32,
+    pub bus_subscribed: bool,
+    pub topics: Vec<String>,
     pub last_publish_age_ms: Option<i64>,
     pub last_heartbeat_age_ms: Option<i64>,
+    pub queued: u64,
+    pub lag: u64,
     pub in_flight: u64,
 }
 
@@ -101,8 +105,12 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 capabilities: vm.capabilities.clone(),
                 identity: "name",
                 sessions: if runs { vm.sessions } else { 0 },
+                bus_subscribed: runs && !vm.topics.is_empty(),
+                topics: if runs { vm.topics.clone() } else { Vec::new() },
                 last_publish_age_ms: age(vm.publish),
                 last_heartbeat_age_ms: age(vm.heartbeat),
+                queued: if runs { vm.queued } else { 0 },
+                lag: if runs { vm.lag } else { 0 },
                 in_flight: if runs { vm.in_flight } else { 0 },
             }
         })

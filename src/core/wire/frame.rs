@@ -5,6 +5,7 @@
 //! frame is a [`Refusal`], never the end of the session. Owner: `session.rs`.
 
 use crate::core::event::{Batch, Draft, Publish, string_body};
+use crate::core::identity::VmName;
 use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
 use crate::core::refusal::Refusal;
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub enum Frame<'a> {
     PublishAll(Vec<Publish<'a>>),
     /// A sign of life that wants an answer.
     Heartbeat,
+    /// The host wants a VM to be remembered no longer.
+    Forget(VmName),
 }
 
 #[derive(Deserialize)]
@@ -45,14 +48,16 @@ struct Fields<'a> {
     tags: Option<&'a RawValue>,
     #[serde(borrow, default)]
     caused_by: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    vm: Option<&'a RawValue>,
 }
 
 /// Reads one frame.
 ///
 /// # Errors
-/// What `ack` says in the refusal (`publish` when the frame says so, else `frame`), and one of the codes
+/// What `ack` says in the refusal (`publish` or `forget` when the frame says so, else `frame`), and one of the codes
 /// `not-utf8`, `bad-json`, `not-an-object`, `too-deep`, `duplicate-field`, `bad-field`, `no-type`,
-/// `unknown-type`, `too-many-events`.
+/// `unknown-type`, `too-many-events`, `bad-name`.
 pub fn parse(body: &[u8]) -> Result<Frame<'_>, (&'static str, Refusal)> {
     parse_fields(body).map_err(|refusal| (refused_type(body), refusal))
 }
@@ -65,7 +70,11 @@ fn refused_type(body: &[u8]) -> &'static str {
         kind: Text<'a>,
     }
     match serde_json::from_slice::<Type<'_>>(body) {
-        Ok(said) if said.kind.0 == "publish" && body.trim_ascii_start().starts_with(b"{") => "publish",
+        Ok(said) if body.trim_ascii_start().starts_with(b"{") => match said.kind.0.as_ref() {
+            "publish" => "publish",
+            "forget" => "forget",
+            _ => "frame",
+        },
         _ => "frame",
     }
 }
@@ -97,11 +106,18 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
             })),
         },
         Some("heartbeat") => Ok(Frame::Heartbeat),
+        Some("forget") => forgotten(fields.vm).map(Frame::Forget),
         Some(kind) => {
             Err(Refusal::new("unknown-type", format!("this broker has no frame of type '{kind:.64}'")))
         }
         None => Err(Refusal::new("no-type", "the frame has no field 'type'")),
     }
+}
+
+/// The VM of a `forget`. Only here is the field looked at: a publish may have one of its own that is ignored.
+fn forgotten(vm: Option<&RawValue>) -> Result<VmName, Refusal> {
+    let text: Text<'_> = serde_json::from_str(vm.map_or("null", RawValue::get)).map_err(|e| refusal(&e))?;
+    VmName::parse(&text.0).map_err(|e| Refusal::new("bad-name", e.to_string()))
 }
 
 /// An event that is a JSON object: serde takes an array for a struct as well.
@@ -254,6 +270,11 @@ pub fn error_ack(out: &mut Vec<u8>, ack: &str, refusal: &Refusal, seq: Option<u6
 /// Appends the answer to a heartbeat.
 pub fn heartbeat_ack(out: &mut Vec<u8>) {
     framed(out, |out| out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"heartbeat\",\"status\":\"ok\"}"));
+}
+
+/// Appends the answer to a `forget` that was done.
+pub fn forget_ack(out: &mut Vec<u8>) {
+    framed(out, |out| out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"forget\",\"status\":\"ok\"}"));
 }
 
 /// Appends the frame that comes before the broker ends a session.

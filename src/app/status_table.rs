@@ -1,0 +1,165 @@
+//! The table of `castra status`, for people; scripts take `--json`.
+//!
+//! Always holds: a line is no wider than the terminal; where a table would be, each VM is a paragraph. Owner:
+//! `status.rs`.
+
+use super::terminal::{cut, has_color, stdout_width};
+use crate::core::limits::REACHABLE_MS;
+use crate::core::status::State;
+use crate::core::status_report::{Report, VmReport};
+use std::io::{self, Write};
+use std::time::Duration;
+
+const COLUMNS: [&str; 6] = ["VM", "BROKER", "BUS", "BUS AGE", "SESSIONS", "LAG"];
+/// A VM's name takes so many columns at the most.
+const NAME_WIDTH: usize = 40;
+
+/// Writes the whole answer: the broker, what is wrong, the VMs, the legend.
+pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
+    let width = stdout_width().unwrap_or(usize::MAX);
+    let paint = Paint { on: has_color(&io::stdout()) };
+    let state = serde_json::to_value(report.broker.state)?;
+    let state = state.as_str().unwrap_or("?");
+    let journal = &report.broker.journal;
+    let mut rest = match journal.head_seq < journal.first_seq {
+        true => " · no events".to_owned(),
+        false => format!(
+            " · events {}..{} · logs at {}",
+            journal.first_seq, journal.head_seq, journal.logs_seq
+        ),
+    };
+    if let Some(up) = report.broker.uptime_ms {
+        rest.push_str(&format!(" · up {}", age(up)));
+    }
+    let room = width.saturating_sub("broker ".len() + state.len());
+    let color = if report.broker.state == State::Running { GREEN } else { RED };
+    writeln!(out, "broker {}{}", paint.with(color, state), cut(&rest, room))?;
+    let mut warn = |text: String| writeln!(out, "{}", paint.with(RED, &cut(&text, width)));
+    if let Some(what) = hint(report.broker.state) {
+        warn(what.to_owned())?;
+    }
+    journal.damage.iter().try_for_each(|damage| warn(format!("damage: {damage}")))?;
+    if let Some(why) = &report.broker.logs_stalled {
+        warn(format!("logs are not being written: {why}"))?;
+    }
+    if journal.ts_ahead_ms > 0 {
+        warn(format!("the clock was set back: ts stands still for {}", age(journal.ts_ahead_ms as i64)))?;
+    }
+    if report.broker.signals_dropped > 0 {
+        warn(format!("{} records of signals were dropped", report.broker.signals_dropped))?;
+    }
+    if report.vms.is_empty() {
+        return writeln!(out, "{}", cut("no VM has said hello yet", width));
+    }
+    let rows: Vec<Vec<String>> = report.vms.iter().map(cells).collect();
+    let widths: Vec<usize> = COLUMNS
+        .iter()
+        .enumerate()
+        .map(|(i, head)| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0).max(head.len()))
+        .collect();
+    if widths.iter().sum::<usize>() + 2 * (COLUMNS.len() - 1) > width {
+        paragraphs(out, &rows, width)
+    } else {
+        table(out, &rows, &widths, &paint)
+    }?;
+    legend().iter().try_for_each(|line| writeln!(out, "{}", paint.with(DIM, &cut(line, width))))
+}
+
+fn hint(state: State) -> Option<&'static str> {
+    match state {
+        State::DiskFull => Some("publishers are refused: free space, and publishing resumes by itself"),
+        State::Unresponsive => {
+            Some("it holds its lock and has said nothing for 5 s: is it stopped, or its disk stuck?")
+        }
+        State::Offline => Some("start it with 'castra broker'; guests wait, the logs can be read"),
+        State::Starting | State::Running | State::Draining => None,
+    }
+}
+
+fn cells(vm: &VmReport) -> Vec<String> {
+    let hello = vm.last_handshake_age_ms.map_or("never".to_owned(), age);
+    let broker = format!("{} {hello}", if vm.reachable { "reachable" } else { "stale" });
+    let bus = match (vm.bus_subscribed, vm.sessions) {
+        (true, _) => "subscribed",
+        (false, 1..) => "session",
+        (false, 0) => "-",
+    };
+    let heard = [vm.last_publish_age_ms, vm.last_heartbeat_age_ms].into_iter().flatten().min();
+    vec![
+        cut(&vm.name, NAME_WIDTH),
+        broker,
+        bus.to_owned(),
+        heard.map_or("never".to_owned(), age),
+        vm.sessions.to_string(),
+        vm.lag.to_string(),
+    ]
+}
+
+fn table(out: &mut Vec<u8>, rows: &[Vec<String>], widths: &[usize], paint: &Paint) -> io::Result<()> {
+    // Words to the left, numbers and ages to the right.
+    let line = |cells: &[&str]| -> String {
+        let cell = |(i, text): (usize, &&str)| match i {
+            0..=2 => format!("{text:<0$}", widths[i]),
+            _ => format!("{text:>0$}", widths[i]),
+        };
+        cells.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ")
+    };
+    writeln!(out, "{}", paint.with(DIM, &line(&COLUMNS)))?;
+    for row in rows {
+        let cells: Vec<&str> = row.iter().map(String::as_str).collect();
+        let color = if row[1].starts_with("reachable") { GREEN } else { YELLOW };
+        let text = line(&cells);
+        // The second column alone has the colour; names are ASCII, but for the mark of a cut.
+        let (name, rest) = text.split_at(text.char_indices().nth(widths[0]).map_or(text.len(), |(at, _)| at));
+        let (broker, rest) = rest.split_at((widths[1] + 2).min(rest.len()));
+        writeln!(out, "{name}{}{rest}", paint.with(color, broker))?;
+    }
+    Ok(())
+}
+
+/// For a terminal that is too narrow for a table.
+fn paragraphs(out: &mut Vec<u8>, rows: &[Vec<String>], width: usize) -> io::Result<()> {
+    for row in rows {
+        writeln!(out, "{}", cut(&row[0], width))?;
+        for (head, cell) in COLUMNS.iter().zip(row).skip(1) {
+            writeln!(out, "{}", cut(&format!("  {head} {cell}"), width))?;
+        }
+    }
+    Ok(())
+}
+
+fn legend() -> [String; 4] {
+    [
+        format!(
+            "BROKER   reachable: it has a session or said hello at most {} s ago; the time since its hello",
+            REACHABLE_MS / 1000
+        ),
+        "BUS      subscribed, or a session that is not, or - for none".to_owned(),
+        "BUS AGE  time since its last publish or heartbeat".to_owned(),
+        "LAG      events that its slowest subscription has still to get".to_owned(),
+    ]
+}
+
+/// A time as people say it: two units at the most.
+pub fn age(ms: i64) -> String {
+    if ms < 1000 {
+        return format!("{ms}ms");
+    }
+    let text = humantime::format_duration(Duration::from_secs(ms.unsigned_abs() / 1000)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+const DIM: &str = "2";
+
+struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    fn with(&self, color: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}

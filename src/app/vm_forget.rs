@@ -1,0 +1,78 @@
+//! `castra vm forget`: a VM that is gone for good is shown no longer.
+//!
+//! ```text
+//! a broker runs ─▶ it is asked over castra.sock ─▶ the status file is looked at until the VM is not in it
+//! none runs     ─▶ the lock is taken, the status file written without the VM
+//! ```
+
+use super::failure::{Exit, Failure};
+use super::{host, status};
+use crate::cli::ForgetArgs;
+use crate::core::client::Client;
+use crate::core::state_root::{Holder, StateRoot};
+use crate::core::status_file::{self, StatusWriter};
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+/// The broker answers at once, or something is wrong with it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The status shows it within a tenth of a second; on a full machine later.
+const SHOWN: Duration = Duration::from_secs(2);
+
+pub fn run(root: &StateRoot, args: &ForgetArgs) -> Result<Exit, Failure> {
+    let holder = root.lock_holder().map_err(|e| Failure::unreadable(&root.lock(), &e))?;
+    if holder == Holder::Nobody {
+        forget_offline(root, &args.name)?;
+    } else {
+        ask(root, &args.name)?;
+        let until = Instant::now() + SHOWN;
+        while Instant::now() < until && status::look(root)?.vms.iter().any(|vm| vm.name == args.name) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(writeln!(io::stdout(), "{} is forgotten; its logs stay", args.name).map(|()| Exit::Ok)?)
+}
+
+fn unknown(name: &str) -> Failure {
+    let why = format!("no VM {name} is remembered; 'castra status' shows those that are");
+    Failure::new(Exit::Degraded, "unknown-vm", why)
+}
+
+fn forget_offline(root: &StateRoot, name: &str) -> Result<(), Failure> {
+    let path = root.status();
+    let unreadable = |e: io::Error| Failure::unreadable(&path, &e);
+    let mut snapshot = match status_file::read(&path).map_err(unreadable)? {
+        Some(snapshot) if snapshot.vms.iter().any(|vm| vm.name == name) => snapshot,
+        _ => return Err(unknown(name)),
+    };
+    // Until this ends no broker starts, which would take in what is being written.
+    let (_, _lock) = root.open()?;
+    snapshot.vms.retain(|vm| vm.name != name);
+    StatusWriter::open(root).and_then(|mut writer| writer.write(&snapshot)).map_err(unreadable)
+}
+
+fn ask(root: &StateRoot, name: &str) -> Result<(), Failure> {
+    let body = serde_json::json!({"type": "forget", "vm": name}).to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = async {
+        let mut client: Client = host::connect(root).await?;
+        let lost = |error| Failure::new(Exit::TryAgain, "connection-lost", format!("{error}; try it again"));
+        client.send(body.as_bytes()).await.map_err(lost)?;
+        client.receive().await.map_err(lost)
+    };
+    let reply = runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await }).map_err(|_| {
+        let why = format!("no answer within {PATIENCE:?}; 'castra status' says how the broker is");
+        Failure::new(Exit::Timeout, "timeout", why)
+    })??;
+    if reply.status == "ok" {
+        return Ok(());
+    }
+    let code = reply.code.unwrap_or_default();
+    let exit = match code.as_str() {
+        "unknown-vm" => return Err(unknown(name)),
+        "vm-has-sessions" => Exit::Refused,
+        _ => Exit::BadData,
+    };
+    let why = format!("{code}: {}", reply.reason.unwrap_or_default());
+    Err(Failure::new(exit, code, why))
+}
