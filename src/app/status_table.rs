@@ -23,10 +23,9 @@ pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
     let journal = &report.broker.journal;
     let mut rest = match journal.head_seq < journal.first_seq {
         true => " · no events".to_owned(),
-        false => format!(
-            " · events {}..{} · logs at {}",
-            journal.first_seq, journal.head_seq, journal.logs_seq
-        ),
+        false => {
+            format!(" · events {}..{} · logs at {}", journal.first_seq, journal.head_seq, journal.logs_seq)
+        }
     };
     if let Some(up) = report.broker.uptime_ms {
         rest.push_str(&format!(" · up {}", age(up)));

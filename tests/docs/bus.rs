@@ -18,7 +18,8 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
+    "src/core/bus.rs",
     "src/core/event.rs",
     "src/core/identity.rs",
     "src/core/session.rs",
@@ -56,6 +57,7 @@ fn every_hex_example_decodes_to_what_it_says() {
         "publish",
         "events",
         "heartbeat",
+        "forget",
         "ack ok",
         "ack error",
         "close",
@@ -129,8 +131,10 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
 }
 
 fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
-    if ack["ack"] == "heartbeat" {
-        return frame::heartbeat_ack(out);
+    match ack["ack"].as_str().unwrap() {
+        "heartbeat" => return frame::heartbeat_ack(out),
+        "forget" => return frame::forget_ack(out),
+        _ => {}
     }
     if let Some(seqs) = ack["seqs"].as_array() {
         return frame::publish_all_ack(out, seqs[0].as_u64().unwrap(), seqs.len());
@@ -222,6 +226,7 @@ fn codes_and_reasons_are_those_of_the_code() {
         ("src/core/door/mod.rs", "Refused::denied(", "Handshake errors"),
         ("src/core/door/mod.rs", "ok_or(", "Handshake errors"),
         ("src/core/owed.rs", "Refusal::new(", "Refusals"),
+        ("src/core/bus.rs", "Refusal::new(", "Refusals"),
         ("src/core/event.rs", "Refusal::new(", "Refusals"),
         ("src/core/wire/frame.rs", "Refusal::new(", "Refusals"),
     ] {

@@ -1,11 +1,13 @@
 //! The documents say what the code does: examples are decoded and run, tables are compared.
 //!
-//! `bus`: docs/BUS.md. `architecture`: docs/ARCHITECTURE.md. `readme`: README.md. `markdown`: how they are read.
+//! `bus`: docs/BUS.md. `architecture`: docs/ARCHITECTURE.md. `readme`: README.md.
+//! `markdown`: how they are read. `session`: how their commands are run.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod architecture;
 mod bus;
 mod markdown;
 mod readme;
+mod session;
 #[path = "../support/mod.rs"]
 mod support;

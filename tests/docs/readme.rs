@@ -1,61 +1,31 @@
 //! README.md: its session and its guest are run against a real broker.
 
-use crate::markdown::{blocks, read};
-use crate::support::{Broker, castra, eventually, read_log};
-use std::path::Path;
+use crate::markdown::{blocks, read, root};
+use crate::session;
+use crate::support::{Broker, eventually, read_log};
+use clap::Parser;
 use std::process::{Command, Stdio};
 
 fn block(tag: &str) -> String {
     blocks(&read("README.md")).into_iter().find(|block| block.tag == tag).expect(tag).text
 }
 
-/// Whether `said` is `want`, where `…` stands for anything.
-fn matches(said: &str, want: &str) -> bool {
-    let pieces: Vec<&str> = want.split('…').collect();
-    let Some(mut rest) = said.strip_prefix(pieces[0]) else { return false };
-    for piece in &pieces[1..] {
-        let Some(at) = rest.find(piece) else { return false };
-        rest = &rest[at + piece.len()..];
-    }
-    rest.is_empty() || want.ends_with('…')
-}
-
 #[test]
 fn the_session_goes_as_shown() {
     let dir = tempfile::tempdir().unwrap();
-    let broker = Broker::start(dir.path());
-    let program = castra();
-    let bin = Path::new(program.get_program()).parent().unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let text = block("console");
-    let mut commands: Vec<(&str, Vec<&str>)> = Vec::new();
-    for line in text.lines() {
-        match line.strip_prefix("$ ") {
-            Some(command) => commands.push((command, Vec::new())),
-            None => commands.last_mut().expect("a command comes first").1.push(line),
-        }
-    }
-    assert_eq!(commands[0].0, "castra broker &");
-    for (command, want) in &commands[1..] {
-        // What only looks may look again: status is refreshed ten times a second.
-        let looks = command.starts_with("castra status") || command.starts_with("castra bus tail");
-        eventually(&format!("`{command}` to print {want:?}"), || {
-            let mut shell = Command::new("bash");
-            shell.args(["-c", command]).env("PATH", &path).env("CASTRA_STATE_ROOT", &broker.root);
-            let out = shell.stdin(Stdio::null()).output().unwrap();
-            let said = String::from_utf8(out.stdout).unwrap();
-            let good = out.status.success()
-                && said.lines().count() >= want.len()
-                && said.lines().zip(want).all(|(said, want)| matches(said, want));
-            assert!(
-                good || looks,
-                "`{command}` printed {said:?} and {}",
-                String::from_utf8_lossy(&out.stderr)
-            );
-            good.then_some(())
-        });
-    }
-    assert!(text.lines().count() <= 10, "the session has ten lines at the most");
+    let text = read("README.md");
+    session::run("README.md", &blocks(&text), dir.path());
+    assert!(block("console").lines().count() <= 10, "the session has ten lines at the most");
+}
+
+/// The two commands that a fresh machine needs: what is typed there is what can be typed.
+#[test]
+fn the_two_commands_are_there() {
+    let text = read("README.md");
+    assert!(text.contains("\n    cargo run --release -- broker "), "the first command");
+    assert!(text.contains("\n    ./test ") && root().join("test").exists(), "the second command");
+    let parsed = castra::cli::Cli::try_parse_from(["castra", "broker"]).unwrap();
+    assert!(matches!(parsed.command, castra::cli::Command::Broker(_)));
 }
 
 #[test]
