@@ -15,5 +15,6 @@ mod publish;
 mod refusals;
 mod start;
 mod status;
+mod status_cli;
 mod tail;
 mod unix;

@@ -7,11 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-/// Says why a test does not run; with `CASTRA_TEST_ALL=1` that is a failure.
-pub fn skip(test: &str, why: &str) {
-    assert!(std::env::var_os("CASTRA_TEST_ALL").is_none_or(|v| v != "1"), "{test} cannot run: {why}");
-    println!("skipped: {test}: {why}");
-}
+pub use crate::support::skip;
 
 /// Runs a command to its end; its stderr when it failed.
 pub fn run(program: &str, args: &[&str]) -> Result<(), String> {

@@ -274,6 +274,12 @@ impl LocalGuest {
     }
 }
 
+/// Says why a test does not run; with `CASTRA_TEST_ALL=1` that is a failure.
+pub fn skip(test: &str, why: &str) {
+    assert!(std::env::var_os("CASTRA_TEST_ALL").is_none_or(|v| v != "1"), "{test} cannot run: {why}");
+    println!("skipped: {test}: {why}");
+}
+
 /// A broker whose `calls` (`fdatasync`, `fdatasync,fsync`) take so much longer, those of each thread that
 /// `when` counts (`1+` all, `1..8` the first ones); needs strace. To be started with [`Broker::start_with`];
 /// its pid is the broker's own.
