@@ -322,3 +322,30 @@ fn a_thousand_vms_of_a_broker_that_is_stopped_are_shown() {
     let (code, out, _) = said(&run(dir.path(), &["status"]));
     assert!(code.is_some() && out.lines().count() > 1000, "{code:?}");
 }
+
+#[test]
+fn a_clock_that_was_set_back_is_said() {
+    const NAME: &str = "a_clock_that_was_set_back_is_said";
+    let library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+    if !Path::new(library).exists() {
+        return skip(NAME, "libfaketime is not installed");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut ahead = castra();
+    ahead.env("LD_PRELOAD", library).env("FAKETIME", "+1h").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let broker = Broker::start_with(dir.path(), ahead, &[]);
+    broker.guest("web").ask(r#"{"type":"publish"}"#);
+    assert_eq!(broker.stop().0, Some(0));
+
+    let broker = Broker::start(dir.path());
+    broker.guest("web").ask(r#"{"type":"publish"}"#);
+    let ahead = eventually("it in status", || {
+        broker.status()["broker"]["journal"]["ts_ahead_ms"].as_u64().filter(|ms| *ms > 0)
+    });
+    assert!((3_500_000..=3_600_000).contains(&ahead), "{ahead}");
+    let (_, out, _) = said(&run(dir.path(), &["status"]));
+    assert!(out.contains("the clock was set back: ts stands still for 5"), "{out}");
+    // Nothing went back along seq.
+    let events = eventually("both lines", || Some(broker.log("web")).filter(|lines| lines.len() == 2));
+    assert_eq!(events[0]["ts"], events[1]["ts"]);
+}

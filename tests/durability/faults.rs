@@ -149,7 +149,7 @@ pub fn strace(options: &[&str]) -> Option<Command> {
     run("strace", &probe).ok()?;
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-o", "/dev/null"]).args(options).arg(env!("CARGO_BIN_EXE_castra"));
-    command.env_remove("CASTRA_STATE_ROOT").env_remove("CASTRA_TCP").env_remove("CASTRA_UNIX");
+    command.env_remove("CASTRA_STATE_ROOT").env_remove("CASTRA_TCP").env("CASTRA_CONFIG", "/dev/null");
     Some(command)
 }
 

@@ -288,6 +288,6 @@ pub fn slow_disk(calls: &str, delay: Duration, when: &str) -> Command {
     let (trace, inject) =
         (format!("trace={calls}"), format!("inject={calls}:delay_enter={}:when={when}", delay.as_micros()));
     command.args(["-D", "-f", "-q", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
-    command.arg(env!("CARGO_BIN_EXE_castra"));
+    command.arg(env!("CARGO_BIN_EXE_castra")).env("CASTRA_CONFIG", "/dev/null");
     command
 }
