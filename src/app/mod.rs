@@ -6,9 +6,14 @@
 mod broker;
 mod bus_publish;
 mod bus_tail;
+mod event_text;
 mod failure;
 mod logging;
+mod logs;
+mod standing;
 mod status;
+mod tail_cursor;
+mod tail_range;
 mod terminal;
 
 use crate::cli::{BusCommand, Cli, Command};
@@ -25,6 +30,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Broker(args) => broker::run(root, args),
         Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
         Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
+        Command::Logs(args) => logs::run(&root, &args),
         Command::Status(args) => status::run(&root, &args),
     };
     let exit = result.unwrap_or_else(|failure| {
@@ -44,6 +50,6 @@ pub fn run(cli: Cli) -> ExitCode {
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
-        Command::Broker(_) | Command::Bus(_) => false,
+        Command::Broker(_) | Command::Bus(_) | Command::Logs(_) => false,
     }
 }
