@@ -1,12 +1,14 @@
 //! What can be typed, and nothing else: a file per command below `cli/`. Flags > environment > defaults.
 
 mod broker;
+mod logs;
 mod publish;
 mod status;
 mod tail;
 mod vm;
 
 pub use broker::BrokerArgs;
+pub use logs::LogsArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
 pub use tail::{Output, TailArgs};
@@ -40,6 +42,9 @@ pub enum Command {
     /// Publish to the bus, or read it
     #[command(subcommand)]
     Bus(BusCommand),
+    /// Print the broker's own log; works without a broker
+    #[command(after_help = logs::HELP)]
+    Logs(LogsArgs),
     /// Show which VMs are fresh; reads a file and never waits for the broker
     #[command(after_help = status::HELP)]
     Status(StatusArgs),

@@ -1,202 +1,226 @@
-//! `castra bus tail`: prints the logs, and follows them across rotation. Reads files and nothing else.
+//! `castra bus tail`: prints events out of the logs, and follows them. Reads files and nothing else.
+//!
+//! Always holds: stdout has events and nothing else, and is flushed before anything is waited for; what is
+//! missing is said on stderr. Owner: the operator, who may end it at any time.
 
+use super::event_text::Printer;
+use super::standing::{Standing, say};
+use super::tail_cursor::Keeper;
+use super::tail_range::{Range, check_root, unreadable};
 use super::{Exit, Failure};
-use crate::cli::{Output, TailArgs};
-use crate::core::events::rotated;
-use crate::core::identity::VmName;
-use crate::core::limits::LOG_FILES;
-use crate::core::log_files::line_seq;
+use crate::cli::TailArgs;
+use crate::core::clock;
 use crate::core::state_root::StateRoot;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use crate::core::tail::chain::Chain;
+use crate::core::tail::line::EventLine;
+use crate::core::tail::scan::Read;
+use crate::core::tail::stream::{Order, Stream};
+use crate::core::tail::watch::{Watch, Woken};
+use crate::core::tail::when::When;
+use jiff::tz::TimeZone;
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-/// A log that is followed is looked at so often.
-const LOOK: Duration = Duration::from_millis(50);
-const STEP: u64 = 64 * 1024;
-/// So much of a log that is followed is taken at a time.
-const READ: u64 = 1024 * 1024;
-
-#[derive(Deserialize)]
-struct Line<'a> {
-    seq: u64,
-    ts: u64,
-    vm: &'a str,
-    topic: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    payload: &'a RawValue,
-}
+/// Who follows looks at the logs and at how the VM stands so often, whatever inotify says.
+const LOOK: Duration = Duration::from_secs(1);
+/// An event of a time that has passed may come into the logs so much later.
+const LATE: Duration = Duration::from_secs(1);
 
 pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
-    let name = match &args.vm {
-        None => "bus".to_owned(),
-        Some(vm) => {
-            VmName::parse(vm).map_err(|e| Failure::new(Exit::BadData, "bad-name", e.to_string()))?.to_string()
-        }
+    let begun = Instant::now();
+    check_root(root)?;
+    let broken = unreadable(root.path());
+    let mut keeper = args.cursor.as_deref().map(|path| Keeper::open(root, path)).transpose()?;
+    let after = keeper.as_ref().and_then(Keeper::after);
+    let range = Range::new(root, args, after)?;
+    let chain = Chain::open(&range.path).map_err(&broken)?;
+    let end = chain.end().map_err(&broken)?;
+    if end.is_none() && !args.follow {
+        return Err(no_log(root, args, &range));
+    }
+    let mut standing = Standing::new(args.vm.as_deref());
+    let look = |standing: &mut Standing| match standing.look(root) {
+        Some(line) if !args.quiet => say(&line),
+        _ => {}
     };
-    let path = root.bus_logs().join(format!("{name}.log"));
-    let mut out = BufWriter::new(io::stdout().lock());
-    // One at least, so that what is followed has a seq to begin behind.
-    let (lines, mut place) = last_lines(&path, args.lines.max(1))?;
-    let mut seen = lines.back().and_then(|line| line_seq(line)).unwrap_or(0);
-    if place.is_none() && !args.follow {
-        let why = format!("there is no log {} yet; it begins with the first event", path.display());
-        return Err(Failure::new(Exit::Degraded, "no-log", why));
+    look(&mut standing);
+
+    let (mut place, mut seen, mut last) = (None, range.first_seq().map(|seq| seq - 1), None);
+    if let Some(end) = end {
+        last = chain.stamp_before(&end).map_err(&broken)?.map(|stamp| stamp.seq);
+        let begin = range.place(&chain, &end).map_err(&broken)?;
+        seen = seen.max(chain.stamp_before(&begin).map_err(&broken)?.map(|stamp| stamp.seq));
+        place = Some(begin);
     }
-    for line in lines.iter().skip(lines.len().saturating_sub(args.lines)) {
-        print(&mut out, line, args.output)?;
+    if let Some(after) = after.filter(|after| range.dense && last.is_some_and(|last| last < *after)) {
+        let last = last.unwrap_or(0);
+        say(&format!(
+            "the cursor is at event {after}, the log ends with {last}: nothing is printed up to there"
+        ));
     }
-    out.flush()?;
-    if !args.follow {
-        return Ok(if lines.is_empty() { Exit::Degraded } else { Exit::Ok });
-    }
-    let mut partial = Vec::new();
+    drop(chain);
+    let journal = root.clone();
+    let journal = Box::new(move || journal.journal_id().ok().flatten());
+    let mut stream = Stream::new(&range.path, Order::Seq, place, seen, journal);
+    let mut printing = Printing::new(args, &range, if args.follow { None } else { last });
+    let mut watch = args.follow.then(Watch::new);
+    let mut looked = Instant::now();
     loop {
-        let read = match &mut place {
-            None => {
-                place = match File::open(&path) {
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                    file => Some(file?),
-                };
-                usize::from(place.is_some())
-            }
-            Some(file) => file.take(READ).read_to_end(&mut partial)?,
+        if let Some(keeper) = &mut keeper {
+            keeper.check(root)?;
+        }
+        let read = stream.read(&mut |line| printing.line(line, &mut keeper)).map_err(&broken)?;
+        printing.failed.take().map_or(Ok(()), Err)?;
+        let is_due = keeper.as_ref().is_some_and(Keeper::is_due);
+        if read != Read::More || is_due {
+            printing.flush()?;
+            keeper.as_mut().map_or(Ok(()), |keeper| keeper.save(root))?;
+        }
+        let Some(watch) = &mut watch else { if read == Read::More { continue } else { break } };
+        let is_over = |standing: &Standing| match range.until {
+            _ if read == Read::Enough => true,
+            // Looked at before the log was: so nothing up to there is to come.
+            Some(When::Seq(seq)) => read == Read::End && standing.logs_seq >= seq,
+            Some(When::Time(ms)) => read == Read::End && until_left(ms).is_zero(),
+            None => false,
         };
-        if let Some(end) = partial.iter().rposition(|b| *b == b'\n') {
-            for line in partial[..end].split(|b| *b == b'\n') {
-                // A log that was cut and written anew has lines that were printed.
-                let seq = line_seq(line);
-                if seq.is_none_or(|seq| seq > seen) {
-                    print(&mut out, line, args.output)?;
-                    seen = seq.unwrap_or(seen);
-                }
-            }
-            partial.drain(..=end);
-            out.flush()?;
-        }
-        if read > 0 {
-            continue;
-        }
-        match place.as_ref().and_then(|file| successor(file, &path)) {
-            None => std::thread::sleep(LOOK),
-            Some(next) => {
-                // Nothing is written to a rotated file: what it has was read, but for this last look.
-                let mut last = place.replace(next);
-                if let Some(file) = &mut last
-                    && file.take(READ).read_to_end(&mut partial)? > 0
-                {
-                    place = last;
-                } else {
-                    partial.clear();
-                    let inode = |file: &Option<File>| file.as_ref()?.metadata().ok().map(|m| m.ino());
-                    if inode(&last) != inode(&place) {
-                        // Another file: what is in it was not printed, whatever its seqs are.
-                        seen = 0;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The file to read after the open one has no more: the next younger one, or the log itself.
-fn successor(file: &File, path: &Path) -> Option<File> {
-    let inode = |path: &Path| std::fs::metadata(path).ok().map(|m| m.ino());
-    let own = file.metadata().ok()?;
-    if inode(path) == Some(own.ino()) {
-        // Cut, by a broker that completes the logs or by somebody: once more from its start.
-        return if own.len() < position(file)? { File::open(path).ok() } else { None };
-    }
-    let chain: Vec<PathBuf> = (1..=LOG_FILES).map(|n| rotated(path, n)).collect();
-    match chain.iter().position(|p| inode(p) == Some(own.ino())) {
-        Some(0) | None => File::open(path).ok(),
-        Some(n) => File::open(&chain[n - 1]).ok(),
-    }
-}
-
-fn position(mut file: &File) -> Option<u64> {
-    file.stream_position().ok()
-}
-
-/// The last `n` whole lines of a log and its rotated files, and the log, open behind them.
-fn last_lines(path: &Path, n: usize) -> io::Result<(VecDeque<Vec<u8>>, Option<File>)> {
-    let mut lines = VecDeque::new();
-    let (mut newest, mut inodes) = (None, Vec::new());
-    for path in std::iter::once(path.to_owned()).chain((1..=LOG_FILES).map(|n| rotated(path, n))) {
-        let mut file = match File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(e),
-        };
-        // A rotation meanwhile gives a file that was read the next name.
-        let inode = file.metadata()?.ino();
-        if inodes.contains(&inode) {
-            continue;
-        }
-        inodes.push(inode);
-        let end = read_backwards(&mut file, n, &mut lines)?;
-        if newest.is_none() {
-            file.seek(SeekFrom::Start(end))?;
-            newest = Some(file);
-        }
-        if lines.len() >= n {
+        if is_over(&standing) {
             break;
         }
+        if let Some(limit) = args.timeout.filter(|limit| begun.elapsed() >= *limit) {
+            printing.flush()?;
+            keeper.as_mut().map_or(Ok(()), |keeper| keeper.save(root))?;
+            let printed = printing.printed;
+            let why = format!(
+                "time ran out after {}, {printed} events were printed",
+                humantime::format_duration(limit)
+            );
+            return Err(Failure::new(Exit::Timeout, "timeout", why));
+        }
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            look(&mut standing);
+        }
+        if read == Read::More || watch.arm(&range.path, stream.file()) {
+            continue;
+        }
+        let mut limit = LOOK.saturating_sub(looked.elapsed());
+        limit = args.timeout.map_or(limit, |time| limit.min(time.saturating_sub(begun.elapsed())));
+        if let Some(When::Time(ms)) = range.until {
+            limit = limit.min(until_left(ms));
+        }
+        if watch.wait(io::stdout().as_fd(), limit)? == Woken::HungUp {
+            return Ok(Exit::Ok);
+        }
     }
-    Ok((lines, newest))
+    Ok(if printing.printed > 0 { Exit::Ok } else { Exit::Degraded })
 }
 
-/// Puts whole lines before those that are there, from the file's end, until there are `n`; where the
-/// file's last whole line ends.
-fn read_backwards(file: &mut File, n: usize, lines: &mut VecDeque<Vec<u8>>) -> io::Result<u64> {
-    let (mut at, mut bytes) = (file.metadata()?.len(), Vec::new());
-    let mut whole_end = None;
-    loop {
-        // `bytes` begins at `at`; the last whole line in it ends at its end once `whole_end` is known.
-        if whole_end.is_none()
-            && let Some(last) = bytes.iter().rposition(|b| *b == b'\n')
+/// How long events up to this time may still come.
+fn until_left(ms: u64) -> Duration {
+    (Duration::from_millis(ms) + LATE).saturating_sub(Duration::from_millis(clock::wall_ms()))
+}
+
+fn no_log(root: &StateRoot, args: &TailArgs, range: &Range) -> Failure {
+    let path = range.path.display();
+    let why = match &args.vm {
+        _ if !root.path().exists() => {
+            format!(
+                "there is no log {path}: no broker ever ran on that state root; is it the right --state-root?"
+            )
+        }
+        Some(vm) => format!(
+            "there is no log of {vm} in {}: it never published and was sent nothing; 'castra status' lists the VMs",
+            root.path().display()
+        ),
+        None => format!("there is no log {path} yet; it begins with the first event"),
+    };
+    Failure::new(Exit::Degraded, "no-log", why)
+}
+
+/// Prints what is wanted of the lines that come.
+struct Printing<'a> {
+    range: &'a Range,
+    printer: Printer,
+    out: BufWriter<StdoutLock<'static>>,
+    /// No event behind this one: it is what there was at the start.
+    last: Option<u64>,
+    /// The seq that comes next, where there is one.
+    next: Option<u64>,
+    left: u64,
+    printed: u64,
+    /// Lines that were no events.
+    odd: u64,
+    failed: Option<io::Error>,
+}
+
+impl<'a> Printing<'a> {
+    fn new(args: &TailArgs, range: &'a Range, last: Option<u64>) -> Self {
+        let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
+        Printing {
+            range,
+            printer: Printer::new(args.output, zone),
+            out: BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
+            last,
+            next: range.first_seq().filter(|_| range.dense),
+            left: args.count.unwrap_or(u64::MAX),
+            printed: 0,
+            odd: 0,
+            failed: None,
+        }
+    }
+
+    fn line(&mut self, line: &[u8], keeper: &mut Option<Keeper>) -> ControlFlow<()> {
+        let Some(event) = EventLine::parse(line) else {
+            self.odd += u64::from(!line.is_empty());
+            return ControlFlow::Continue(());
+        };
+        let (range, stamp) = (self.range, event.stamp());
+        if range.until.is_some_and(|until| until.is_passed_by(stamp))
+            || self.last.is_some_and(|last| stamp.seq > last)
         {
-            bytes.truncate(last + 1);
-            whole_end = Some(at + bytes.len() as u64);
+            return ControlFlow::Break(());
         }
-        while whole_end.is_some() && lines.len() < n && !bytes.is_empty() {
-            let start = bytes[..bytes.len() - 1].iter().rposition(|b| *b == b'\n').map(|i| i + 1);
-            let Some(start) = start.or((at == 0).then_some(0)) else { break };
-            lines.push_front(bytes[start..bytes.len() - 1].to_vec());
-            bytes.truncate(start);
-        }
-        if at == 0 || (lines.len() >= n && whole_end.is_some()) {
-            return Ok(whole_end.unwrap_or(0));
-        }
-        let from = at.saturating_sub(STEP);
-        let mut more = vec![0; (at - from) as usize];
-        file.seek(SeekFrom::Start(from))?;
-        file.read_exact(&mut more)?;
-        more.extend_from_slice(&bytes);
-        (at, bytes) = (from, more);
-    }
-}
-
-fn print(out: &mut impl Write, line: &[u8], output: Output) -> Result<(), Failure> {
-    let parsed = || serde_json::from_slice::<Line<'_>>(line).ok();
-    match output {
-        Output::Json => out.write_all(line)?,
-        Output::Raw => match parsed() {
-            Some(event) => out.write_all(event.payload.get().as_bytes())?,
-            None => return Ok(()),
-        },
-        Output::Text => match parsed() {
-            Some(event) => {
-                let time = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(event.ts));
-                write!(out, "{time} {} {} {} {}", event.seq, event.vm, event.topic, event.payload)?;
+        if range.dense {
+            if let Some(from) = self.next.filter(|next| *next < stamp.seq) {
+                let to = stamp.seq - 1;
+                say(&format!(
+                    "events {from} to {to} are not in the log any more; they were rotated away, or are lost"
+                ));
             }
-            None => out.write_all(line)?,
-        },
+            self.next = Some(stamp.seq + 1);
+        }
+        // A log that was not there at the start begins with its oldest line.
+        let early = matches!(range.since, Some(since @ When::Time(_)) if since.is_behind(stamp));
+        if !early && range.filter.keeps(&event) {
+            if let Err(error) = self.printer.print(&mut self.out, &event) {
+                self.failed = Some(error);
+                return ControlFlow::Break(());
+            }
+            if let Some(keeper) = keeper {
+                keeper.printed(stamp.seq);
+            }
+            self.printed += 1;
+            self.left -= 1;
+        }
+        let ended = self.left == 0 || range.until == Some(When::Seq(stamp.seq));
+        if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
-    Ok(out.write_all(b"\n")?)
+
+    /// Everything printed has left, and what was left out is said.
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()?;
+        match std::mem::take(&mut self.odd) {
+            0 => {}
+            1 => {
+                say("a line that is no event was left out; 'castra verify' says what is wrong with the logs")
+            }
+            n => say(&format!(
+                "{n} lines that are no events were left out; 'castra verify' says what is wrong with the logs"
+            )),
+        }
+        Ok(())
+    }
 }

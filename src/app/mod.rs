@@ -6,11 +6,16 @@
 mod broker;
 mod bus_publish;
 mod bus_tail;
+mod event_text;
 mod failure;
 mod host;
 mod logging;
+mod logs;
+mod standing;
 mod status;
 mod status_table;
+mod tail_cursor;
+mod tail_range;
 mod terminal;
 mod vm_forget;
 
@@ -28,6 +33,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Broker(args) => broker::run(root, args),
         Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
         Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
+        Command::Logs(args) => logs::run(&root, &args),
         Command::Status(args) => status::run(&root, &args),
         Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
     };
@@ -48,6 +54,6 @@ pub fn run(cli: Cli) -> ExitCode {
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
-        Command::Broker(_) | Command::Bus(_) | Command::Vm(_) => false,
+        Command::Broker(_) | Command::Bus(_) | Command::Logs(_) | Command::Vm(_) => false,
     }
 }

@@ -59,5 +59,6 @@ pub mod status_file;
 pub mod status_keeper;
 pub mod status_report;
 pub mod stream;
+pub mod tail;
 pub mod topic;
 pub mod wire;

@@ -1,0 +1,171 @@
+//! What `castra bus tail` was asked for: which log, which events, from where to where.
+//!
+//! Always holds: what cannot be understood is refused before anything is printed. Owner: `bus_tail.rs`.
+
+use super::{Exit, Failure};
+use crate::cli::TailArgs;
+use crate::core::clock;
+use crate::core::identity::VmName;
+use crate::core::state_root::StateRoot;
+use crate::core::tail::chain::{Chain, Look, Place};
+use crate::core::tail::filter::{Filter, Grep};
+use crate::core::tail::line::EventLine;
+use crate::core::tail::when::When;
+use crate::core::topic::Pattern;
+use jiff::tz::TimeZone;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A tail begins so many events before the end, unless something else is said.
+const LINES: u64 = 10;
+
+/// Which events of which log.
+pub struct Range {
+    /// The log.
+    pub path: PathBuf,
+    /// It has every seq.
+    pub dense: bool,
+    /// Topics and expression.
+    pub filter: Filter,
+    /// Begin here …
+    pub since: Option<When>,
+    /// … or so many before the end; with both, so many at the most.
+    pub lines: Option<u64>,
+    /// End here, this included.
+    pub until: Option<When>,
+}
+
+impl Range {
+    /// Reads the arguments; `after` is the seq that a cursor says was printed.
+    ///
+    /// # Errors
+    /// A name, pattern, expression or time is none, or the end is before the beginning.
+    pub fn new(root: &StateRoot, args: &TailArgs, after: Option<u64>) -> Result<Range, Failure> {
+        let name = match args.vm.as_deref() {
+            None => "bus".to_owned(),
+            Some(vm) => vm_name(vm)?,
+        };
+        let pattern = |text: &String| {
+            let why = |e| format!("{text:?} is no topic and no pattern: {e}");
+            Pattern::parse(text).map_err(|e| Failure::new(Exit::BadData, "bad-pattern", why(e)))
+        };
+        let filter = Filter {
+            patterns: args.patterns.iter().map(pattern).collect::<Result<_, _>>()?,
+            grep: args.grep.as_deref().map(grep).transpose()?,
+        };
+        let (now, zone) = (clock::wall_ms(), TimeZone::system());
+        let when = |flag: &str, text: &Option<String>| {
+            let parsed = text.as_deref().map(|text| When::parse(text, now, &zone)).transpose();
+            parsed.map_err(|e| Failure::new(Exit::BadData, "bad-time", format!("{flag}: {e}")))
+        };
+        let (since, until) = (when("--since", &args.since)?, when("--until", &args.until)?);
+        if let (Some(a), Some(b)) = (&since, &until)
+            && a.is_after(b)
+        {
+            let why = "--since is after --until: no event is both; exchange the two";
+            return Err(Failure::new(Exit::BadData, "bad-range", why));
+        }
+        let (since, lines) = match after {
+            Some(seq) => (Some(When::Seq(seq.saturating_add(1))), None),
+            None => {
+                let all = since.is_some() || args.cursor.is_some();
+                (since, args.lines.or((!all).then_some(LINES)))
+            }
+        };
+        let path = root.bus_logs().join(format!("{name}.log"));
+        Ok(Range { path, dense: args.vm.is_none(), filter, since, lines, until })
+    }
+
+    /// Where to begin in what there is, which ends at `end`.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn place(&self, chain: &Chain, end: &Place) -> io::Result<Place> {
+        let found = match (self.lines, self.since) {
+            (Some(n), since) => {
+                let until = match self.until {
+                    Some(until) => chain.first_not(&|stamp| !until.is_passed_by(stamp))?,
+                    None => None,
+                };
+                let place = chain.last(
+                    n,
+                    until.as_ref().unwrap_or(end),
+                    &mut |line| match EventLine::parse(line) {
+                        Some(event) if since.is_some_and(|since| since.is_behind(event.stamp())) => {
+                            Look::Stop
+                        }
+                        Some(event) if self.filter.keeps(&event) => Look::Keep,
+                        _ => Look::Pass,
+                    },
+                )?;
+                Some(place)
+            }
+            (None, Some(since)) => chain.first_not(&|stamp| since.is_behind(stamp))?,
+            (None, None) => chain.oldest(),
+        };
+        Ok(found.unwrap_or_else(|| end.clone()))
+    }
+
+    /// The first seq that is wanted, when one was named.
+    pub fn first_seq(&self) -> Option<u64> {
+        match self.since {
+            Some(When::Seq(seq)) => Some(seq.max(1)),
+            _ => None,
+        }
+    }
+}
+
+fn vm_name(vm: &str) -> Result<String, Failure> {
+    let bad = |why: String| Failure::new(Exit::BadData, "bad-name", why);
+    let name = VmName::parse(vm).map_err(|e| bad(e.to_string()))?;
+    if name.as_str().eq_ignore_ascii_case("bus") {
+        return Err(bad(format!("{name} is no VM's name; what everybody published is shown without --vm")));
+    }
+    Ok(name.to_string())
+}
+
+/// Reads an expression.
+///
+/// # Errors
+/// It is none.
+pub fn grep(text: &str) -> Result<Grep, Failure> {
+    let why = |e| format!("--grep {text:?} is no regular expression: {e}");
+    Grep::parse(text).map_err(|e| Failure::new(Exit::BadData, "bad-regex", why(e)))
+}
+
+/// Whether logs can be looked for in this state root, which need not be there yet.
+///
+/// # Errors
+/// It is no folder, or somebody else's.
+pub fn check_root(root: &StateRoot) -> Result<(), Failure> {
+    let path = root.path();
+    match std::fs::metadata(path) {
+        Ok(is) if !is.is_dir() => Err(no_folder(path)),
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(unreadable(path)(e)),
+    }
+}
+
+fn no_folder(path: &Path) -> Failure {
+    let why = format!("{} is no folder; a state root is one: name it with --state-root", path.display());
+    Failure::new(Exit::Refused, "state-root-no-folder", why)
+}
+
+/// What to say of a state root whose logs cannot be read; the error names the file.
+pub fn unreadable(root: &Path) -> impl Fn(io::Error) -> Failure {
+    move |error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let why = format!(
+                "the logs of {} cannot be read: {error}; run this as the broker's user or root",
+                root.display()
+            );
+            Failure::new(Exit::Refused, "permission-denied", why)
+        }
+        io::ErrorKind::NotADirectory => no_folder(root),
+        _ => {
+            let why = format!("the logs of {} cannot be read: {error}", root.display());
+            Failure::new(Exit::Io, "io", why)
+        }
+    }
+}
