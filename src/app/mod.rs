@@ -8,6 +8,10 @@ mod bus_publish;
 mod bus_tail;
 mod failure;
 mod logging;
+mod publish_failure;
+mod publish_jsonl;
+mod publish_lines;
+mod publish_print;
 mod status;
 mod terminal;
 
@@ -23,7 +27,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let json = wants_json(&cli.command);
     let result = match cli.command {
         Command::Broker(args) => broker::run(root, args),
-        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
+        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, *args),
         Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
         Command::Status(args) => status::run(&root, &args),
     };
@@ -44,6 +48,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
+        Command::Bus(BusCommand::Publish(args)) => args.json,
         Command::Broker(_) | Command::Bus(_) => false,
     }
 }
