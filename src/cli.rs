@@ -58,7 +58,7 @@ pub enum Command {
 pub enum BusCommand {
     /// Publish as the host; ends when it is durable and in the logs
     #[command(after_help = publish::HELP)]
-    Publish(PublishArgs),
+    Publish(Box<PublishArgs>),
     /// Print the bus's logs; works without a broker and never waits for one
     #[command(after_help = tail::HELP)]
     Tail(TailArgs),

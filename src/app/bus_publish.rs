@@ -1,124 +1,155 @@
 //! `castra bus publish`: one event from the host; ends when it is durable and in the logs.
+//!
+//! Always holds: an event has its id before it is sent, so that an answer that never came can be looked for. Owner:
+//! [`super::run`]; many events are `publish_jsonl.rs`.
 
-use super::{Exit, Failure};
+use super::publish_failure::{check_path, exit_of, lost, no_answer, no_session, refused};
+use super::{Exit, Failure, publish_jsonl};
 use crate::cli::PublishArgs;
-use crate::core::client::{Client, ClientError, Reply, Target};
+use crate::core::client::{Client, Reply, Target};
+use crate::core::clock;
+use crate::core::event::{Publish, Text};
+use crate::core::ids::IdSource;
 use crate::core::limits::{EVENT_BYTES, FRAME_BYTES};
+use crate::core::refusal::Refusal;
 use crate::core::state_root::StateRoot;
+use crate::core::wire::publish::{Defaults, stored, write_body};
 use serde_json::value::RawValue;
 use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::timeout;
 
-/// What to do when nobody said whether the event is stored.
-const LOOK: &str = "the event may be stored or not: look with 'castra bus tail' before you send it again";
+/// What the host says to the broker.
 const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 
-pub fn run(root: &StateRoot, args: PublishArgs) -> Result<Exit, Failure> {
-    let payload = match args.payload.or(args.payload_flag) {
-        Some(dash) if dash == "-" => {
-            let bad = |e: String| Failure::new(Exit::BadData, "bad-stdin", format!("stdin: {e}"));
-            let mut text = Vec::new();
-            let limit = FRAME_BYTES as u64 + 1;
-            io::stdin().take(limit).read_to_end(&mut text).map_err(|e| bad(e.to_string()))?;
-            // What was cut off may have left half a character; it is too large before it is anything else.
-            fits(text.len())?;
-            String::from_utf8(text).map_err(|e| bad(e.to_string()))?
-        }
-        Some(text) => text,
-        None => "null".to_owned(),
+pub fn run(root: &StateRoot, mut args: PublishArgs) -> Result<Exit, Failure> {
+    let topic = args.topic.take().or(args.topic_flag.take());
+    let fields = Defaults::new(topic, args.key.take(), &args.headers, &args.tags, &args.caused_by);
+    if args.jsonl {
+        return publish_jsonl::run(root, &args, fields);
+    }
+    let typed = args.payload.take().or(args.payload_flag.take());
+    let file = args.file.take().or_else(|| typed.as_deref().filter(|text| *text == "-").map(PathBuf::from));
+    let payload = match (file, typed) {
+        (Some(path), _) => read_payload(&path)?,
+        (None, Some(text)) => text,
+        (None, None) => "null".to_owned(),
     };
     fits(payload.len())?;
-    let payload = RawValue::from_string(payload.trim().to_owned()).map_err(|e| {
-        let hint = "a string needs quotes of its own: '\"text\"'";
-        Failure::new(Exit::BadData, "bad-json", format!("the payload is not JSON: {e}; {hint}"))
-    })?;
-    let mut frame = serde_json::Map::new();
-    frame.insert("type".into(), "publish".into());
-    frame.extend(args.topic.or(args.topic_flag).map(|topic| ("topic".to_owned(), topic.into())));
-    frame.extend(args.id.map(|id| ("id".to_owned(), id.into())));
-    // The payload goes as it was typed, behind the rest.
-    let mut body = serde_json::Value::Object(frame).to_string();
-    body.truncate(body.len() - 1);
-    let body = format!("{body},\"payload\":{payload}}}");
-    fits(body.len())?;
-
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let sent = Cell::new(false);
-    let published = async { tokio::time::timeout(args.timeout, publish(root, body.as_bytes(), &sent)).await };
-    let reply = match runtime.block_on(published) {
-        Ok(reply) => reply?,
-        Err(_) => {
-            let what =
-                if sent.get() { LOOK } else { "nothing was sent; 'castra status' says how the broker is" };
-            let why = format!("no answer within {:?}; {what}", args.timeout);
-            return Err(Failure::new(Exit::Timeout, "timeout", why));
-        }
-    };
-    if reply.status == "ok" {
-        let stored = format!("seq={} id={}", reply.seq.unwrap_or(0), reply.id.unwrap_or_default());
-        return match writeln!(io::stdout(), "{stored}") {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                let why = format!(
-                    "stored as {stored}, do not send it again; only this could not be printed: {error}"
-                );
-                Err(Failure::new(Exit::Io, "io", why))
-            }
-            _ => Ok(Exit::Ok),
-        };
+    let payload: &RawValue = serde_json::from_str(&payload).map_err(|e| bad_json(&e))?;
+    let id = args.id.unwrap_or_else(new_id);
+    let event = Publish { payload: Some(payload), id: Some(Text((&id).into())), ..Publish::default() };
+    let mut body = Vec::new();
+    write_body(&mut body, &fields.fill(event)).map_err(|refusal| invalid(&refusal))?;
+    if args.dry_run {
+        let line = stored(&body).map_err(|refusal| invalid(&refusal))?;
+        io::stdout().write_all(&line)?;
+        return Ok(Exit::Ok);
     }
-    Err(refused(&reply))
+    let reply = ask(root, &body, &id, args.timeout)?;
+    if reply.status == "ok" {
+        return say(&reply, &id, args.json);
+    }
+    let (code, reason) = (reply.code.as_deref(), reply.reason.as_deref());
+    Err(refused(root, &id, code.unwrap_or("refused"), reason.unwrap_or("no reason given"), reply.seq))
+}
+
+/// The input that `path` names; `-` is stdin.
+pub fn open(path: &Path) -> Result<Box<dyn Read + Send>, Failure> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(path).map_err(|e| unreadable(path, &e))?;
+    Ok(Box::new(file))
+}
+
+/// `path` cannot be read.
+pub fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    let name = if path.as_os_str() == "-" { "stdin".into() } else { path.display().to_string() };
+    Failure::new(Exit::Io, "unreadable", format!("{name} cannot be read: {error}"))
+}
+
+fn read_payload(path: &Path) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let limit = FRAME_BYTES as u64 + 1;
+    open(path)?.take(limit).read_to_end(&mut bytes).map_err(|e| unreadable(path, &e))?;
+    // What was cut off may have left half a character; it is too large before it is anything else.
+    fits(bytes.len())?;
+    String::from_utf8(bytes).map_err(|e| {
+        let why = format!("not-utf8: the payload is not JSON: {e}; nothing was sent");
+        Failure::new(Exit::BadData, "not-utf8", why)
+    })
 }
 
 fn fits(bytes: usize) -> Result<(), Failure> {
-    let why = || format!("event-too-large: an event has at most {EVENT_BYTES} bytes");
-    if bytes > FRAME_BYTES { Err(Failure::new(Exit::BadData, "event-too-large", why())) } else { Ok(()) }
+    if bytes <= FRAME_BYTES {
+        return Ok(());
+    }
+    let why = format!(
+        "event-too-large: an event has at most {EVENT_BYTES} bytes; nothing was sent. Publish where the data is instead"
+    );
+    Err(Failure::new(Exit::BadData, "event-too-large", why))
 }
 
-async fn publish(root: &StateRoot, body: &[u8], sent: &Cell<bool>) -> Result<Reply, Failure> {
-    let socket = root.socket();
-    let mut client = match Client::connect(&Target::Unix(socket.clone()), HELLO).await {
-        Ok(client) => client,
-        Err(ClientError::Connect(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let why = format!("{}: {error}; run this as the broker's user or root", socket.display());
-            return Err(Failure::new(Exit::Refused, "permission-denied", why));
+fn bad_json(error: &serde_json::Error) -> Failure {
+    let hint = "nothing was sent; a string needs quotes of its own: '\"text\"'";
+    let why = format!("bad-json: the payload is not JSON: {error}; {hint}");
+    Failure::new(Exit::BadData, "bad-json", why).with("line", error.line()).with("column", error.column())
+}
+
+fn invalid(refusal: &Refusal) -> Failure {
+    Failure::new(exit_of(refusal.code), refusal.code, format!("{refusal}; nothing was sent"))
+}
+
+fn new_id() -> String {
+    let mut id = Vec::new();
+    IdSource::new(uuid::Uuid::new_v4().as_u128()).write(clock::wall_ms(), &mut id);
+    String::from_utf8_lossy(&id).into_owned()
+}
+
+/// A session as the host.
+pub async fn connect(root: &StateRoot) -> Result<Client, Failure> {
+    check_path(root)?;
+    Client::connect(&Target::Unix(root.socket()), HELLO).await.map_err(|error| no_session(root, error))
+}
+
+/// Sends one publish and waits for its answer.
+fn ask(root: &StateRoot, body: &[u8], id: &str, limit: Duration) -> Result<Reply, Failure> {
+    let sent = Cell::new(false);
+    let publish = async {
+        let mut client = connect(root).await?;
+        sent.set(true);
+        // A broker that took nothing more may have said why.
+        let written = client.send(body).await;
+        match (client.receive().await, written) {
+            (Ok(reply), _) => Ok(reply),
+            (Err(error), _) => Err(lost(id, &error)),
         }
-        Err(ClientError::Connect(error)) => {
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime
+        .block_on(async { timeout(limit, publish).await })
+        .unwrap_or_else(|_| Err(no_answer(limit, sent.get().then_some(id))))
+}
+
+/// Prints what was stored.
+fn say(reply: &Reply, id: &str, json: bool) -> Result<Exit, Failure> {
+    let seq = reply.seq.unwrap_or(0);
+    let said = if json {
+        serde_json::json!({"schema": 1, "seq": seq, "id": id, "topic": reply.topic}).to_string()
+    } else {
+        format!("seq={seq} id={id}")
+    };
+    match writeln!(io::stdout(), "{said}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let why = format!(
-                "no broker answers on {} ({error}); start one with 'castra broker'",
-                socket.display()
+                "stored as seq={seq} id={id}, do not send it again; only this could not be printed: {error}"
             );
-            return Err(Failure::new(Exit::NoBroker, "no-broker", why));
+            Err(Failure::new(Exit::Io, "io", why).with("seq", seq).with("id", id))
         }
-        Err(ClientError::Refused(reason)) if reason == "reserved-identity" => {
-            let why = "reserved-identity: only the broker's user and root publish as the host";
-            return Err(Failure::new(Exit::Refused, "reserved-identity", why));
-        }
-        Err(ClientError::Refused(reason)) => {
-            let why = format!("{reason}: the broker gave no session; nothing was sent, try again");
-            return Err(Failure::new(Exit::TryAgain, reason, why));
-        }
-        Err(error) => return Err(Failure::new(Exit::NoBroker, "no-broker", error.to_string())),
-    };
-    let unknown = |error: ClientError| {
-        let why = format!("outcome-unknown: {error}; {LOOK}");
-        Failure::new(Exit::TryAgain, "outcome-unknown", why)
-    };
-    sent.set(true);
-    client.send(body).await.map_err(unknown)?;
-    client.receive().await.map_err(unknown)
-}
-
-fn refused(reply: &Reply) -> Failure {
-    let code = reply.code.as_deref().unwrap_or("refused");
-    let exit = match code {
-        "disk-full" | "logs-behind" | "outcome-unknown" => Exit::TryAgain,
-        "reserved-topic" => Exit::Refused,
-        _ => Exit::BadData,
-    };
-    let seq = reply.seq.map_or(String::new(), |seq| format!(" (seq={seq})"));
-    Failure::new(
-        exit,
-        code.to_owned(),
-        format!("{code}: {}{seq}", reply.reason.as_deref().unwrap_or("no reason given")),
-    )
+        _ => Ok(Exit::Ok),
+    }
 }

@@ -41,22 +41,34 @@ pub struct Failure {
     pub code: Cow<'static, str>,
     /// What happened, and what to do next.
     pub message: String,
+    /// Further fields of the object for scripts.
+    fields: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Failure {
     /// A failure.
     pub fn new(exit: Exit, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Failure { exit, code: code.into(), message: message.into() }
+        Failure { exit, code: code.into(), message: message.into(), fields: serde_json::Map::new() }
+    }
+
+    /// The same with a field for scripts.
+    pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        self.fields.insert(name.to_owned(), value.into());
+        self
     }
 
     /// The same as an object for scripts.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::json!({
+        let mut object = serde_json::json!({
             "schema": 1,
             "code": self.code,
             "reason": self.message,
             "exit": self.exit as u8,
-        })
+        });
+        for (name, value) in &self.fields {
+            object[name] = value.clone();
+        }
+        object
     }
 }
 

@@ -11,6 +11,10 @@ mod failure;
 mod host;
 mod logging;
 mod logs;
+mod publish_failure;
+mod publish_jsonl;
+mod publish_lines;
+mod publish_print;
 mod standing;
 mod status;
 mod status_table;
@@ -31,7 +35,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let json = wants_json(&cli.command);
     let result = match cli.command {
         Command::Broker(args) => broker::run(root, args),
-        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
+        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, *args),
         Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
         Command::Logs(args) => logs::run(&root, &args),
         Command::Status(args) => status::run(&root, &args),
@@ -54,6 +58,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
+        Command::Bus(BusCommand::Publish(args)) => args.json,
         Command::Broker(_) | Command::Bus(_) | Command::Logs(_) | Command::Vm(_) => false,
     }
 }

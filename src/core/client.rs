@@ -3,10 +3,11 @@
 //! Always holds: a frame that is handed out was whole; nothing waits longer than the caller's timeout.
 //! Owner: whoever connected.
 
+use super::event::Text;
 use super::limits::HELLO_BYTES;
 use super::stream::{Reader, Writer};
-use super::wire::codec::{CodecError, FrameCodec};
-use bytes::BytesMut;
+use super::wire::codec::{CodecError, FrameCodec, LENGTH_BYTES, first_frame};
+use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use std::io;
 use std::net::SocketAddr;
@@ -61,6 +62,30 @@ pub struct Reply {
     pub topic: Option<String>,
     pub seq: Option<u64>,
     pub id: Option<String>,
+}
+
+/// An ack, borrowed from what was received: what a publisher who knows what it sent looks at.
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs, reason = "the fields of docs/BUS.md")]
+pub struct Ack<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Text<'a>,
+    #[serde(borrow)]
+    ack: Option<Text<'a>>,
+    #[serde(borrow)]
+    status: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub code: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub reason: Option<Text<'a>>,
+    pub seq: Option<u64>,
+}
+
+impl Ack<'_> {
+    /// Whether it was done.
+    pub fn is_ok(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.0 == "ok")
+    }
 }
 
 /// One session.
@@ -147,7 +172,15 @@ impl Sender {
         for body in bodies {
             FrameCodec.encode(body, &mut frames).map_err(broken)?;
         }
-        Ok(self.writer.write_all(&frames).await?)
+        self.write(&frames).await
+    }
+
+    /// Sends bytes that are frames already.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn write(&mut self, frames: &[u8]) -> Result<(), ClientError> {
+        Ok(self.writer.write_all(frames).await?)
     }
 }
 
@@ -181,6 +214,37 @@ impl Receiver {
         loop {
             if let Some(body) = FrameCodec.decode(&mut self.input).map_err(broken)? {
                 return Ok(body);
+            }
+            self.more().await?;
+        }
+    }
+
+    /// Waits for acks of publishes, and hands out, in order, all that came together.
+    ///
+    /// # Errors
+    /// [`ClientError`], behind the acks that came before; a close frame is `Closed`.
+    pub async fn acks(&mut self, mut each: impl FnMut(&Ack<'_>)) -> Result<(), ClientError> {
+        let mut any = false;
+        loop {
+            while let Some(body) = first_frame(&self.input).map_err(broken)? {
+                let ack: Ack<'_> =
+                    serde_json::from_slice(body).map_err(|e| ClientError::Protocol(e.to_string()))?;
+                match ack.kind.0.as_ref() {
+                    "close" => {
+                        let reason = ack.reason.map(|reason| reason.0.into_owned());
+                        return Err(ClientError::Closed(reason.unwrap_or_default()));
+                    }
+                    "ack" if ack.ack.as_ref().is_none_or(|of| of.0 != "heartbeat") => {
+                        any = true;
+                        each(&ack);
+                    }
+                    _ => {}
+                }
+                let length = LENGTH_BYTES + body.len();
+                self.input.advance(length);
+            }
+            if any {
+                return Ok(());
             }
             self.more().await?;
         }

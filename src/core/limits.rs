@@ -55,6 +55,11 @@ pub const REACHABLE_MS: i64 = 45_000;
 pub const UNRESPONSIVE_MS: i64 = 5_000;
 /// The most ranges of damage that status shows; the broker's log has them all.
 pub const DAMAGE_SHOWN: usize = 16;
+/// The events that `castra bus publish --jsonl` sends ahead of their acks; less than a session may have unacked,
+/// so that a broker never stops reading it …
+pub const PIPELINE_EVENTS: usize = 3072;
+/// … and their frames, in bytes.
+pub const PIPELINE_BYTES: usize = 768 * 1024;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 

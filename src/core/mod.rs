@@ -36,6 +36,7 @@
 //!     never stops a commit.
 
 pub mod broker;
+pub mod burst;
 pub mod bus;
 pub mod client;
 pub mod clock;
@@ -47,10 +48,12 @@ pub mod identity;
 pub mod ids;
 pub mod journal;
 pub mod limits;
+pub mod lines;
 pub mod log_files;
 pub mod log_view;
 pub mod logs;
 pub mod owed;
+pub mod pipeline;
 pub mod refusal;
 pub mod session;
 pub mod state_root;

@@ -52,6 +52,20 @@ struct Fields<'a> {
     vm: Option<&'a RawValue>,
 }
 
+impl<'a> From<Fields<'a>> for Publish<'a> {
+    fn from(fields: Fields<'a>) -> Self {
+        Publish {
+            topic: fields.topic,
+            payload: fields.payload,
+            id: fields.id,
+            key: fields.key,
+            headers: fields.headers,
+            tags: fields.tags,
+            caused_by: fields.caused_by,
+        }
+    }
+}
+
 /// Reads one frame.
 ///
 /// # Errors
@@ -79,7 +93,20 @@ fn refused_type(body: &[u8]) -> &'static str {
     }
 }
 
-fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
+/// Reads an event that stands for itself, as the line of a file: the fields of one publish. `type` and what is
+/// unknown are ignored.
+///
+/// # Errors
+/// The codes of [`parse`]; `events` is a `bad-field`.
+pub fn parse_event(line: &[u8]) -> Result<Publish<'_>, Refusal> {
+    let fields = fields(line)?;
+    match fields.events {
+        Some(_) => Err(Refusal::new("bad-field", "a line is one event: 'events' belongs into a frame")),
+        None => Ok(fields.into()),
+    }
+}
+
+fn fields(body: &[u8]) -> Result<Fields<'_>, Refusal> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Refusal::new("not-utf8", format!("the frame is not UTF-8: {e}")))?;
     if depth_exceeds(body, JSON_DEPTH) {
@@ -91,19 +118,15 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
             Err(error) => refusal(&error),
         });
     }
-    let fields: Fields<'_> = serde_json::from_str(text).map_err(|e| refusal(&e))?;
+    serde_json::from_str(text).map_err(|e| refusal(&e))
+}
+
+fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
+    let fields = fields(body)?;
     match fields.kind.as_ref().map(|k| k.0.as_ref()) {
         Some("publish") => match fields.events {
             Some(events) => Ok(Frame::PublishAll(parse_events(events)?)),
-            None => Ok(Frame::Publish(Publish {
-                topic: fields.topic,
-                payload: fields.payload,
-                id: fields.id,
-                key: fields.key,
-                headers: fields.headers,
-                tags: fields.tags,
-                caused_by: fields.caused_by,
-            })),
+            None => Ok(Frame::Publish(fields.into())),
         },
         Some("heartbeat") => Ok(Frame::Heartbeat),
         Some("forget") => forgotten(fields.vm).map(Frame::Forget),
