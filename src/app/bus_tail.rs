@@ -12,7 +12,7 @@ use crate::cli::TailArgs;
 use crate::core::clock;
 use crate::core::state_root::StateRoot;
 use crate::core::tail::chain::Chain;
-use crate::core::tail::line::EventLine;
+use crate::core::tail::line::{EventLine, Stamp};
 use crate::core::tail::scan::Read;
 use crate::core::tail::stream::{Order, Stream};
 use crate::core::tail::watch::{Watch, Woken};
@@ -41,7 +41,8 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
         return Err(no_log(root, args, &range));
     }
     let mut standing = Standing::new(args.vm.as_deref());
-    let look = |standing: &mut Standing| match standing.look(root) {
+    let is_looking = !args.quiet || matches!(range.until, Some(When::Seq(_)));
+    let look = |standing: &mut Standing| match if is_looking { standing.look(root) } else { None } {
         Some(line) if !args.quiet => say(&line),
         _ => {}
     };
@@ -49,13 +50,13 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
 
     let (mut place, mut seen, mut last) = (None, range.first_seq().map(|seq| seq - 1), None);
     if let Some(end) = end {
-        last = chain.stamp_before(&end).map_err(&broken)?.map(|stamp| stamp.seq);
+        last = chain.stamp_before(&end).map_err(&broken)?;
         let begin = range.place(&chain, &end).map_err(&broken)?;
         seen = seen.max(chain.stamp_before(&begin).map_err(&broken)?.map(|stamp| stamp.seq));
         place = Some(begin);
     }
-    if let Some(after) = after.filter(|after| range.dense && last.is_some_and(|last| last < *after)) {
-        let last = last.unwrap_or(0);
+    if let Some(after) = after.filter(|after| range.dense && last.is_some_and(|last| last.seq < *after)) {
+        let last = last.map_or(0, |last| last.seq);
         say(&format!(
             "the cursor is at event {after}, the log ends with {last}: nothing is printed up to there"
         ));
@@ -64,7 +65,11 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     let journal = root.clone();
     let journal = Box::new(move || journal.journal_id().ok().flatten());
     let mut stream = Stream::new(&range.path, Order::Seq, place, seen, journal);
-    let mut printing = Printing::new(args, &range, if args.follow { None } else { last });
+    let mut printing = Printing::new(
+        args,
+        &range,
+        last.filter(|_| !args.follow).map(|last| Stamp { ts: clock::wall_ms(), ..last }),
+    );
     let mut watch = args.follow.then(Watch::new);
     let mut looked = Instant::now();
     loop {
@@ -145,8 +150,8 @@ struct Printing<'a> {
     range: &'a Range,
     printer: Printer,
     out: BufWriter<StdoutLock<'static>>,
-    /// No event behind this one: it is what there was at the start.
-    last: Option<u64>,
+    /// No event that is younger than this: it is what there was at the start.
+    last: Option<Stamp>,
     /// The seq that comes next, where there is one.
     next: Option<u64>,
     left: u64,
@@ -157,7 +162,7 @@ struct Printing<'a> {
 }
 
 impl<'a> Printing<'a> {
-    fn new(args: &TailArgs, range: &'a Range, last: Option<u64>) -> Self {
+    fn new(args: &TailArgs, range: &'a Range, last: Option<Stamp>) -> Self {
         let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
         Printing {
             range,
@@ -179,7 +184,7 @@ impl<'a> Printing<'a> {
         };
         let (range, stamp) = (self.range, event.stamp());
         if range.until.is_some_and(|until| until.is_passed_by(stamp))
-            || self.last.is_some_and(|last| stamp.seq > last)
+            || self.last.is_some_and(|last| stamp.seq > last.seq && stamp.ts > last.ts)
         {
             return ControlFlow::Break(());
         }

@@ -43,8 +43,8 @@ impl Keeper {
                 let why = format!("the cursor {shown} cannot be read: {e}; run this as its owner");
                 Failure::new(Exit::Refused, "permission-denied", why)
             }
-            io::ErrorKind::IsADirectory => {
-                let why = format!("the cursor {shown} is a folder; name a file, it is made when it is not there");
+            io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => {
+                let why = format!("the cursor {shown} can be no file ({e}); name one in a folder that is there");
                 Failure::new(Exit::CannotCreate, "cannot-create", why)
             }
             _ => Failure::new(Exit::Io, "io", format!("the cursor {shown} cannot be read: {e}")),

@@ -6,27 +6,27 @@ use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-fn tail(root: &Path, args: &[&str]) -> Output {
+pub fn tail(root: &Path, args: &[&str]) -> Output {
     castra().arg("--state-root").arg(root).args(["bus", "tail"]).args(args).output().unwrap()
 }
 
 /// stdout of a tail that must succeed.
-fn printed(root: &Path, args: &[&str]) -> String {
+pub fn printed(root: &Path, args: &[&str]) -> String {
     let output = tail(root, args);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn publish(guest: &mut Guest, n: u64) {
+pub fn publish(guest: &mut Guest, n: u64) {
     assert_eq!(guest.ask(format!(r#"{{"type":"publish","topic":"t","payload":{n}}}"#))["status"], "ok");
 }
 
 /// A broker that ran and wrote 1..=n as `dev`, and one event to the mailbox of `web`.
-fn logs_of(root: &Path, n: u64) {
+pub fn logs_of(root: &Path, n: u64) {
     let broker = Broker::start(root);
     let mut guest = broker.guest("dev");
     broker.guest("web");
@@ -36,28 +36,33 @@ fn logs_of(root: &Path, n: u64) {
 }
 
 /// `castra bus tail -f`.
-struct Follow {
-    child: Child,
-    lines: Receiver<String>,
+pub struct Follow {
+    pub child: Child,
+    pub lines: Receiver<String>,
 }
 
 impl Follow {
-    fn start(root: &Path, args: &[&str]) -> Self {
+    pub fn start(root: &Path, args: &[&str]) -> Self {
         let mut command = castra();
         command.arg("--state-root").arg(root).args(["bus", "tail", "-f"]).args(args);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        Self::run(command)
+    }
+
+    /// A command that prints lines.
+    pub fn run(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = channel();
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
         Follow { child, lines }
     }
 
-    fn line(&self) -> String {
+    pub fn line(&self) -> String {
         self.lines.recv_timeout(PATIENCE).expect("a line")
     }
 
     /// The next lines are these numbers' payloads.
-    fn expect(&self, numbers: impl IntoIterator<Item = u64>) {
+    pub fn expect(&self, numbers: impl IntoIterator<Item = u64>) {
         for n in numbers {
             assert_eq!(self.line(), n.to_string());
         }
@@ -127,7 +132,7 @@ fn whoever_closes_the_pipe_has_enough() {
     assert_eq!(broker.stop().0, Some(0));
     for args in [&["-n", "40"][..], &["-n", "40", "-o", "json"], &["-n", "40", "-f"]] {
         let mut command = castra();
-        command.arg("--state-root").arg(dir.path()).args(["bus", "tail"]).args(args);
+        command.arg("--state-root").arg(dir.path()).args(["bus", "tail", "-q"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

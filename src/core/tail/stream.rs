@@ -68,8 +68,10 @@ pub struct Stream {
     path: PathBuf,
     order: Order,
     open: Option<Open>,
-    /// The last seq that was given.
+    /// The last seq that was read.
     seen: Option<u64>,
+    /// What comes next may have been given already: up to `seen` it is passed over.
+    again: bool,
     journal: Journal,
     known: Option<u128>,
 }
@@ -79,7 +81,7 @@ impl Stream {
     /// a seq of at most `seen` are not given.
     pub fn new(path: &Path, order: Order, place: Option<Place>, seen: Option<u64>, journal: Journal) -> Self {
         let known = journal();
-        Stream { path: path.to_owned(), order, open: place.map(Open::new), seen, journal, known }
+        Stream { path: path.to_owned(), order, open: place.map(Open::new), seen, again: true, journal, known }
     }
 
     /// The file that is being read, if there is one: the one to wait for.
@@ -95,7 +97,7 @@ impl Stream {
         for _ in 0..TRIES {
             let Some(open) = &mut self.open else {
                 match self.begin_again()? {
-                    Some(place) => self.open = Some(Open::new(place)),
+                    Some(place) => (self.open, self.again) = (Some(Open::new(place)), true),
                     None => return Ok(Read::End),
                 }
                 continue;
@@ -119,6 +121,7 @@ impl Stream {
                         return Ok(read);
                     }
                     self.open = Some(Open::new(place));
+                    self.again = true;
                     return Ok(Read::More);
                 }
             }
@@ -128,7 +131,7 @@ impl Stream {
 
     fn lines(&mut self, each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<Read> {
         let Some(open) = &mut self.open else { return Ok(Read::End) };
-        let (seen, order) = (&mut self.seen, self.order);
+        let (seen, again, order) = (&mut self.seen, &mut self.again, self.order);
         let mut last = None;
         let read = open.forward.read(&open.file.file, &mut |at, line| {
             match &mut last {
@@ -142,10 +145,11 @@ impl Stream {
             if order == Order::Seq
                 && let Some(stamp) = Stamp::of(line)
             {
-                if seen.is_some_and(|seen| stamp.seq <= seen) {
+                if *again && seen.is_some_and(|seen| stamp.seq <= seen) {
                     return ControlFlow::Continue(());
                 }
-                *seen = Some(stamp.seq);
+                // One line with a wrong seq takes no other with it.
+                (*seen, *again) = (Some(stamp.seq), false);
             }
             each(line)
         });
@@ -158,6 +162,7 @@ impl Stream {
     /// The file was cut or written anew: where in it to go on.
     fn find_place(&mut self) -> io::Result<()> {
         let (seen, order) = (self.seen, self.order);
+        self.again = true;
         if let Some(open) = &mut self.open {
             let behind = |line: &[u8]| Stamp::of(line).map(|stamp| Some(stamp.seq) <= seen);
             let at = match order {
@@ -236,4 +241,251 @@ enum Next {
 
 fn id_of(path: &Path) -> Option<FileId> {
     std::fs::metadata(path).ok().map(|is| (is.dev(), is.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::events::rotate;
+    use proptest::prelude::*;
+    use std::fs::OpenOptions;
+    use std::io::Write;
+
+    /// What may happen to a log between two looks.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Append(usize),
+        /// The next line comes in two writes.
+        Half,
+        Rotate,
+        /// A broker that starts after a crash cuts the log and writes the same lines again …
+        Cut(usize),
+        /// … and is looked at in between.
+        CutAndLook(usize),
+        /// … and writes them to the next file.
+        CutAndRotate(usize),
+        Remove,
+        Empty,
+        Look,
+        /// One read, with more to come.
+        Glance,
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        let act = prop_oneof![
+            6 => (1usize..30).prop_map(Act::Append),
+            2 => Just(Act::Half),
+            3 => Just(Act::Rotate),
+            2 => (1usize..40).prop_map(Act::Cut),
+            1 => (1usize..40).prop_map(Act::CutAndLook),
+            1 => (1usize..40).prop_map(Act::CutAndRotate),
+            1 => Just(Act::Remove),
+            1 => Just(Act::Empty),
+            3 => Just(Act::Look),
+            2 => Just(Act::Glance),
+        ];
+        proptest::collection::vec(act, 0..40)
+    }
+
+    struct Log {
+        path: PathBuf,
+        seq: u64,
+        half: bool,
+        rotations: u32,
+    }
+
+    impl Log {
+        fn line(seq: u64) -> String {
+            let pad = "x".repeat((seq as usize * 37) % 300);
+            format!("{{\"seq\":{seq},\"ts\":{seq},\"vm\":\"a\",\"topic\":\"t\",\"payload\":\"{pad}\"}}\n")
+        }
+
+        fn write(&self, text: &str) {
+            let mut file = OpenOptions::new().append(true).create(true).open(&self.path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+
+        /// The rest of a half line, and `n` lines.
+        fn append(&mut self, n: usize) {
+            let mut text = String::new();
+            if std::mem::take(&mut self.half) {
+                text.push_str(&Self::line(self.seq)[30..]);
+            }
+            for _ in 0..n {
+                self.seq += 1;
+                text.push_str(&Self::line(self.seq));
+            }
+            self.write(&text);
+        }
+
+        /// Cuts the last `n` lines; what was cut.
+        fn cut(&mut self, n: usize) -> String {
+            let Ok(text) = std::fs::read_to_string(&self.path) else { return String::new() };
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            let keep = lines[..lines.len().saturating_sub(n)].iter().map(|l| l.len()).sum::<usize>();
+            OpenOptions::new().write(true).open(&self.path).unwrap().set_len(keep as u64).unwrap();
+            text[keep..].to_owned()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+        /// Whatever happens to the files, every line is given once and in order.
+        #[test]
+        fn nothing_is_lost_or_repeated(acts in acts(), from_start in any::<bool>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("a.log");
+            let mut log = Log { path: path.clone(), seq: 0, half: false, rotations: 0 };
+            if from_start {
+                log.append(3);
+            }
+            let place = Chain::open(&path).unwrap().oldest();
+            let mut stream = Stream::new(&path, Order::Seq, place, None, Box::new(|| Some(1)));
+            let mut given = Vec::new();
+            let read = |stream: &mut Stream, given: &mut Vec<u64>| {
+                stream.read(&mut |line| {
+                    given.extend(Stamp::of(line).map(|stamp| stamp.seq));
+                    ControlFlow::Continue(())
+                }).unwrap()
+            };
+            for act in acts.into_iter().chain([Act::Append(1), Act::Look]) {
+                let mut look = |log: &mut Log| {
+                    while read(&mut stream, &mut given) != Read::End {}
+                    log.rotations = 0;
+                };
+                match act {
+                    Act::Append(n) => log.append(n),
+                    Act::Half => {
+                        log.append(1);
+                        log.seq += 1;
+                        log.half = true;
+                        log.write(&Log::line(log.seq)[..30]);
+                    }
+                    Act::Rotate => {
+                        if log.rotations == LOG_FILES {
+                            look(&mut log);
+                        }
+                        log.append(0);
+                        log.rotations += 1;
+                        rotate(&path).unwrap();
+                    }
+                    Act::Cut(n) => {
+                        log.append(0);
+                        let text = log.cut(n);
+                        log.write(&text);
+                    }
+                    Act::CutAndRotate(n) => {
+                        log.append(0);
+                        if log.rotations == LOG_FILES {
+                            look(&mut log);
+                        }
+                        let text = log.cut(n);
+                        log.rotations += 1;
+                        rotate(&path).unwrap();
+                        log.write(&text);
+                    }
+                    Act::CutAndLook(n) => {
+                        log.append(0);
+                        let text = log.cut(n);
+                        look(&mut log);
+                        log.write(&text);
+                    }
+                    Act::Remove | Act::Empty => {
+                        log.append(0);
+                        look(&mut log);
+                        let _ = match act {
+                            Act::Remove => std::fs::remove_file(&path),
+                            _ => std::fs::write(&path, ""),
+                        };
+                    }
+                    Act::Look => look(&mut log),
+                    Act::Glance => _ = read(&mut stream, &mut given),
+                }
+            }
+            prop_assert_eq!(given, (1..=log.seq).collect::<Vec<u64>>());
+        }
+    }
+
+    /// A log without seqs: rotated, removed and emptied under its reader.
+    #[test]
+    fn a_log_without_seqs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("broker.log");
+        let mut stream = Stream::new(&path, Order::Written, None, None, Box::new(|| None));
+        let mut look = || {
+            let mut given = String::new();
+            while stream
+                .read(&mut |line| {
+                    given.push_str(std::str::from_utf8(line).unwrap());
+                    given.push(' ');
+                    ControlFlow::Continue(())
+                })
+                .unwrap()
+                != Read::End
+            {}
+            given
+        };
+        let write = |text: &str| {
+            let mut file = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        assert_eq!(look(), "");
+        write("a\nb\nhal");
+        assert_eq!(look(), "a b ");
+        write("f\n");
+        rotate(&path).unwrap();
+        write("c\n");
+        rotate(&path).unwrap();
+        assert_eq!(look(), "half c ");
+        write("d\n");
+        assert_eq!(look(), "d ");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(look(), "");
+        write("e\n");
+        assert_eq!(look(), "e ");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(look(), "");
+        write("g\n");
+        assert_eq!(look(), "g ");
+        // More than are kept: those that are still there.
+        for n in 0..8 {
+            write(&format!("{n}\n"));
+            rotate(&path).unwrap();
+            // Files are told apart by when they were written.
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert_eq!(look(), "0 4 5 6 7 ");
+    }
+
+    #[test]
+    fn another_journal_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        std::fs::write(&path, Log::line(7)).unwrap();
+        let journal = std::rc::Rc::new(std::cell::Cell::new(1));
+        let says = journal.clone();
+        let place = Chain::open(&path).unwrap().oldest();
+        let mut stream = Stream::new(&path, Order::Seq, place, None, Box::new(move || Some(says.get())));
+        let mut look = || {
+            let mut given = Vec::new();
+            while stream
+                .read(&mut |line| {
+                    given.push(Stamp::of(line).unwrap().seq);
+                    ControlFlow::Continue(())
+                })
+                .unwrap()
+                != Read::End
+            {}
+            given
+        };
+        assert_eq!(look(), [7]);
+        for (name, want) in [(1, &[8][..]), (2, &[1, 2, 8])] {
+            std::fs::remove_file(&path).unwrap();
+            assert!(look().is_empty());
+            journal.set(name);
+            std::fs::write(&path, Log::line(1) + &Log::line(2) + &Log::line(8)).unwrap();
+            assert_eq!(look(), want);
+        }
+    }
 }
