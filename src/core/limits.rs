@@ -59,7 +59,7 @@ pub const DAMAGE_SHOWN: usize = 16;
 pub const SIGNALS_QUEUED: usize = 16_384;
 
 /// The bounds that can be set. `Limits::default()` is the documented table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Time to say hello.
     pub hello_time: Duration,

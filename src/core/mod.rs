@@ -39,6 +39,7 @@ pub mod broker;
 pub mod bus;
 pub mod client;
 pub mod clock;
+pub mod config;
 pub mod door;
 pub mod end;
 pub mod event;
