@@ -6,27 +6,25 @@
 mod broker;
 mod bus_publish;
 mod bus_tail;
+mod completions;
+mod config;
 mod failure;
 mod logging;
+mod man;
+mod service;
 mod status;
 mod terminal;
 
 use crate::cli::{BusCommand, Cli, Command};
-use crate::core::state_root::StateRoot;
+use crate::core::config::LogFormat;
 use failure::{Exit, Failure};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs one command to its end.
 pub fn run(cli: Cli) -> ExitCode {
-    let root = StateRoot::resolve(cli.state_root);
-    let json = wants_json(&cli.command);
-    let result = match cli.command {
-        Command::Broker(args) => broker::run(root, args),
-        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
-        Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
-        Command::Status(args) => status::run(&root, &args),
-    };
+    let mut json = wants_json(&cli.command);
+    let result = run_command(cli, &mut json);
     let exit = result.unwrap_or_else(|failure| {
         if failure.exit != Exit::Ok {
             // A closed stderr leaves the exit code.
@@ -40,10 +38,37 @@ pub fn run(cli: Cli) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
+    match cli.command {
+        Command::Completions(args) => return completions::run(&args),
+        Command::Man(args) => return man::run(&args),
+        _ => {}
+    }
+    let mut config = config::load(cli.config.as_deref())?;
+    let root = config.state_root(cli.state_root);
+    match cli.command {
+        Command::Broker(args) => {
+            config.take(&args)?;
+            *json |= config.settings.log_format == LogFormat::Json && !args.print_config;
+            if args.print_config {
+                broker::print_config(&root, &config)
+            } else {
+                broker::run(root, config.settings)
+            }
+        }
+        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
+        Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+        Command::Status(args) => status::run(&root, &args),
+    }
+}
+
 /// Whether a failure is said as an object.
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
-        Command::Broker(_) | Command::Bus(_) => false,
+        Command::Broker(args) => args.log_format.as_deref() == Some("json"),
+        Command::Bus(_) | Command::Completions(_) | Command::Man(_) => false,
     }
 }

@@ -8,12 +8,17 @@
 mod support;
 
 mod cli;
+mod config;
 mod drain;
 mod handshake;
 mod limits;
+mod logging;
+mod package;
 mod publish;
 mod refusals;
+mod service;
 mod start;
 mod status;
 mod tail;
+mod unit;
 mod unix;

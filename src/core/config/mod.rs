@@ -123,7 +123,7 @@ impl Settings {
                 let _ = write!(out, "\n[{section}]");
             }
             let bounds = setting.bounds().map_or(String::new(), |bounds| format!(" {bounds}."));
-            let _ = write!(out, "\n# {}{bounds}\n", setting.doc);
+            let _ = writeln!(out, "\n# {}.{bounds}", setting.doc);
             if let Some(origin) = origin(setting) {
                 let _ = writeln!(out, "# Here: {origin}.");
             }

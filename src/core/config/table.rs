@@ -46,8 +46,8 @@ pub(super) enum Number<'a> {
 impl Number<'_> {
     pub(super) fn get(&self) -> u64 {
         match self {
-            Number::Usize(number) => **number as u64,
-            Number::U64(number) => **number,
+            Usize(number) => **number as u64,
+            U64(number) => **number,
         }
     }
 }
