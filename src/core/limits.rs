@@ -58,7 +58,8 @@ pub const DAMAGE_SHOWN: usize = 16;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 
-/// The bounds that can be set. `Limits::default()` is the documented table.
+/// The bounds that can be set. `Limits::default()` is the documented table; what each may be set to stands in
+/// `config/table.rs`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Time to say hello.
