@@ -1,14 +1,19 @@
-//! What can be typed, and nothing else: a file per command below `cli/`. Flags > environment > defaults.
+//! What can be typed, and nothing else: a file per command below `cli/`. Flags > environment >
+//! castra.toml > defaults.
 
 mod broker;
+mod completions;
 mod logs;
+mod man;
 mod publish;
 mod status;
 mod tail;
 mod vm;
 
 pub use broker::BrokerArgs;
+pub use completions::CompletionsArgs;
 pub use logs::LogsArgs;
+pub use man::ManArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
 pub use tail::{Output, TailArgs};
@@ -28,6 +33,9 @@ pub struct Cli {
     /// Where everything of one broker is [default: $XDG_STATE_HOME/castra or ~/.local/state/castra]
     #[arg(long, global = true, env = "CASTRA_STATE_ROOT", value_name = "DIR")]
     pub state_root: Option<PathBuf>,
+    /// The settings [default: ~/.config/castra/castra.toml, else /etc/castra/castra.toml, if there]
+    #[arg(long, global = true, env = "CASTRA_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The command.
     #[command(subcommand)]
     pub command: Command,
@@ -45,6 +53,12 @@ pub enum Command {
     /// Print the broker's own log; works without a broker
     #[command(after_help = logs::HELP)]
     Logs(LogsArgs),
+    /// Print what makes a shell complete this program's commands and flags
+    #[command(after_help = completions::HELP)]
+    Completions(CompletionsArgs),
+    /// Write the man pages
+    #[command(after_help = man::HELP)]
+    Man(ManArgs),
     /// Show which VMs are fresh; reads a file and never waits for the broker
     #[command(after_help = status::HELP)]
     Status(StatusArgs),

@@ -1,51 +1,106 @@
 //! `castra broker`: runs the broker until SIGTERM or SIGINT.
+//!
+//! Always holds: why a start failed is said on stderr, and in broker.log as soon as the state root is ours.
+//! Owner: [`super::run`].
 
+use super::config::Config as Configured;
+use super::service::{self, Service};
 use super::{Exit, Failure, logging};
-use crate::cli::BrokerArgs;
 use crate::core::broker::{self, BrokerError, Config};
+use crate::core::config::Settings;
+use crate::core::door::listen::Handed;
 use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
 use crate::core::journal::aligned::BLOCK;
-use crate::core::limits::Limits;
 use crate::core::log_view::LogsError;
 use crate::core::state_root::{StateRoot, StateRootError};
 use std::io::{self, Write};
-use tokio::signal::unix::{SignalKind, signal};
+use std::sync::Arc;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub fn run(root: StateRoot, args: BrokerArgs) -> Result<Exit, Failure> {
-    let mut limits = Limits::default();
+/// Prints what is in force, as a castra.toml.
+pub fn print_config(root: &StateRoot, config: &Configured) -> Result<Exit, Failure> {
+    io::stdout().lock().write_all(config.print(root)?.as_bytes())?;
+    Ok(Exit::Ok)
+}
+
+pub fn run(root: StateRoot, settings: Settings) -> Result<Exit, Failure> {
+    // First: this changes the environment.
+    let handed = service::handed()?;
+    let service = Arc::new(Service::start(settings.log_format)?);
+    let ended = serve(root, settings, handed, &service);
+    service.end(ended.as_ref().err());
+    ended.map(|()| Exit::Ok)
+}
+
+fn serve(root: StateRoot, settings: Settings, handed: Handed, service: &Arc<Service>) -> Result<(), Failure> {
+    let Settings { tcp, unix, log_level, log_format, mut limits, .. } = settings;
     // In whole blocks.
-    limits.segment_bytes = args.segment_bytes.unwrap_or(limits.segment_bytes) & !(BLOCK as u64 - 1);
-    limits.retain_bytes = args.retain_bytes.unwrap_or(limits.retain_bytes);
-    limits.retain_age = args.retain_age.unwrap_or(limits.retain_age);
-    limits.idle_time = args.idle_time.unwrap_or(limits.idle_time);
-    let tcp = if args.no_tcp { Vec::new() } else { args.tcp };
-    let config = Config { root, tcp, unix: args.unix, limits };
+    limits.segment_bytes &= !(BLOCK as u64 - 1);
+    let config = Config { root, tcp, unix, handed, limits };
+    config.check()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // From here on a signal ends nothing by itself.
+    let signals = runtime.block_on(async { Signals::new() })?;
 
     let (journal_id, lock) = config.root.open().map_err(BrokerError::from)?;
     // Held until the process is gone, and with it every thread that writes: then another broker may begin.
     std::mem::forget(lock);
     let recorder = Recorder::start(&config.root)?;
-    logging::start(recorder.clone());
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(async {
-        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let shutdown = async move {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-        };
-        let ready = |listeners: &[String]| {
-            // Nobody may be reading; the broker runs all the same.
-            let _ = writeln!(io::stderr(), "castra: broker running, listening on {}", listeners.join(" "));
-        };
-        broker::run(config, recorder.clone(), journal_id, ready, shutdown).await.map_err(Failure::from)
-    });
+    logging::start(recorder.clone(), log_level, log_format);
+    let ended = run_to_end(&runtime, config, &recorder, journal_id, service, signals);
     // What hangs in a view is left to the next start.
     runtime.shutdown_background();
+    if let Err(failure) = &ended {
+        tracing::error!(target: logging::LOG_ONLY, code = %failure.code, "broker: {}", failure.message);
+    }
     recorder.stop();
-    ended.map(|()| Exit::Ok)
+    ended
+}
+
+fn run_to_end(
+    runtime: &Runtime,
+    config: Config,
+    recorder: &Arc<Recorder>,
+    journal_id: u128,
+    service: &Arc<Service>,
+    signals: Signals,
+) -> Result<(), Failure> {
+    let Signals { mut term, mut int, mut usr1 } = signals;
+    let reopened = recorder.clone();
+    runtime.spawn(async move {
+        while usr1.recv().await.is_some() {
+            reopened.reopen();
+            tracing::info!("broker: the log and the records are opened anew");
+        }
+    });
+    let shutdown = async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    };
+    let ended = broker::run(config, recorder.clone(), journal_id, service.clone(), shutdown);
+    runtime.block_on(ended).map_err(Failure::from)
+}
+
+/// What a broker listens to beside its doors.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    usr1: Signal,
+}
+
+impl Signals {
+    /// Within a runtime.
+    fn new() -> io::Result<Self> {
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            usr1: signal(SignalKind::user_defined1())?,
+        })
+    }
 }
 
 impl From<BrokerError> for Failure {
@@ -56,10 +111,10 @@ impl From<BrokerError> for Failure {
             BrokerError::Journal(OpenError::Io { .. }) => (Exit::Io, "io"),
             BrokerError::Logs(LogsError::JournalBehind { .. }) => (Exit::BadData, "journal-behind"),
             BrokerError::Logs(LogsError::Io { .. }) => (Exit::Io, "io"),
-            BrokerError::Listen { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+            BrokerError::Listen(listen) if listen.error.kind() == io::ErrorKind::PermissionDenied => {
                 (Exit::BadConfig, "not-loopback")
             }
-            BrokerError::Listen { .. } => (Exit::CannotCreate, "cannot-listen"),
+            BrokerError::Listen(_) => (Exit::CannotCreate, "cannot-listen"),
             BrokerError::Io { .. } => (Exit::Io, "io"),
             BrokerError::JournalFailed(_) => (Exit::Io, "journal-failed"),
         };

@@ -14,6 +14,8 @@ pub enum Exit {
     Ok = 0,
     /// It ran, and nothing matched or something is degraded.
     Degraded = 1,
+    /// It was typed wrongly.
+    Usage = 2,
     /// What was given is wrong.
     BadData = 65,
     /// The broker is not reachable.

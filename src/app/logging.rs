@@ -1,11 +1,17 @@
 //! The broker's own lines: all to `logs/broker.log`, warnings and errors to stderr as well.
+//!
+//! Always holds: a line is whole, and whoever logs never waits for the disk. Owner: `app/broker.rs`.
 
+use crate::core::config::{LogFormat, LogLevel};
 use crate::core::events::Recorder;
 use std::io::{self, Write};
 use std::sync::Arc;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+
+/// What is traced with this target is for the log alone: the command itself says it on stderr.
+pub const LOG_ONLY: &str = "castra-log-only";
 
 struct Lines(Arc<Recorder>);
 
@@ -22,7 +28,8 @@ impl<'a> MakeWriter<'a> for Lines {
         Line { recorder: self.0.clone(), aloud: false, bytes: Vec::new() }
     }
     fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Line {
-        Line { recorder: self.0.clone(), aloud: *meta.level() <= Level::WARN, bytes: Vec::new() }
+        let aloud = *meta.level() <= Level::WARN && meta.target() != LOG_ONLY;
+        Line { recorder: self.0.clone(), aloud, bytes: Vec::new() }
     }
 }
 
@@ -47,13 +54,22 @@ impl Drop for Line {
 }
 
 /// From here on everything that is traced becomes a line. Once per process.
-pub fn start(recorder: Arc<Recorder>) {
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::INFO)
-        .with_ansi(false)
-        .with_target(false)
-        .with_writer(Lines(recorder))
-        .finish();
+pub fn start(recorder: Arc<Recorder>, level: LogLevel, format: LogFormat) {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let lines = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_target(false);
+    let lines = lines.with_writer(Lines(recorder));
     // A second call would be a second broker in this process, which keeps the first one's.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let _ = match format {
+        LogFormat::Text => tracing::subscriber::set_global_default(lines.finish()),
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_current_span(false).with_span_list(false);
+            tracing::subscriber::set_global_default(lines.finish())
+        }
+    };
 }

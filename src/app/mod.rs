@@ -6,15 +6,19 @@
 mod broker;
 mod bus_publish;
 mod bus_tail;
+mod completions;
+mod config;
 mod event_text;
 mod failure;
 mod host;
 mod logging;
 mod logs;
+mod man;
 mod publish_failure;
 mod publish_jsonl;
 mod publish_lines;
 mod publish_print;
+mod service;
 mod standing;
 mod status;
 mod status_table;
@@ -24,23 +28,15 @@ mod terminal;
 mod vm_forget;
 
 use crate::cli::{BusCommand, Cli, Command, VmCommand};
-use crate::core::state_root::StateRoot;
+use crate::core::config::LogFormat;
 use failure::{Exit, Failure};
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs one command to its end.
 pub fn run(cli: Cli) -> ExitCode {
-    let root = StateRoot::resolve(cli.state_root);
-    let json = wants_json(&cli.command);
-    let result = match cli.command {
-        Command::Broker(args) => broker::run(root, args),
-        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, *args),
-        Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
-        Command::Logs(args) => logs::run(&root, &args),
-        Command::Status(args) => status::run(&root, &args),
-        Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
-    };
+    let mut json = wants_json(&cli.command);
+    let result = run_command(cli, &mut json);
     let exit = result.unwrap_or_else(|failure| {
         if failure.exit != Exit::Ok {
             // A closed stderr leaves the exit code.
@@ -54,11 +50,45 @@ pub fn run(cli: Cli) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
+    // These two work also where the configuration is wrong.
+    match cli.command {
+        Command::Completions(args) => return completions::run(&args),
+        Command::Man(args) => return man::run(&args),
+        _ => {}
+    }
+    let mut config = config::load(cli.config.as_deref())?;
+    let root = config.state_root(cli.state_root);
+    match cli.command {
+        Command::Broker(args) => {
+            config.take(&args)?;
+            *json |= config.settings.log_format == LogFormat::Json && !args.print_config;
+            if args.print_config {
+                broker::print_config(&root, &config)
+            } else {
+                broker::run(root, config.settings)
+            }
+        }
+        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, *args),
+        Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Logs(args) => logs::run(&root, &args),
+        Command::Man(args) => man::run(&args),
+        Command::Status(args) => status::run(&root, &args),
+        Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
+    }
+}
+
 /// Whether a failure is said as an object.
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
+        Command::Broker(args) => args.log_format.as_deref() == Some("json"),
         Command::Bus(BusCommand::Publish(args)) => args.json,
-        Command::Broker(_) | Command::Bus(_) | Command::Logs(_) | Command::Vm(_) => false,
+        Command::Bus(BusCommand::Tail(_))
+        | Command::Completions(_)
+        | Command::Logs(_)
+        | Command::Man(_)
+        | Command::Vm(_) => false,
     }
 }

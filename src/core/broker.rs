@@ -10,13 +10,15 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
-use super::door::{Lobby, tcp, unix};
+use super::door::listen::{Doors, Handed, ListenError};
+use super::door::{Lobby, unix};
 use super::events::Recorder;
 use super::journal::disk::RealDisk;
 use super::journal::{Damage, Journal, OpenError, Opened};
 use super::limits::Limits;
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
+use super::service::{self, Supervisor};
 use super::state_root::{StateRoot, StateRootError};
 use super::status::{State, VmTable};
 use super::status_keeper::StatusKeeper;
@@ -30,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// What a broker is told.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Where everything is.
     pub root: StateRoot,
@@ -38,6 +40,8 @@ pub struct Config {
     pub tcp: Vec<SocketAddr>,
     /// Sockets for guests, beside the host's own.
     pub unix: Vec<PathBuf>,
+    /// Sockets that are bound already.
+    pub handed: Handed,
     /// The bounds.
     pub limits: Limits,
 }
@@ -55,13 +59,8 @@ pub enum BrokerError {
     #[error(transparent)]
     Logs(#[from] LogsError),
     /// A door cannot be opened.
-    #[error("cannot listen on {address}: {error}{hint}", hint = listen_hint(error))]
-    Listen {
-        /// Where.
-        address: String,
-        /// Why not.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// A file or thread that the broker needs cannot be had.
     #[error("{what}: {error}")]
     Io {
@@ -77,19 +76,26 @@ pub enum BrokerError {
     JournalFailed(String),
 }
 
-fn listen_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; another address is given with --tcp, --unix or --state-root",
-        _ => "",
-    }
-}
-
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> BrokerError {
     move |error| BrokerError::Io { what, error }
 }
 
+impl Config {
+    /// What can be known to be wrong before anything is made.
+    ///
+    /// # Errors
+    /// The path of a socket is too long.
+    pub fn check(&self) -> Result<(), BrokerError> {
+        for path in self.unix.iter().chain([&self.root.socket()]) {
+            let address = format!("unix:{}", path.display());
+            unix::check_length(path).map_err(|error| ListenError { address, error })?;
+        }
+        Ok(())
+    }
+}
+
 /// Runs a broker on a state root that the caller has locked, until `shutdown` resolves; its threads may
-/// outlive the call, so the lock stays until the process is gone. `ready` is called once, with the listeners, when the doors are open.
+/// outlive the call, so the lock stays until the process is gone.
 ///
 /// # Errors
 /// [`BrokerError`]; after an orderly end there is none.
@@ -97,14 +103,15 @@ pub async fn run(
     config: Config,
     recorder: Arc<Recorder>,
     journal_id: u128,
-    ready: impl FnOnce(&[String]),
+    supervisor: Arc<dyn Supervisor>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
     let mut config = config;
     let places = share_descriptors(&mut config.limits);
-    let Config { root, limits, .. } = &config;
+    let Config { root, limits, tcp, unix, handed } = &mut config;
     let vms = Arc::new(VmTable::new(limits.vms));
-    let status = StatusKeeper::start(root, vms.clone(), recorder.clone()).map_err(failed("status"))?;
+    let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
+    let status = status.map_err(failed("status"))?;
 
     // Until the doors open nobody was told anything: a shutdown needs no drain.
     let recovery = {
@@ -141,7 +148,9 @@ pub async fn run(
     let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), ended.clone());
     let (alive, mut all_gone) = mpsc::channel(1);
     let lobby = Lobby::new(Arc::new(bus), places, alive);
-    let listeners = open_doors(&config, &lobby).await?;
+    let doors = Doors::open(tcp, unix, &root.socket(), std::mem::take(handed)).await?;
+    let (listeners, bound) = (doors.listeners.clone(), doors.bound.clone());
+    doors.serve(&lobby);
     drop(lobby);
     status.say(State::Running, &listeners);
     tracing::info!(
@@ -150,7 +159,8 @@ pub async fn run(
         version = env!("CARGO_PKG_VERSION"),
         "broker: running"
     );
-    ready(&listeners);
+    supervisor.ready(&listeners);
+    tokio::spawn(service::feed(journal.clone(), supervisor));
     check_sealed(&journal, known, &status, ended.clone());
 
     let mut ended = ended;
@@ -161,12 +171,12 @@ pub async fn run(
     status.say(State::Draining, &listeners);
     tracing::info!("broker: draining");
     // The doors are shut: somebody else may have these names from here on.
-    for socket in config.unix.iter().chain([&config.root.socket()]) {
+    for socket in &bound {
         let _ = std::fs::remove_file(socket);
     }
     // Sessions get the first half, so that the views have the other; what is left is for the status.
-    let until = Instant::now() + config.limits.drain_time.mul_f32(0.9);
-    if timeout(config.limits.drain_time / 2, all_gone.recv()).await.is_err() {
+    let until = Instant::now() + limits.drain_time.mul_f32(0.9);
+    if timeout(limits.drain_time / 2, all_gone.recv()).await.is_err() {
         tracing::warn!("broker: some sessions did not end in time and are cut off");
     }
     let end = tokio::task::spawn_blocking(move || {
@@ -198,39 +208,6 @@ fn recover(
     report.damage.iter().for_each(|damage| status.damaged(&damage.to_string()));
     let view = LogView::open(root, limits, vms, reach, &|seq| opened.reader(seq))?;
     Ok((opened, view))
-}
-
-async fn open_doors(config: &Config, lobby: &Arc<Lobby>) -> Result<Vec<String>, BrokerError> {
-    let listen = |address: String| move |error| BrokerError::Listen { address, error };
-    let (mut listeners, mut doors) = (Vec::new(), Vec::new());
-    for addr in &config.tcp {
-        let door = tcp::bind(*addr).await.map_err(listen(format!("tcp:{addr}")))?;
-        listeners.push(format!("tcp:{}", door.local_addr().unwrap_or(*addr)));
-        doors.push(door);
-    }
-    let own = config.root.socket();
-    let mut sockets = Vec::new();
-    for path in [&own].into_iter().chain(&config.unix) {
-        let address = format!("unix:{}", path.display());
-        sockets.push((unix::bind(path).map_err(listen(address.clone()))?, *path == own));
-        listeners.push(address);
-    }
-    // Only when all are bound is one of them served.
-    for door in doors {
-        let door = Arc::new(door);
-        tokio::spawn(lobby.clone().serve(move || {
-            let door = door.clone();
-            async move { tcp::accept(&door).await }
-        }));
-    }
-    for (door, hosts) in sockets {
-        let door = Arc::new(door);
-        tokio::spawn(lobby.clone().serve(move || {
-            let door = door.clone();
-            async move { unix::accept(&door, hosts).await }
-        }));
-    }
-    Ok(listeners)
 }
 
 /// Raises the soft limit of descriptors to the hard one; how many of them connections may have. Logs get a

@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -62,6 +62,8 @@ enum Target {
 
 enum Job {
     Line(Target, Vec<u8>),
+    /// There is something to do beside lines.
+    Wake,
     Stop,
 }
 
@@ -70,6 +72,7 @@ enum Job {
 pub struct Recorder {
     queue: SyncSender<Job>,
     dropped: AtomicU64,
+    reopen: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -86,7 +89,13 @@ impl Recorder {
     /// No thread can be had.
     pub fn start(root: &StateRoot) -> io::Result<Arc<Self>> {
         let (queue, jobs) = sync_channel(SIGNALS_QUEUED);
-        let recorder = Arc::new(Recorder { queue, dropped: AtomicU64::new(0), thread: Mutex::default() });
+        let reopen = Arc::<AtomicBool>::default();
+        let recorder = Arc::new(Recorder {
+            queue,
+            dropped: AtomicU64::new(0),
+            reopen: reopen.clone(),
+            thread: Mutex::default(),
+        });
         let files = [
             root.handshakes().join("handshake-events.jsonl"),
             root.handshakes().join("bus-events.jsonl"),
@@ -100,7 +109,7 @@ impl Recorder {
         };
         let thread = std::thread::Builder::new()
             .name("castra-events".into())
-            .spawn(move || write(&jobs, files, lost))?;
+            .spawn(move || write(&jobs, files, &reopen, lost))?;
         *recorder.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(recorder)
     }
@@ -138,6 +147,14 @@ impl Recorder {
         }
     }
 
+    /// The files are closed, and opened by their names again with the next line: somebody moved them. What was
+    /// signalled so far may be in either.
+    pub fn reopen(&self) {
+        self.reopen.store(true, Relaxed);
+        // A queue that is full wakes the thread as well.
+        let _ = self.queue.try_send(Job::Wake);
+    }
+
     /// Writes what was signalled so far and ends the thread. Blocks.
     pub fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -148,9 +165,12 @@ impl Recorder {
     }
 }
 
-fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], lost: impl Fn(u64)) {
+fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], reopen: &AtomicBool, lost: impl Fn(u64)) {
     let mut files = paths.map(Appended::new);
     while let Ok(job) = jobs.recv() {
+        if reopen.swap(false, Relaxed) {
+            files.iter_mut().for_each(|file| file.file = None);
+        }
         // One write for all that is waiting, but for so much at the most.
         let (mut next, mut lines) = (Some(job), 0);
         while let Some(Job::Line(target, line)) = next {

@@ -63,8 +63,9 @@ pub const PIPELINE_BYTES: usize = 768 * 1024;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 
-/// The bounds that can be set. `Limits::default()` is the documented table.
-#[derive(Clone, Debug)]
+/// The bounds that can be set. `Limits::default()` is the documented table; what each may be set to stands in
+/// `config/table.rs`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Time to say hello.
     pub hello_time: Duration,

@@ -12,7 +12,7 @@
 //! Each names the next on its first line.
 //!
 //! **Who may import whom.** `app` imports `core`, never back. Doors use [`bus`], never the journal. Pure
-//! modules (`event`, `topic`, `identity`, `limits`, `status`, `wire/*`, `journal/record`, `journal/retain`)
+//! modules (`event`, `topic`, `identity`, `limits`, `config`, `status`, `wire/*`, `journal/record`, `journal/retain`)
 //! read no file, no socket and no clock. `tests/tidy.rs` holds these rules.
 //!
 //! **Invariants**, quoted by number where they are kept:
@@ -40,6 +40,7 @@ pub mod burst;
 pub mod bus;
 pub mod client;
 pub mod clock;
+pub mod config;
 pub mod door;
 pub mod end;
 pub mod event;
@@ -55,6 +56,7 @@ pub mod logs;
 pub mod owed;
 pub mod pipeline;
 pub mod refusal;
+pub mod service;
 pub mod session;
 pub mod state_root;
 pub mod status;

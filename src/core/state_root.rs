@@ -109,7 +109,7 @@ struct Format {
 }
 
 impl StateRoot {
-    /// The one that was given, else `$CASTRA_STATE_ROOT` (which `cli` has read already), else
+    /// The one that was given (by a flag, `$CASTRA_STATE_ROOT` or castra.toml, which `app` has read already), else
     /// `$XDG_STATE_HOME/castra`, else `~/.local/state/castra`.
     pub fn resolve(given: Option<PathBuf>) -> Self {
         let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);

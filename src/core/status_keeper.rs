@@ -9,6 +9,7 @@ use super::events::Recorder;
 use super::journal::Journal;
 use super::limits::DAMAGE_SHOWN;
 use super::logs::Logs;
+use super::service::Supervisor;
 use super::state_root::StateRoot;
 use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State, VmTable};
 use super::status_file::{self, StatusWriter};
@@ -25,6 +26,7 @@ const STATUS_TICKS: u32 = 8;
 pub struct StatusKeeper {
     vms: Arc<VmTable>,
     recorder: Arc<Recorder>,
+    supervisor: Arc<dyn Supervisor>,
     inner: Mutex<Inner>,
 }
 
@@ -37,11 +39,17 @@ struct Inner {
 }
 
 impl StatusKeeper {
-    /// Takes in what an earlier broker remembered, says `starting`, and keeps the file fresh from here on.
+    /// Takes in what an earlier broker remembered, says `starting`, and keeps the file fresh from here on; the
+    /// supervisor is told the same.
     ///
     /// # Errors
     /// The file cannot be written, or there is no thread to be had.
-    pub fn start(root: &StateRoot, vms: Arc<VmTable>, recorder: Arc<Recorder>) -> io::Result<Arc<Self>> {
+    pub fn start(
+        root: &StateRoot,
+        vms: Arc<VmTable>,
+        recorder: Arc<Recorder>,
+        supervisor: Arc<dyn Supervisor>,
+    ) -> io::Result<Arc<Self>> {
         let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
         match status_file::read(&root.status()) {
             Ok(Some(old)) => vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now)),
@@ -70,7 +78,7 @@ impl StatusKeeper {
         let mut writer = StatusWriter::open(root)?;
         writer.write(&snapshot)?;
         let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
-        let status = Arc::new(StatusKeeper { vms, recorder, inner: Mutex::new(inner) });
+        let status = Arc::new(StatusKeeper { vms, recorder, supervisor, inner: Mutex::new(inner) });
         let keeper = status.clone();
         let keep = move || {
             for tick in 0u32.. {
@@ -158,6 +166,7 @@ impl StatusKeeper {
             _ => {}
         }
         *write_failed = written.is_err();
+        self.supervisor.status(snapshot);
         true
     }
 }

@@ -8,12 +8,16 @@
 mod support;
 
 mod cli;
+mod config;
 mod drain;
 mod handshake;
 mod limits;
+mod logging;
 mod logs;
+mod package;
 mod publish;
 mod refusals;
+mod service;
 mod start;
 mod status;
 mod status_cli;
@@ -21,4 +25,5 @@ mod tail;
 mod tail_cursor;
 mod tail_follow;
 mod tail_range;
+mod unit;
 mod unix;

@@ -127,6 +127,31 @@ fn an_address_that_cannot_be_had_is_said() {
 }
 
 #[test]
+fn a_path_that_is_too_long_for_a_socket_is_said_before_anything_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = |socket: &str| 103 - dir.path().join(socket).as_os_str().len();
+    // A byte more than fits, with the name of the socket behind it.
+    let root = dir.path().join("x".repeat(long("/castra.sock") + 1));
+    let (code, said) = refused(&root, &[]);
+    assert_eq!(code, Some(73), "{said}");
+    assert!(
+        said.contains("at most 103 bytes, and this one has 104") && said.contains("castra.sock"),
+        "{said}"
+    );
+    let guests = dir.path().join("y".repeat(200));
+    let (code, said) = refused(&dir.path().join("root"), &["--unix", guests.to_str().unwrap()]);
+    assert!(
+        code == Some(73) && said.contains("at most 103 bytes") && said.contains("yyy"),
+        "{code:?} {said}"
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    // The longest that fits works.
+    let root = dir.path().join("x".repeat(long("/castra.sock")));
+    let broker = Broker::start(&root);
+    assert!(broker.run(&["bus", "publish", "t"]).status.success());
+}
+
+#[test]
 fn arguments_that_make_no_sense_are_a_usage_error() {
     for args in [
         &["broker", "--tcp", "nonsense"][..],

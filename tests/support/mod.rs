@@ -13,6 +13,12 @@ use std::time::{Duration, Instant};
 /// How long a test waits for anything before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Says why a test does not run; with `CASTRA_TEST_ALL=1` that is a failure.
+pub fn skip(test: &str, why: &str) {
+    assert!(std::env::var_os("CASTRA_TEST_ALL").is_none_or(|v| v != "1"), "{test} cannot run: {why}");
+    println!("skipped: {test}: {why}");
+}
+
 /// The program under test.
 pub fn castra() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
@@ -272,12 +278,6 @@ impl LocalGuest {
         self.stream.read_exact(&mut body).unwrap();
         serde_json::from_slice(&body).unwrap()
     }
-}
-
-/// Says why a test does not run; with `CASTRA_TEST_ALL=1` that is a failure.
-pub fn skip(test: &str, why: &str) {
-    assert!(std::env::var_os("CASTRA_TEST_ALL").is_none_or(|v| v != "1"), "{test} cannot run: {why}");
-    println!("skipped: {test}: {why}");
 }
 
 /// A broker whose `calls` (`fdatasync`, `fdatasync,fsync`) take so much longer, those of each thread that

@@ -8,8 +8,9 @@
 //!
 //! Always holds: handshakes run side by side, and one that says nothing delays nobody; so many wait at
 //! most, the oldest is dropped for a new one; every handshake leaves one record and one log line. Doors use
-//! the bus, never the journal. Owner: `broker.rs` starts [`tcp`] and [`unix`].
+//! the bus, never the journal. Owner: `broker.rs` opens them with [`listen`].
 
+pub mod listen;
 pub mod tcp;
 pub mod unix;
 

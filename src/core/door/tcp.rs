@@ -14,15 +14,31 @@ use tokio::net::TcpListener;
 /// # Errors
 /// `PermissionDenied` for any other address; else why the socket cannot be had.
 pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    if !addr.ip().is_loopback() {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "only loopback addresses are served: over TCP a name is not proven and nothing is encrypted; use a tunnel",
-        ));
-    }
+    refuse_open(addr)?;
     let listener = TcpListener::bind(addr).await?;
     widen(&listener)?;
     Ok(listener)
+}
+
+/// Takes a socket that somebody else bound.
+///
+/// # Errors
+/// `PermissionDenied` unless it is of the loopback; else it is none that connections come in by.
+pub fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    refuse_open(listener.local_addr()?)?;
+    listener.set_nonblocking(true)?;
+    widen(&listener)?;
+    TcpListener::from_std(listener)
+}
+
+fn refuse_open(addr: SocketAddr) -> io::Result<()> {
+    if addr.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "only loopback addresses are served: over TCP a name is not proven and nothing is encrypted; use a tunnel",
+    ))
 }
 
 /// The next connection.

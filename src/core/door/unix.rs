@@ -19,18 +19,38 @@ const SUN_PATH_BYTES: usize = 107;
 /// The longest path of a socket, in bytes: it is made as `<path>.new` and renamed.
 pub const PATH_BYTES: usize = SUN_PATH_BYTES - 4;
 
+/// Whether a socket can be made at `path`, as far as its length goes.
+///
+/// # Errors
+/// `InvalidInput`: it is too long.
+pub fn check_length(path: &Path) -> io::Result<()> {
+    if path.as_os_str().len() <= PATH_BYTES {
+        return Ok(());
+    }
+    let (has, why) = (path.as_os_str().len(), "the path of a socket is at most");
+    let why = format!("{why} {PATH_BYTES} bytes, and this one has {has}; choose a shorter one");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+/// Takes a socket that somebody else bound.
+///
+/// # Errors
+/// It is none that connections come in by.
+pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    widen(&listener)?;
+    UnixListener::from_std(listener)
+}
+
 /// Listens at `path`. A socket that an earlier broker left there gives way; anything else does not.
 ///
 /// # Errors
 /// The path is too long, is something else than a socket, is served by somebody, or cannot be made.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    check_length(path)?;
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    if new.as_os_str().len() > SUN_PATH_BYTES {
-        let why = format!("the path of a socket is at most {PATH_BYTES} bytes; choose a shorter one");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    }
     if std::fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
         return Err(io::Error::new(
             io::ErrorKind::AlreadyExists,

@@ -1,0 +1,386 @@
+//! What an operator can set, and how it is written: castra.toml.
+//!
+//! ```text
+//! flags > environment > castra.toml > defaults ──▶ Settings ──print──▶ castra.toml
+//! ```
+//!
+//! [`table`] has a line for each setting: its name, what it is, its bounds, where it is kept. `parse.rs` reads a
+//! file by it, [`Settings::print`] writes one. Always holds: what is printed parses to the same; what is not
+//! in the table is refused with its line and column, and so is what is out of bounds. Pure. Owner:
+//! `app/config.rs` reads the files and the flags.
+
+mod parse;
+pub mod table;
+
+use super::limits::Limits;
+pub use parse::Mistake;
+// The address alone: no socket is opened here.
+use ::core::net::{Ipv4Addr, SocketAddr};
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+use table::{Kind, Number};
+pub use table::{SETTINGS, Setting};
+
+/// Guests dial this port unless somebody says otherwise.
+pub const TCP_PORT: u16 = 7070;
+
+/// What stands above the settings in a printed castra.toml.
+const HEAD: &str = "\
+# castra.toml: what castra is told. A flag goes before its environment variable, that before this file, and
+# this file before the defaults. It is read from --config FILE or $CASTRA_CONFIG, else from
+# $XDG_CONFIG_HOME/castra/castra.toml (~/.config/castra/castra.toml), else from /etc/castra/castra.toml.
+# `castra broker --print-config` prints what is in force.
+#
+# Times have a unit: \"500ms\", \"90s\", \"12h\", \"7days\". Bytes are a number, or \"64 KiB\", \"64 MiB\", \"1 GiB\".
+";
+
+/// How much the broker's own log says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What must not happen.
+    Error,
+    /// What may become that.
+    Warn,
+    /// What happens.
+    #[default]
+    Info,
+    /// What is of use to whoever looks for a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// How the broker's own log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// The words of [`LogLevel`].
+pub const LEVELS: [(&str, LogLevel); 5] = [
+    ("error", LogLevel::Error),
+    ("warn", LogLevel::Warn),
+    ("info", LogLevel::Info),
+    ("debug", LogLevel::Debug),
+    ("trace", LogLevel::Trace),
+];
+/// The words of [`LogFormat`].
+pub const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+
+/// All that can be set. The defaults are those of the documentation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Where everything is; `None`: the default place of this user.
+    pub state_root: Option<PathBuf>,
+    /// TCP addresses to listen on.
+    pub tcp: Vec<SocketAddr>,
+    /// Sockets for guests, beside the host's own.
+    pub unix: Vec<PathBuf>,
+    /// How much the broker's own log says.
+    pub log_level: LogLevel,
+    /// How it is written.
+    pub log_format: LogFormat,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            state_root: None,
+            tcp: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT))],
+            unix: Vec::new(),
+            log_level: LogLevel::default(),
+            log_format: LogFormat::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Takes in a castra.toml; which settings it says. What it does not say stays as it is.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, and where. What stood before it was taken in.
+    pub fn read(&mut self, text: &str) -> Result<Vec<&'static Setting>, Mistake> {
+        parse::read(self, text)
+    }
+
+    /// A complete castra.toml with a comment above each setting: what it is, its bounds, and what `origin` says of
+    /// where its value is from. With `commented` the settings are comments as well.
+    pub fn print(&self, commented: bool, origin: impl Fn(&Setting) -> Option<String>) -> String {
+        let mut out = HEAD.to_owned();
+        let mut section = "";
+        for setting in SETTINGS {
+            if setting.section != section {
+                section = setting.section;
+                // Into a string: cannot fail.
+                let _ = write!(out, "\n[{section}]");
+            }
+            let bounds = setting.bounds().map_or(String::new(), |bounds| format!(" {bounds}."));
+            let _ = writeln!(out, "\n# {}.{bounds}", setting.doc);
+            if let Some(origin) = origin(setting) {
+                let _ = writeln!(out, "# Here: {origin}.");
+            }
+            let value = setting.text(self);
+            let hash = if commented || value.is_none() { "# " } else { "" };
+            let value = value.unwrap_or_else(|| quoted(setting.example));
+            let _ = writeln!(out, "{hash}{} = {value}", setting.key);
+        }
+        out
+    }
+}
+
+impl Setting {
+    /// `section.key`, or the key alone.
+    pub fn name(&self) -> String {
+        if self.section.is_empty() { self.key.to_owned() } else { format!("{}.{}", self.section, self.key) }
+    }
+
+    /// What is allowed, for people.
+    pub fn bounds(&self) -> Option<String> {
+        let words = |words: Vec<&str>| format!("One of {}", words.join(", "));
+        match self.kind {
+            Kind::Path(_) | Kind::Paths(_) | Kind::Addresses(_) => None,
+            Kind::Level(_) => Some(words(LEVELS.map(|(word, _)| word).into())),
+            Kind::Format(_) => Some(words(FORMATS.map(|(word, _)| word).into())),
+            Kind::Count(_, least, most) => Some(format!("{least} to {most}")),
+            Kind::Bytes(_, least, most) => Some(format!("{} to {}", bytes_text(least), bytes_text(most))),
+            Kind::Time(_, least, most) => Some(format!("{} to {}", time_text(least), time_text(most))),
+        }
+    }
+
+    /// Its value as castra.toml has it; `None`: not set, and its default is none that could be written.
+    pub fn text(&self, settings: &Settings) -> Option<String> {
+        // The table's accessors lend what can be changed.
+        let mut settings = settings.clone();
+        let settings = &mut settings;
+        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+        let path = |path: &PathBuf| quoted(&path.to_string_lossy());
+        Some(match self.kind {
+            Kind::Path(at) => return at(settings).as_ref().map(path),
+            Kind::Paths(at) => list(at(settings).iter().map(path).collect()),
+            Kind::Addresses(at) => list(at(settings).iter().map(|a| quoted(&a.to_string())).collect()),
+            Kind::Level(at) => quoted(word(&LEVELS, *at(settings))),
+            Kind::Format(at) => quoted(word(&FORMATS, *at(settings))),
+            Kind::Count(at, ..) => at(settings).get().to_string(),
+            Kind::Bytes(at, ..) => match at(settings).get() {
+                bytes if bytes_text(bytes).ends_with('B') => quoted(&bytes_text(bytes)),
+                bytes => bytes.to_string(),
+            },
+            Kind::Time(at, ..) => quoted(&time_text(*at(settings))),
+        })
+    }
+
+    /// Takes a value as a flag or a string of castra.toml says it.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn set(&self, settings: &mut Settings, text: &str) -> Result<(), String> {
+        let number = |text: &str| text.trim().parse::<u64>().ok();
+        match self.kind {
+            Kind::Path(at) => *at(settings) = Some(PathBuf::from(text)),
+            Kind::Paths(at) => at(settings).push(PathBuf::from(text)),
+            Kind::Addresses(at) => at(settings).push(text.parse().map_err(|_| {
+                format!("{text:?} is no address; one is an IP and a port, like \"127.0.0.1:{TCP_PORT}\"")
+            })?),
+            Kind::Level(at) => *at(settings) = meant(&LEVELS, text)?,
+            Kind::Format(at) => *at(settings) = meant(&FORMATS, text)?,
+            Kind::Count(..) => self.set_number(settings, number(text).ok_or_else(|| self.no_value(text))?)?,
+            Kind::Bytes(..) => {
+                self.set_number(settings, parse_bytes(text).ok_or_else(|| self.no_value(text))?)?;
+            }
+            Kind::Time(at, least, most) => {
+                let time = humantime::parse_duration(text).map_err(|_| self.no_value(text))?;
+                if time < least || time > most {
+                    return Err(self.out_of_bounds(text));
+                }
+                *at(settings) = time;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a value that is a number of castra.toml.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn set_number(&self, settings: &mut Settings, number: u64) -> Result<(), String> {
+        match self.kind {
+            Kind::Count(_, least, most) | Kind::Bytes(_, least, most) if number < least || number > most => {
+                Err(self.out_of_bounds(&number.to_string()))
+            }
+            Kind::Count(at, ..) | Kind::Bytes(at, ..) => {
+                match at(settings) {
+                    Number::Usize(slot) => *slot = usize::try_from(number).unwrap_or(usize::MAX),
+                    Number::U64(slot) => *slot = number,
+                }
+                Ok(())
+            }
+            _ => Err(format!("{number} is a number, and {}", self.wanted())),
+        }
+    }
+
+    /// Empties a list.
+    fn clear(&self, settings: &mut Settings) {
+        match self.kind {
+            Kind::Paths(at) => at(settings).clear(),
+            Kind::Addresses(at) => at(settings).clear(),
+            _ => {}
+        }
+    }
+
+    fn no_value(&self, text: &str) -> String {
+        format!("{text:?} will not do: {}", self.wanted())
+    }
+
+    fn out_of_bounds(&self, text: &str) -> String {
+        format!("{text} is out of bounds: {} is {}", self.key, self.bounds().unwrap_or_default())
+    }
+
+    /// How a value looks.
+    fn wanted(&self) -> String {
+        match self.kind {
+            Kind::Path(_) => "a path is wanted, like \"/var/lib/castra\"".into(),
+            Kind::Paths(_) => "a list of paths is wanted, like [\"/run/castra/guest.sock\"]".into(),
+            Kind::Addresses(_) => format!("a list of addresses is wanted, like [\"127.0.0.1:{TCP_PORT}\"]"),
+            Kind::Level(_) | Kind::Format(_) => {
+                format!(
+                    "one of these words is wanted: {}",
+                    self.bounds().unwrap_or_default().replace("One of ", "")
+                )
+            }
+            Kind::Count(..) => "a number is wanted, without a unit".into(),
+            Kind::Bytes(..) => "bytes are wanted: a number, or one with a unit, like \"64 MiB\"".into(),
+            Kind::Time(..) => "a time with its unit is wanted, like \"500ms\", \"90s\" or \"7days\"".into(),
+        }
+    }
+}
+
+fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words.iter().find(|(_, v)| *v == value).map_or("", |(word, _)| word)
+}
+
+fn meant<T: Copy>(words: &[(&'static str, T)], text: &str) -> Result<T, String> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        format!("{text:?} is none of {}", known.join(", "))
+    })
+}
+
+/// A basic string of TOML: one of JSON, but for the last control character.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// `64 MiB`, or the number alone when no unit divides it.
+fn bytes_text(bytes: u64) -> String {
+    let unit = UNITS.iter().find(|(_, size)| bytes > 0 && bytes.is_multiple_of(*size));
+    unit.map_or(bytes.to_string(), |(unit, size)| format!("{} {unit}", bytes / size))
+}
+
+/// `64 MiB`, `64MiB`, `67108864`; units in any case. `None`: no such number.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let size = match unit.trim_start() {
+        "" | "B" => 1,
+        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1,
+    };
+    number.parse::<u64>().ok()?.checked_mul(size)
+}
+
+fn time_text(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn path() -> impl Strategy<Value = PathBuf> {
+        any::<String>().prop_map(|text| PathBuf::from(format!("/{text}")))
+    }
+
+    fn settings() -> impl Strategy<Value = Settings> {
+        let numbers = proptest::collection::vec((any::<u64>(), any::<bool>()), SETTINGS.len());
+        // As addresses are written: without the labels that an address of IPv6 may carry.
+        let address = any::<(::core::net::IpAddr, u16)>().prop_map(SocketAddr::from);
+        let lists = (proptest::collection::vec(address, 0..4), proptest::collection::vec(path(), 0..4));
+        (proptest::option::of(path()), lists, numbers).prop_map(|(state_root, (tcp, unix), numbers)| {
+            let mut settings = Settings { state_root, tcp, unix, ..Settings::default() };
+            for (setting, (number, round)) in SETTINGS.iter().zip(numbers) {
+                let within = |least: u64, most: u64| {
+                    let exact = least + number % (most - least + 1);
+                    if round { (exact >> 20 << 20).max(least) } else { exact }
+                };
+                match setting.kind {
+                    Kind::Count(_, least, most) | Kind::Bytes(_, least, most) => {
+                        setting.set_number(&mut settings, within(least, most)).unwrap();
+                    }
+                    Kind::Time(at, least, most) => {
+                        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap();
+                        *at(&mut settings) = Duration::from_nanos(within(nanos(least), nanos(most)));
+                    }
+                    Kind::Level(at) => *at(&mut settings) = LEVELS[number as usize % LEVELS.len()].1,
+                    Kind::Format(at) => *at(&mut settings) = FORMATS[number as usize % FORMATS.len()].1,
+                    Kind::Path(_) | Kind::Paths(_) | Kind::Addresses(_) => {}
+                }
+            }
+            settings
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_parses_to_the_same(settings in settings(), told in any::<bool>()) {
+            let text = settings.print(false, |setting| told.then(|| format!("about {}", setting.name())));
+            let mut again = Settings::default();
+            let said = again.read(&text).unwrap();
+            prop_assert_eq!(&again, &settings);
+            prop_assert_eq!(said.len(), SETTINGS.len() - usize::from(settings.state_root.is_none()));
+        }
+    }
+
+    #[test]
+    fn a_template_says_nothing_and_its_lines_are_the_defaults() {
+        let template = Settings::default().print(true, |_| None);
+        let mut settings = Settings::default();
+        assert_eq!(settings.read(&template).unwrap().len(), 0);
+        assert_eq!(settings, Settings::default());
+        // Each line by itself is a setting again when its hash is taken away.
+        let is_setting = |line: &str| SETTINGS.iter().any(|s| line.starts_with(&format!("# {} = ", s.key)));
+        let uncommented = template.lines().map(|line| if is_setting(line) { &line[2..] } else { line });
+        let text: String = uncommented.flat_map(|line| [line, "\n"]).collect();
+        assert_eq!(settings.read(&text).unwrap().len(), SETTINGS.len());
+        assert_eq!(settings.state_root.take(), Some(PathBuf::from("/var/lib/castra")));
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn the_defaults_are_within_their_bounds() {
+        for setting in SETTINGS {
+            let mut settings = Settings::default();
+            if let (None, Some(text)) = (setting.example.strip_prefix('/'), setting.text(&settings))
+                && !text.starts_with('[')
+            {
+                setting.set(&mut settings, text.trim_matches('"')).unwrap();
+                assert_eq!(settings, Settings::default(), "{}", setting.name());
+            }
+            assert!(
+                std::ptr::eq(table::find(&setting.name()).unwrap(), setting),
+                "{} is there twice",
+                setting.name()
+            );
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Opens the doors: the addresses that are configured, and the sockets that somebody handed over.
+//!
+//! Always holds: all are bound before one is served; an address that was handed over is not opened again; only
+//! what was bound here is removed at the end. Owner: `broker.rs`.
+
+use super::{Lobby, tcp, unix};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::{TcpListener, UnixListener};
+
+/// A door that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {error}{hint}", hint = hint(error))]
+pub struct ListenError {
+    /// Where.
+    pub address: String,
+    /// Why not.
+    pub error: io::Error,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another address is given with --tcp, --unix or --state-root",
+        _ => "",
+    }
+}
+
+fn failed(address: String) -> impl FnOnce(io::Error) -> ListenError {
+    move |error| ListenError { address, error }
+}
+
+/// Sockets that were bound by whoever started this process. Nobody but guests comes in by them, except where
+/// one has the name of the host's own.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// Of TCP.
+    pub tcp: Vec<std::net::TcpListener>,
+    /// Of a path.
+    pub unix: Vec<std::os::unix::net::UnixListener>,
+}
+
+/// Doors that are bound and not served yet.
+#[derive(Default)]
+pub struct Doors {
+    tcp: Vec<TcpListener>,
+    /// With whether it is the host's own.
+    unix: Vec<(UnixListener, bool)>,
+    /// `tcp:ADDR`, `unix:PATH`.
+    pub listeners: Vec<String>,
+    /// The sockets in the file system that are ours to remove.
+    pub bound: Vec<PathBuf>,
+}
+
+impl Doors {
+    /// Binds all of them; `own` is the host's socket.
+    ///
+    /// # Errors
+    /// The first that cannot be had.
+    pub async fn open(
+        tcp: &[SocketAddr],
+        unix: &[PathBuf],
+        own: &Path,
+        handed: Handed,
+    ) -> Result<Self, ListenError> {
+        let mut doors = Doors::default();
+        for listener in handed.tcp {
+            let addr = listener.local_addr().map_err(failed("a TCP socket that was handed over".into()))?;
+            doors.add_tcp(tcp::adopt(listener).map_err(failed(format!("tcp:{addr}, handed over")))?, addr);
+        }
+        let mut taken = Vec::new();
+        for listener in handed.unix {
+            let addr = listener.local_addr().map_err(failed("a unix socket that was handed over".into()))?;
+            let path = addr.as_pathname().unwrap_or(Path::new("(unnamed)")).to_owned();
+            let door = unix::adopt(listener);
+            let door = door.map_err(failed(format!("unix:{}, handed over", path.display())))?;
+            taken.push((door, path));
+        }
+        for addr in tcp {
+            if !doors.tcp.iter().any(|door| door.local_addr().is_ok_and(|a| a == *addr)) {
+                let door = tcp::bind(*addr).await.map_err(failed(format!("tcp:{addr}")))?;
+                doors.add_tcp(door, *addr);
+            }
+        }
+        let handed_over = |path: &Path| taken.iter().any(|(_, handed)| is_same(handed, path));
+        for path in
+            [own].into_iter().chain(unix.iter().map(PathBuf::as_path)).filter(|path| !handed_over(path))
+        {
+            let door = unix::bind(path).map_err(failed(format!("unix:{}", path.display())))?;
+            doors.unix.push((door, path == own));
+            doors.listeners.push(format!("unix:{}", path.display()));
+            doors.bound.push(path.to_owned());
+        }
+        for (door, path) in taken {
+            doors.unix.push((door, is_same(&path, own)));
+            doors.listeners.push(format!("unix:{}", path.display()));
+        }
+        Ok(doors)
+    }
+
+    fn add_tcp(&mut self, door: TcpListener, addr: SocketAddr) {
+        self.listeners.push(format!("tcp:{}", door.local_addr().unwrap_or(addr)));
+        self.tcp.push(door);
+    }
+
+    /// Lets everybody in, until the broker ends.
+    pub fn serve(self, lobby: &Arc<Lobby>) {
+        for door in self.tcp {
+            let door = Arc::new(door);
+            tokio::spawn(lobby.clone().serve(move || {
+                let door = door.clone();
+                async move { tcp::accept(&door).await }
+            }));
+        }
+        for (door, hosts) in self.unix {
+            let door = Arc::new(door);
+            tokio::spawn(lobby.clone().serve(move || {
+                let door = door.clone();
+                async move { unix::accept(&door, hosts).await }
+            }));
+        }
+    }
+}
+
+/// Whether two paths are one file: a folder on the way may be a link.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
+    a == b || file(a).is_some_and(|a| Some(a) == file(b))
+}
