@@ -8,7 +8,7 @@
 //!
 //! Always holds: handshakes run side by side, and one that says nothing delays nobody; so many wait at
 //! most, the oldest is dropped for a new one; every handshake leaves one record and one log line. Doors use
-//! the bus, never the journal. Owner: `broker.rs` opens them with [`listen`].
+//! the bus, never the journal. Owner: `broker.rs` opens them (`listen.rs`).
 
 pub mod listen;
 pub mod tcp;
