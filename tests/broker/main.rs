@@ -7,11 +7,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod cli;
 mod drain;
+mod fake_broker;
 mod handshake;
 mod limits;
 mod publish;
+mod publish_cli;
+mod publish_jsonl;
+mod publish_lost;
 mod refusals;
 mod start;
 mod status;
