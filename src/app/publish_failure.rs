@@ -22,7 +22,7 @@ pub fn exit_of(code: &str) -> Exit {
 }
 
 /// How to find out what became of an event.
-pub fn look(id: &str) -> String {
+fn look(id: &str) -> String {
     format!(
         "it may be stored or not: look with 'castra bus tail --grep {id}' before you send it again, with --id {id}"
     )

@@ -301,20 +301,31 @@ fn a_closed_stdout_ends_it_quietly() {
 fn a_full_stdout_says_where_it_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start(dir.path());
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut child = command(dir.path(), &["--jsonl", "--json"])
-        .stdin(Stdio::piped())
-        .stdout(full)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let start = || {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        command(dir.path(), &["--jsonl", "--json"])
+            .stdin(Stdio::piped())
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    // It is over before it can stop.
+    let mut short = start();
+    short.stdin.take().unwrap().write_all(b"{}\n").unwrap();
+    let object = failure(&short.wait_with_output().unwrap());
+    assert_eq!(
+        (&object["exit"], &object["stored"], &object["resume_line"]),
+        (&json!(74), &json!(1), &json!(2))
+    );
+    let mut child = start();
     let writer = endless(&mut child);
     let object = failure(&child.wait_with_output().unwrap());
     writer.join().unwrap();
     assert_eq!((&object["code"], &object["exit"]), (&json!("io"), &json!(74)), "{object}");
     let seq = object["stored"].as_u64().unwrap();
     assert_eq!(object["resume_line"], seq + 1, "{object}");
-    eventually("as much in the journal", || (head_seq(&broker) == seq).then_some(()));
+    eventually("as much in the journal", || (head_seq(&broker) == seq + 1).then_some(()));
 }
 
 #[test]
