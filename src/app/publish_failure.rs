@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// The exit code of an event that is refused with `code`.
 pub fn exit_of(code: &str) -> Exit {
-    let wrong = ["bad-", "too-", "not-", "no-", "unknown-", "duplicate-", "event-too-large"];
+    let wrong = ["bad-", "half-", "too-", "not-", "no-", "unknown-", "duplicate-", "event-too-large"];
     match code {
         "disk-full" | "logs-behind" | "outcome-unknown" => Exit::TryAgain,
         _ if wrong.iter().any(|begin| code.starts_with(begin)) => Exit::BadData,
@@ -22,7 +22,7 @@ pub fn exit_of(code: &str) -> Exit {
 }
 
 /// How to find out what became of an event.
-pub fn look(id: &str) -> String {
+fn look(id: &str) -> String {
     format!(
         "it may be stored or not: look with 'castra bus tail --grep {id}' before you send it again, with --id {id}"
     )
@@ -31,7 +31,7 @@ pub fn look(id: &str) -> String {
 /// The answer was a refusal.
 pub fn refused(root: &StateRoot, id: &str, code: &str, reason: &str, seq: Option<u64>) -> Failure {
     let message = match (code, seq) {
-        ("disk-full", _) => format!("disk-full: {}; then send it again", disk_full(root)),
+        ("disk-full", _) => format!("disk-full: nothing was stored: {}; then send it again", disk_full(root)),
         ("outcome-unknown", _) => {
             format!("outcome-unknown: the broker ended, or its disk failed, before it said so; {}", look(id))
         }

@@ -5,7 +5,7 @@
 //! where to go on. Owner: `bus_publish.rs`.
 
 use super::bus_publish::{connect, open, unreadable};
-use super::publish_failure::{disk_full, look, no_answer};
+use super::publish_failure::{disk_full, no_answer};
 use super::publish_lines::{Said, read_events};
 use super::publish_print::{Printer, Tally};
 use super::{Exit, Failure};
@@ -125,15 +125,14 @@ fn check(path: &Path, input: impl Read, fields: &Defaults, mut printer: Printer)
 /// The last sentence.
 fn conclude(root: &StateRoot, limit: Duration, end: &End, tally: &Tally) -> Result<Exit, Failure> {
     let Tally { stored, behind, refused, worst, .. } = *tally;
+    // Whoever closed our output has enough.
+    let broken = tally.broken.as_ref().filter(|error| error.kind() != io::ErrorKind::BrokenPipe);
+    if let (Why::Stopped | Why::Done, Some(error)) = (&end.why, broken) {
+        let why = format!("stdout cannot be written: {error}; {}", place(end, tally));
+        return Err(at(counted(Failure::new(Exit::Io, "io", why), tally), end));
+    }
     let failure = match &end.why {
-        Why::Stopped => match &tally.broken {
-            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                let why = format!("stdout cannot be written: {error}; {}", place(end, tally));
-                Failure::new(Exit::Io, "io", why)
-            }
-            // Whoever read our output has enough.
-            _ => return Ok(Exit::Ok),
-        },
+        Why::Stopped => return Ok(Exit::Ok),
         Why::Done if refused > 0 => {
             let lines = format!(
                 "{refused} of {} lines were refused, each is said above with its number",
@@ -187,11 +186,12 @@ fn place(end: &End, tally: &Tally) -> String {
         said.push(format!("not stored, though later ones are: line {}", ranges.join(", ")));
     }
     if let (Some((first, id)), Some((last, _))) = (end.unknown.first(), end.unknown.last()) {
-        let begin = match first == last {
-            true => format!("line {first}"),
-            false => format!("lines {first}-{last}, some from the front or none"),
+        let lines = match first == last {
+            true => format!("line {first} may be stored or not"),
+            false => format!("lines {first}-{last} may be stored or not (some from the front, or none)"),
         };
-        said.push(format!("{begin}: {}", look(id)));
+        let look = "before you send that again, look for the id of line";
+        said.push(format!("{lines}: {look} {first} with 'castra bus tail --grep {id}'"));
     }
     let resume = end.resume;
     said.push(format!("nothing from line {resume} on is stored: go on with 'tail -n +{resume}'"));

@@ -25,8 +25,8 @@ stderr with its number, and the others go on. When the broker can take no more (
 connection is lost) publishing stops, and the last sentence says from which line to go on. When nobody reads stdout
 any more it stops behind what is under way.
 
---timeout is for the whole command; with --jsonl, for the connection, and then for each time that events are under
-way and the broker acknowledges none.
+--timeout is for connection and answer together; with --jsonl for the connection, and then for each time that events
+are under way and the broker acknowledges none.
 
 --dry-run checks an event as the broker does, and prints it as it would be stored, without seq and ts. Nothing is
 sent and no broker is needed.

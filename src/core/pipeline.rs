@@ -21,8 +21,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// A session that is idle says that it lives so often; the broker ends it after three times as long.
-const HEARTBEAT: Duration = Duration::from_secs(20);
+/// A session that is idle says that it lives so often; a broker ends it after 60 s, or what its operator set.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What became of a line.
 #[derive(Debug)]

@@ -7,15 +7,18 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod cli;
 mod config;
 mod drain;
+mod fake_broker;
 mod handshake;
 mod limits;
 mod logging;
 mod logs;
 mod package;
 mod publish;
+mod publish_cli;
+mod publish_jsonl;
+mod publish_lost;
 mod refusals;
 mod service;
 mod start;

@@ -18,6 +18,30 @@ fn until(guest: &mut Guest, code: &str) {
     });
 }
 
+/// Publishes a line for each number; what is to be sent again is left. Whether the disk was full.
+fn publish_lines(broker: &Broker, left: &mut Vec<u64>) -> bool {
+    let pad = "x".repeat(1_000);
+    let line = |n: &u64| format!("{{\"topic\":\"lines\",\"key\":\"{n}\",\"payload\":\"line {n} {pad}\"}}\n");
+    let file = broker.root.parent().unwrap().with_extension("lines");
+    std::fs::write(&file, left.iter().map(line).collect::<String>()).unwrap();
+    let output = broker.run(&["bus", "publish", "--jsonl", "--json", "--file", file.to_str().unwrap()]);
+    if output.status.success() {
+        left.clear();
+        return false;
+    }
+    let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((&said["code"], output.status.code()), (&"disk-full".into(), Some(75)), "{said}");
+    let (resume, ranges) = (said["resume_line"].as_u64().unwrap(), said["not_stored"].as_array().unwrap());
+    let is_open = |line: u64| {
+        let within = |range: &serde_json::Value| {
+            (range[0].as_u64().unwrap()..=range[1].as_u64().unwrap()).contains(&line)
+        };
+        line >= resume || ranges.iter().any(within)
+    };
+    *left = left.iter().zip(1..).filter(|(_, line)| is_open(*line)).map(|(n, _)| *n).collect();
+    true
+}
+
 #[test]
 fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
     let disk = match Mounted::new(64) {
@@ -47,11 +71,20 @@ fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
     });
     assert_eq!(guest.ask("{\"type\":\"heartbeat\"}")["status"], "ok");
 
+    let mut left: Vec<u64> = (1..=2_000).collect();
+    let stopped = publish_lines(&broker, &mut left);
+    assert!(stopped && !left.is_empty());
+
     let acked = load.acked.load(SeqCst);
     drop(filler);
     load.reach(acked + 500);
     until(&mut guest, "ok");
     eventually("running", || (broker.status()["broker"]["state"] == "running").then_some(()));
+    assert!(!publish_lines(&broker, &mut left) && left.is_empty());
+    let mut published: Vec<u64> =
+        broker.log("host").iter().filter_map(|event| event["key"].as_str()?.parse().ok()).collect();
+    published.sort_unstable();
+    assert!(published == (1..=2_000).collect::<Vec<_>>(), "each line once");
     let ledger = load.stop();
     for heard in &ledger.heard {
         assert!(heard.iter().all(|what| what == "disk-full"), "the sessions lived: {heard:?}");

@@ -1,7 +1,8 @@
 //! bus-v1 on the wire, pure: bytes in, values out. `docs/BUS.md` is its specification.
 //!
 //! [`handshake`]: the hello line and its answers. [`codec`]: bytes to frames and back. [`frame`]: what a
-//! frame says, and the frames the broker sends. [`publish`]: what a client says of an event. Nothing here knows a socket, a file or a clock.
+//! frame says, and the frames the broker sends. [`publish`]: what a client says of an event. Nothing here knows
+//! a socket, a file or a clock.
 
 pub mod codec;
 pub mod frame;
