@@ -2,6 +2,7 @@
 
 use super::failure::{Exit, Failure};
 use crate::core::client::{Client, ClientError, Target};
+use crate::core::door::unix::PATH_BYTES;
 use crate::core::state_root::StateRoot;
 use std::io;
 
@@ -12,29 +13,56 @@ const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 /// # Errors
 /// No broker answers, it may not be spoken to, or it gives no session; nothing was sent.
 pub async fn connect(root: &StateRoot) -> Result<Client, Failure> {
-    let socket = root.socket();
-    let failure = match Client::connect(&Target::Unix(socket.clone()), HELLO).await {
-        Ok(client) => return Ok(client),
-        Err(ClientError::Connect(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let why = format!("{}: {error}; run this as the broker's user or root", socket.display());
+    check_path(root)?;
+    Client::connect(&Target::Unix(root.socket()), HELLO).await.map_err(|error| no_session(root, error))
+}
+
+/// There is no session.
+fn no_session(root: &StateRoot, error: ClientError) -> Failure {
+    let (socket, path) = (root.socket(), root.path().display());
+    let at = socket.display();
+    match error {
+        ClientError::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let why = format!("{at}: {error}; run this as the broker's user or root");
             Failure::new(Exit::Refused, "permission-denied", why)
         }
-        Err(ClientError::Connect(error)) => {
-            let why = format!(
-                "no broker answers on {} ({error}); start one with 'castra broker'",
-                socket.display()
-            );
-            Failure::new(Exit::NoBroker, "no-broker", why)
+        ClientError::Connect(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let why = format!("the broker on {at} accepts nobody just now; nothing was sent, try again");
+            Failure::new(Exit::TryAgain, "busy", why)
         }
-        Err(ClientError::Refused(reason)) if reason == "reserved-identity" => {
-            let why = "reserved-identity: only the broker's user and root speak as the host";
-            Failure::new(Exit::Refused, "reserved-identity", why)
+        ClientError::Refused(reason) if reason == "reserved-identity" => {
+            let why =
+                "reserved-identity: only the broker's user and root publish as the host; nothing was sent";
+            Failure::new(Exit::Refused, reason, why)
         }
-        Err(ClientError::Refused(reason)) => {
+        ClientError::Refused(reason) => {
             let why = format!("{reason}: the broker gave no session; nothing was sent, try again");
             Failure::new(Exit::TryAgain, reason, why)
         }
-        Err(error) => Failure::new(Exit::NoBroker, "no-broker", error.to_string()),
-    };
-    Err(failure)
+        ClientError::Connect(error) => {
+            let why = format!(
+                "no broker answers on {at} ({error}); start one with 'castra broker --state-root {path}'"
+            );
+            Failure::new(Exit::NoBroker, "no-broker", why)
+        }
+        error => {
+            let why = format!("{at}: {error}; nothing was sent, 'castra status' says how the broker is");
+            Failure::new(Exit::NoBroker, "no-broker", why)
+        }
+    }
+}
+
+/// A socket of this state root cannot be.
+fn check_path(root: &StateRoot) -> Result<(), Failure> {
+    let socket = root.socket();
+    let bytes = socket.as_os_str().len();
+    if bytes <= PATH_BYTES {
+        return Ok(());
+    }
+    let why = format!(
+        "{}: no broker can be there: the path of its socket has {bytes} bytes, at most {PATH_BYTES} are possible; \
+         choose a shorter --state-root",
+        socket.display()
+    );
+    Err(Failure::new(Exit::BadData, "path-too-long", why))
 }

@@ -2,8 +2,8 @@
 //!
 //! Always holds: its lines are printed as they are, but for what a terminal would obey. Owner: the operator.
 
-use super::event_text::harmless;
-use super::tail_range::{check_root, grep, unreadable};
+use super::tail::event_text::harmless;
+use super::tail::range::{check_root, grep, unreadable};
 use super::{Exit, Failure};
 use crate::cli::LogsArgs;
 use crate::core::state_root::StateRoot;

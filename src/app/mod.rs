@@ -4,26 +4,18 @@
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`run`].
 
 mod broker;
-mod bus_publish;
-mod bus_tail;
 mod completions;
 mod config;
-mod event_text;
 mod failure;
 mod host;
 mod logging;
 mod logs;
 mod man;
-mod publish_failure;
-mod publish_jsonl;
-mod publish_lines;
-mod publish_print;
+mod publish;
 mod service;
-mod standing;
 mod status;
 mod status_table;
-mod tail_cursor;
-mod tail_range;
+mod tail;
 mod terminal;
 mod vm_forget;
 
@@ -69,8 +61,8 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
                 broker::run(root, config.settings)
             }
         }
-        Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, *args),
-        Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
+        Command::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
+        Command::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
         Command::Completions(args) => completions::run(&args),
         Command::Logs(args) => logs::run(&root, &args),
         Command::Man(args) => man::run(&args),

@@ -18,8 +18,7 @@ const NAME_WIDTH: usize = 40;
 pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
     let width = stdout_width().unwrap_or(usize::MAX);
     let paint = Paint { on: has_color(&io::stdout()) };
-    let state = serde_json::to_value(report.broker.state)?;
-    let state = state.as_str().unwrap_or("?");
+    let state = report.broker.state.as_str();
     let journal = &report.broker.journal;
     let mut rest = match journal.head_seq < journal.first_seq {
         true => " · no events".to_owned(),

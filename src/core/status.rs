@@ -252,6 +252,20 @@ pub enum State {
     Offline,
 }
 
+impl State {
+    /// As status says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Running => "running",
+            State::DiskFull => "disk-full",
+            State::Draining => "draining",
+            State::Unresponsive => "unresponsive",
+            State::Offline => "offline",
+        }
+    }
+}
+
 /// The journal in numbers.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
@@ -350,6 +364,14 @@ pub(super) mod tests {
         assert!(held.is_some() && table.enter(&name("fourth"), 5).is_none(), "all have sessions");
         drop(presence);
         assert!(table.enter(&name("fourth"), 6).is_some() && !table.knows(&name("old")));
+    }
+
+    #[test]
+    fn states_are_called_what_the_json_calls_them() {
+        use State::{DiskFull, Draining, Offline, Running, Starting, Unresponsive};
+        for state in [Starting, Running, DiskFull, Draining, Unresponsive, Offline] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How far a reader has come, in a file of its own.
 //!
 //! Always holds: the file is whole at any moment: it is replaced, never written into; it names the journal,
-//! for a seq means nothing in another one. Owner: `app/bus_tail.rs`.
+//! for a seq means nothing in another one. Owner: `app/tail/`.
 
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;

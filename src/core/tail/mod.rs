@@ -11,7 +11,7 @@
 //!
 //! Always holds: whoever reads never writes to a log nor waits for a broker; what is read at a time is
 //! bounded, however large the file; a line that is no event is no reason to stop. `line`, `filter` and
-//! `when` are pure. Owner: `app/bus_tail.rs` and `app/logs.rs`.
+//! `when` are pure. Owner: `app/tail/` and `app/logs.rs`.
 
 pub mod chain;
 pub mod cursor;

@@ -3,10 +3,11 @@
 //! Always holds: stdout has events and nothing else, and is flushed before anything is waited for; what is
 //! missing is said on stderr. Owner: the operator, who may end it at any time.
 
-use super::event_text::Printer;
-use super::standing::{Standing, say};
-use super::tail_cursor::Keeper;
-use super::tail_range::{Range, check_root, unreadable};
+mod cursor;
+pub mod event_text;
+pub mod range;
+mod standing;
+
 use super::{Exit, Failure};
 use crate::cli::TailArgs;
 use crate::core::clock;
@@ -17,7 +18,11 @@ use crate::core::tail::scan::Read;
 use crate::core::tail::stream::{Order, Stream};
 use crate::core::tail::watch::{Watch, Woken};
 use crate::core::tail::when::When;
+use cursor::Keeper;
+use event_text::Printer;
 use jiff::tz::TimeZone;
+use range::{Range, check_root, unreadable};
+use standing::{Standing, say};
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;

@@ -1,8 +1,8 @@
 //! What `castra bus tail` was asked for: which log, which events, from where to where.
 //!
-//! Always holds: what cannot be understood is refused before anything is printed. Owner: `bus_tail.rs`.
+//! Always holds: what cannot be understood is refused before anything is printed. Owner: `mod.rs`.
 
-use super::{Exit, Failure};
+use crate::app::failure::{Exit, Failure};
 use crate::cli::TailArgs;
 use crate::core::clock;
 use crate::core::identity::VmName;

@@ -1,9 +1,9 @@
 //! `--cursor`: remembers what was printed, for the next run.
 //!
 //! Always holds: it says no more than was flushed to stdout before; a cursor of another journal is refused
-//! before an event is printed. Owner: `bus_tail.rs`.
+//! before an event is printed. Owner: `mod.rs`.
 
-use super::{Exit, Failure};
+use crate::app::failure::{Exit, Failure};
 use crate::core::state_root::StateRoot;
 use crate::core::tail::cursor::{Cursor, CursorFile};
 use std::io;

@@ -1,9 +1,9 @@
 //! How an event looks: a line of text, its JSON, or its payload.
 //!
 //! Always holds: one line an event; on a terminal nothing that a guest published can do more than be read.
-//! Owner: `bus_tail.rs` and `logs.rs`.
+//! Owner: `mod.rs` and `logs.rs`.
 
-use super::terminal::has_color;
+use crate::app::terminal::has_color;
 use crate::cli::Output;
 use crate::core::tail::line::EventLine;
 use jiff::Timestamp;

@@ -1,13 +1,10 @@
 //! Why a publish failed, as an operator is told: what happened to the event, and what to do next.
 //!
-//! Always holds: each sentence says whether the event is stored, is not, or may be. Owner: `bus_publish.rs` and
-//! `publish_jsonl.rs`.
+//! Always holds: each sentence says whether the event is stored, is not, or may be. Owner: `mod.rs` and `jsonl.rs`.
 
-use super::{Exit, Failure};
+use crate::app::failure::{Exit, Failure};
 use crate::core::client::ClientError;
-use crate::core::door::unix::PATH_BYTES;
 use crate::core::state_root::StateRoot;
-use std::io;
 use std::time::Duration;
 
 /// The exit code of an event that is refused with `code`.
@@ -54,56 +51,6 @@ pub fn disk_full(root: &StateRoot) -> String {
     format!(
         "the disk of {path} is full and nothing was stored; free space there, publishing resumes by itself"
     )
-}
-
-/// There is no session.
-pub fn no_session(root: &StateRoot, error: ClientError) -> Failure {
-    let (socket, path) = (root.socket(), root.path().display());
-    let at = socket.display();
-    match error {
-        ClientError::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let why = format!("{at}: {error}; run this as the broker's user or root");
-            Failure::new(Exit::Refused, "permission-denied", why)
-        }
-        ClientError::Connect(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let why = format!("the broker on {at} accepts nobody just now; nothing was sent, try again");
-            Failure::new(Exit::TryAgain, "busy", why)
-        }
-        ClientError::Refused(reason) if reason == "reserved-identity" => {
-            let why =
-                "reserved-identity: only the broker's user and root publish as the host; nothing was sent";
-            Failure::new(Exit::Refused, reason, why)
-        }
-        ClientError::Refused(reason) => {
-            let why = format!("{reason}: the broker gave no session; nothing was sent, try again");
-            Failure::new(Exit::TryAgain, reason, why)
-        }
-        ClientError::Connect(error) => {
-            let why = format!(
-                "no broker answers on {at} ({error}); start one with 'castra broker --state-root {path}'"
-            );
-            Failure::new(Exit::NoBroker, "no-broker", why)
-        }
-        error => {
-            let why = format!("{at}: {error}; nothing was sent, 'castra status' says how the broker is");
-            Failure::new(Exit::NoBroker, "no-broker", why)
-        }
-    }
-}
-
-/// A socket of this state root cannot be.
-pub fn check_path(root: &StateRoot) -> Result<(), Failure> {
-    let socket = root.socket();
-    let bytes = socket.as_os_str().len();
-    if bytes <= PATH_BYTES {
-        return Ok(());
-    }
-    let why = format!(
-        "{}: no broker can be there: the path of its socket has {bytes} bytes, at most {PATH_BYTES} are possible; \
-         choose a shorter --state-root",
-        socket.display()
-    );
-    Err(Failure::new(Exit::BadData, "path-too-long", why))
 }
 
 /// Nothing came within `limit`; `sent` is the id of what was sent until then.

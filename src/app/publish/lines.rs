@@ -1,7 +1,7 @@
 //! The lines of an input as events to be published.
 //!
 //! Always holds: every line that is not empty is an event or a refusal, with its number; a line is kept only as far
-//! as a frame may be long. Owner: `publish_jsonl.rs`.
+//! as a frame may be long. Owner: `jsonl.rs`.
 
 use crate::core::clock;
 use crate::core::event::Text;

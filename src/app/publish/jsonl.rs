@@ -2,13 +2,14 @@
 //!
 //! A thread reads, this one sends and receives, a third one prints: none of them waits for another one but for room.
 //! Always holds: at the end every line is stored, or refused and said, or counted in the last sentence, which says
-//! where to go on. Owner: `bus_publish.rs`.
+//! where to go on. Owner: `mod.rs`.
 
-use super::bus_publish::{connect, open, unreadable};
-use super::publish_failure::{disk_full, no_answer};
-use super::publish_lines::{Said, read_events};
-use super::publish_print::{Printer, Tally};
-use super::{Exit, Failure};
+use super::failure::{disk_full, no_answer};
+use super::lines::{Said, read_events};
+use super::print::{Printer, Tally};
+use super::{open, unreadable};
+use crate::app::failure::{Exit, Failure};
+use crate::app::host::connect;
 use crate::cli::PublishArgs;
 use crate::core::burst::Burst;
 use crate::core::client::ClientError;

@@ -2,15 +2,14 @@
 //!
 //! Always holds: it reads what `castra status` reads and never waits (invariant 8); what cannot be read is
 //! said once and is no reason to stop; a line is said when something else than an age changed. Owner:
-//! `bus_tail.rs`.
+//! `mod.rs`.
 
-use crate::core::clock;
+use crate::app::status::look;
+use crate::app::status_table::age;
 use crate::core::state_root::StateRoot;
-use crate::core::status::{Now, State};
-use crate::core::status_file;
-use crate::core::status_report::{Report, VmReport, report};
+use crate::core::status::State;
+use crate::core::status_report::Report;
 use std::io::{self, Write};
-use std::time::Duration;
 
 /// So many subscriptions are named at the most.
 const NAMED: usize = 8;
@@ -42,10 +41,10 @@ impl Standing {
 
     /// Looks; what there is to say that was not said.
     pub fn look(&mut self, root: &StateRoot) -> Option<String> {
-        let (stand, line) = match read(root) {
+        let (stand, line) = match look(root) {
             Err(error) => {
-                let why =
-                    format!("how the broker is cannot be seen ({error}); the logs are read all the same");
+                let why = error.message;
+                let why = format!("how the broker is cannot be seen ({why}); the logs are read all the same");
                 (Stand::Unreadable, why)
             }
             Ok(report) => {
@@ -60,7 +59,7 @@ impl Standing {
 
     fn stand(&self, report: &Report) -> (Stand, String) {
         let state = report.broker.state;
-        let broker = format!("broker {}", word(state));
+        let broker = format!("broker {}", state.as_str());
         let Some(name) = &self.vm else {
             let (reachable, known) = (report.vms.iter().filter(|vm| vm.reachable).count(), report.vms.len());
             let line = format!("{broker}, {reachable} of {known} VMs reachable");
@@ -70,14 +69,14 @@ impl Standing {
             let line = format!("{name}: not known to the broker ({broker}); 'castra status' lists the VMs");
             return (Stand::Unknown { state }, line);
         };
-        let topics = subscriptions(vm);
+        let topics = vm.topics.clone();
         let reach = if vm.reachable { "reachable" } else { "not reachable" };
         let off = if state == State::Running { String::new() } else { format!(" ({broker})") };
         let sessions =
             if vm.sessions == 1 { "1 session".into() } else { format!("{} sessions", vm.sessions) };
         let publish = match vm.last_publish_age_ms {
             None => "never published".to_owned(),
-            Some(age) => format!("last publish {} ago", age_text(age)),
+            Some(ms) => format!("last publish {} ago", age(ms)),
         };
         let line = format!("{name}: {reach}{off}, {sessions}, subscribed to {}, {publish}", list(&topics));
         (Stand::Vm { state, reachable: vm.reachable, sessions: vm.sessions, topics }, line)
@@ -90,35 +89,10 @@ pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "castra: {line}");
 }
 
-/// What a VM is subscribed to, sorted.
-fn subscriptions(_vm: &VmReport) -> Vec<String> {
-    Vec::new()
-}
-
 fn list(topics: &[String]) -> String {
     match topics.len() {
         0 => "nothing".to_owned(),
         n if n <= NAMED => topics.join(" "),
         n => format!("{} and {} more", topics[..NAMED].join(" "), n - NAMED),
     }
-}
-
-fn read(root: &StateRoot) -> io::Result<Report> {
-    let holder = root.lock_holder()?;
-    let snapshot = status_file::read(&root.status())?;
-    let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
-    Ok(report(snapshot.as_ref(), holder, &now))
-}
-
-fn word(state: State) -> String {
-    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-/// `250ms`, `3s`, `2h 5m`: two units at the most.
-fn age_text(ms: i64) -> String {
-    if ms < 1000 {
-        return format!("{ms}ms");
-    }
-    let whole = humantime::format_duration(Duration::from_secs(ms.unsigned_abs() / 1000)).to_string();
-    whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }

@@ -1,11 +1,11 @@
 //! What `castra bus publish --jsonl` says while it runs: a line for each event, and for each line that is refused.
 //!
 //! Always holds: stdout has what is stored, in order, and nothing else; what was printed is given back to the window,
-//! so that a slow reader of stdout slows the publishing and loses nothing. Owner: `publish_jsonl.rs`.
+//! so that a slow reader of stdout slows the publishing and loses nothing. Owner: `jsonl.rs`.
 
-use super::publish_failure::exit_of;
-use super::terminal::Progress;
-use super::{Exit, Failure};
+use super::failure::exit_of;
+use crate::app::failure::{Exit, Failure};
+use crate::app::terminal::Progress;
 use crate::core::event::string_body;
 use crate::core::pipeline::{Fate, Settled, Window};
 use std::io::{self, IsTerminal, Write};

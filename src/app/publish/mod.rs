@@ -1,12 +1,17 @@
 //! `castra bus publish`: one event from the host; ends when it is durable and in the logs.
 //!
 //! Always holds: an event has its id before it is sent, so that an answer that never came can be looked for. Owner:
-//! [`super::run`]; many events are `publish_jsonl.rs`.
+//! [`super::run`]; many events are `jsonl.rs`.
 
-use super::publish_failure::{check_path, exit_of, lost, no_answer, no_session, refused};
-use super::{Exit, Failure, publish_jsonl};
+mod failure;
+mod jsonl;
+mod lines;
+mod print;
+
+use super::host::connect;
+use super::{Exit, Failure};
 use crate::cli::PublishArgs;
-use crate::core::client::{Client, Reply, Target};
+use crate::core::client::Reply;
 use crate::core::clock;
 use crate::core::event::{Publish, Text};
 use crate::core::ids::IdSource;
@@ -14,6 +19,7 @@ use crate::core::limits::{EVENT_BYTES, FRAME_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::state_root::StateRoot;
 use crate::core::wire::publish::{Defaults, stored, write_body};
+use failure::{exit_of, lost, no_answer, refused};
 use serde_json::value::RawValue;
 use std::cell::Cell;
 use std::fs::File;
@@ -22,14 +28,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// What the host says to the broker.
-const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
-
 pub fn run(root: &StateRoot, mut args: PublishArgs) -> Result<Exit, Failure> {
     let topic = args.topic.take().or(args.topic_flag.take());
     let fields = Defaults::new(topic, args.key.take(), &args.headers, &args.tags, &args.caused_by);
     if args.jsonl {
-        return publish_jsonl::run(root, &args, fields);
+        return jsonl::run(root, &args, fields);
     }
     let typed = args.payload.take().or(args.payload_flag.take());
     let file = args.file.take().or_else(|| typed.as_deref().filter(|text| *text == "-").map(PathBuf::from));
@@ -108,12 +111,6 @@ fn new_id() -> String {
     let mut id = Vec::new();
     IdSource::new(uuid::Uuid::new_v4().as_u128()).write(clock::wall_ms(), &mut id);
     String::from_utf8_lossy(&id).into_owned()
-}
-
-/// A session as the host.
-pub async fn connect(root: &StateRoot) -> Result<Client, Failure> {
-    check_path(root)?;
-    Client::connect(&Target::Unix(root.socket()), HELLO).await.map_err(|error| no_session(root, error))
 }
 
 /// Sends one publish and waits for its answer.
