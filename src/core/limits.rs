@@ -55,6 +55,8 @@ pub const REACHABLE_MS: i64 = 45_000;
 pub const UNRESPONSIVE_MS: i64 = 5_000;
 /// The most ranges of damage that status shows; the broker's log has them all.
 pub const DAMAGE_SHOWN: usize = 16;
+/// The most findings that `castra verify` shows of the journal, and of each log; the rest is counted.
+pub const FINDINGS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 
