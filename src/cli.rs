@@ -1,14 +1,18 @@
 //! What can be typed, and nothing else: a file per command below `cli/`. Flags > environment > defaults.
 
+mod backup;
 mod broker;
 mod publish;
 mod status;
 mod tail;
+mod verify;
 
+pub use backup::BackupArgs;
 pub use broker::BrokerArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
 pub use tail::{Output, TailArgs};
+pub use verify::VerifyArgs;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -41,6 +45,12 @@ pub enum Command {
     /// Show which VMs are fresh; reads a file and never waits for the broker
     #[command(after_help = status::HELP)]
     Status(StatusArgs),
+    /// Read all of the journal and the logs, and say what is damaged
+    #[command(after_help = verify::HELP)]
+    Verify(VerifyArgs),
+    /// Copy everything of a broker, running or not, to a folder
+    #[command(after_help = backup::HELP)]
+    Backup(BackupArgs),
 }
 
 /// `castra bus`.

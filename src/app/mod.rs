@@ -3,6 +3,7 @@
 //! Always holds: stdout is data; an error goes to stderr and says what happened and what to do; the exit
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`run`].
 
+mod backup;
 mod broker;
 mod bus_publish;
 mod bus_tail;
@@ -10,6 +11,7 @@ mod failure;
 mod logging;
 mod status;
 mod terminal;
+mod verify;
 
 use crate::cli::{BusCommand, Cli, Command};
 use crate::core::state_root::StateRoot;
@@ -26,6 +28,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Bus(BusCommand::Publish(args)) => bus_publish::run(&root, args),
         Command::Bus(BusCommand::Tail(args)) => bus_tail::run(&root, &args),
         Command::Status(args) => status::run(&root, &args),
+        Command::Verify(args) => verify::run(&root, &args),
+        Command::Backup(args) => backup::run(&root, &args),
     };
     let exit = result.unwrap_or_else(|failure| {
         if failure.exit != Exit::Ok {
@@ -44,6 +48,8 @@ pub fn run(cli: Cli) -> ExitCode {
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
+        Command::Verify(args) => args.json,
+        Command::Backup(args) => args.json,
         Command::Broker(_) | Command::Bus(_) => false,
     }
 }

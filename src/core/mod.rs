@@ -35,6 +35,7 @@
 //! 11. *Views may fail, the journal goes on.* A view that cannot be written is counted, said, and rebuilt; it
 //!     never stops a commit.
 
+pub mod backup;
 pub mod broker;
 pub mod bus;
 pub mod client;

@@ -180,7 +180,7 @@ fn notes(notes: &mut Vec<String>, inspection: &Inspection, known: &Known) -> Res
 }
 
 /// The names of all logs.
-fn logs_of(root: &StateRoot) -> Result<Vec<String>, VerifyError> {
+pub(super) fn logs_of(root: &StateRoot) -> Result<Vec<String>, VerifyError> {
     let dir = root.bus_logs();
     let mut names = BTreeSet::new();
     let entries = match std::fs::read_dir(&dir) {

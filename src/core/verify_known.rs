@@ -6,7 +6,7 @@
 
 use super::log_view::read_checkpoint;
 use super::state_root::{Holder, StateRoot};
-use super::status::State;
+use super::status::{Snapshot, State};
 use super::status_file;
 use super::verify::{VerifyError, failed};
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct Known {
     pub stored: u64,
     /// The logs have all up to here; `None` when nobody says so.
     pub logs: Option<u64>,
+    /// What the broker said last, if it can be read.
+    pub status: Option<Snapshot>,
     /// A broker runs: which, and since when.
     pub running: Option<(Holder, String)>,
     /// What is no damage and good to know.
@@ -67,21 +69,22 @@ impl Known {
         let said = status.as_ref().filter(|status| status.state != State::Starting);
         let stored = said.map_or(0, |status| status.journal.head_seq).max(checkpoint.unwrap_or(0));
         if holder == Holder::Nobody {
-            return Ok(Some(Known { stored, logs: checkpoint, running: None, notes }));
+            return Ok(Some(Known { stored, logs: checkpoint, status, running: None, notes }));
         }
-        let Some(status) = &status else {
+        let Some(said) = &status else {
             let running = Some((holder, String::new()));
-            return Ok(Some(Known { stored: checkpoint.unwrap_or(0), logs: checkpoint, running, notes }));
+            let stored = checkpoint.unwrap_or(0);
+            return Ok(Some(Known { stored, logs: checkpoint, status: None, running, notes }));
         };
-        let its_own = matches!(holder, Holder::Pid(pid) if pid == status.pid) || holder == Holder::Unknown;
-        if !its_own || status.state == State::Starting {
+        let its_own = matches!(holder, Holder::Pid(pid) if pid == said.pid) || holder == Holder::Unknown;
+        if !its_own || said.state == State::Starting {
             return Ok(None);
         }
         // Logs that cannot be written are cut behind their checkpoint and written anew.
-        let written = status.logs_stalled.is_none().then_some(status.journal.logs_seq);
+        let written = said.logs_stalled.is_none().then_some(said.journal.logs_seq);
         let logs = Some(written.max(checkpoint).unwrap_or(0));
-        let running = Some((holder, status.started_at.clone()));
-        Ok(Some(Known { stored, logs, running, notes }))
+        let running = Some((holder, said.started_at.clone()));
+        Ok(Some(Known { stored, logs, status, running, notes }))
     }
 
     /// The same broker runs, or none does, as before.

@@ -98,6 +98,8 @@ pub struct Bounds {
     pub head: u64,
     /// Every log has every event of its own up to here.
     pub whole: u64,
+    /// The newest that is known durable: so far a log is written anew.
+    pub durable: u64,
     /// Lines of later events are not looked at: a broker is writing them.
     pub newest: u64,
     /// A broker is writing.
@@ -193,22 +195,24 @@ impl LogCheck {
     /// # Errors
     /// A kept line cannot be written.
     pub fn meet(&mut self, seq: u64, line: &[u8], must: bool, bounds: &Bounds) -> io::Result<()> {
-        if seq >= self.ahead && matches!(self.lines.starts_with(line), Ok(true)) {
-            self.lines.take(line.len());
-            self.goes_on(seq);
-            self.right += 1;
-        } else if !self.find(seq, bounds)? && must && self.last.is_some() {
+        if !self.find(seq, line, bounds)? && must && self.last.is_some() {
             self.misses(seq, bounds);
         }
         match &mut self.keep {
-            Some(keep) if seq <= bounds.whole => keep(line),
+            Some(keep) if seq <= bounds.durable => keep(line),
             _ => Ok(()),
         }
     }
 
-    /// Looks for the line of `seq`, which is not here as the journal has it; whether it is there at all.
-    fn find(&mut self, seq: u64, bounds: &Bounds) -> io::Result<bool> {
+    /// Looks for the line of `seq`; whether there is one, right or not.
+    fn find(&mut self, seq: u64, line: &[u8], bounds: &Bounds) -> io::Result<bool> {
         while seq >= self.ahead {
+            if matches!(self.lines.starts_with(line), Ok(true)) {
+                self.lines.take(line.len());
+                self.goes_on(seq);
+                self.right += 1;
+                return Ok(true);
+            }
             match self.look() {
                 (Look::End, _) => self.ahead = u64::MAX,
                 (Look::Unfinished, _) if seq > bounds.whole => self.ahead = u64::MAX,
@@ -332,13 +336,18 @@ impl LogCheck {
     }
 
     fn add(&mut self, finding: Finding) {
-        let (unbroken, full) = (self.unbroken, self.findings.len() >= FINDINGS_SHOWN);
+        let full = self.findings.len() >= FINDINGS_SHOWN;
         match self.findings.last_mut() {
-            Some(last) if unbroken && last.kind == finding.kind && last.file == finding.file => {
+            Some(last) if self.unbroken && last.kind == finding.kind && last.file == finding.file => {
                 last.lines += finding.lines;
                 last.last_seq = finding.last_seq;
             }
-            _ if full => self.more += finding.lines,
+            _ if full => {
+                self.more += finding.lines;
+                // Nothing that is shown goes on with what comes next.
+                self.unbroken = false;
+                return;
+            }
             _ => self.findings.push(finding),
         }
         self.unbroken = true;

@@ -42,11 +42,14 @@ impl Pass {
         let inspection = Inspection::open(held, journal, known.stored)?;
         let first = inspection.first_seq();
         let live = known.running.is_some();
+        let whole = known.logs.unwrap_or(0).max(first - 1);
+        let durable = inspection.durable_seq().max(known.stored);
         let bounds = Bounds {
             first,
             head: inspection.head_seq(),
-            whole: known.logs.unwrap_or(0).max(first - 1),
-            newest: if live { known.stored } else { u64::MAX },
+            whole,
+            durable: durable.max(whole),
+            newest: if live { durable } else { u64::MAX },
             live,
             lost: Vec::new(),
         };

@@ -16,3 +16,4 @@ mod kill;
 mod load;
 mod log_lines;
 mod power_cut;
+mod verify;

@@ -24,6 +24,8 @@ pub struct Inspection {
     walked: Option<Walked>,
     /// What is missing at the end, as others say.
     lost: Option<Damage>,
+    /// Why the next start will refuse it.
+    unusable: Option<OpenError>,
 }
 
 impl Inspection {
@@ -33,13 +35,14 @@ impl Inspection {
     /// # Errors
     /// [`OpenError`]: a segment cannot be read at all, or must not be.
     pub fn open(held: Held, journal: u128, stored: u64) -> Result<Self, OpenError> {
-        let (mut held, mut unreadable) = (held, None);
+        let (mut held, mut unreadable, mut unusable) = (held, None, None);
         let Look { mut segments, mut damage, walked } = loop {
             match look(&held, journal) {
                 // The newest says nothing of itself; the one before it is all there is to go by.
-                Err(OpenError::Unusable { segment, lost: true, .. }) => {
+                Err(OpenError::Unusable { segment, lost: true, why }) => {
                     held = held.without(&segment);
-                    unreadable = Some(segment);
+                    unreadable = Some(segment.clone());
+                    unusable = Some(OpenError::Unusable { segment, why, lost: true });
                 }
                 look => break look?,
             }
@@ -57,7 +60,12 @@ impl Inspection {
             let lsns = next.lsn..next.lsn + (seqs.end - seqs.start).max(1);
             lost = Some(Damage { segment: unreadable.unwrap_or(newest), at, lsns, seqs });
         }
-        Ok(Inspection { held, journal, segments, headers: damage, walked, lost })
+        Ok(Inspection { held, journal, segments, headers: damage, walked, lost, unusable })
+    }
+
+    /// Why no broker starts on it, though what else there is can be read.
+    pub fn take_unusable(&mut self) -> Option<OpenError> {
+        self.unusable.take()
     }
 
     /// The segments, oldest first; the newest ends behind its last valid record.
@@ -90,6 +98,11 @@ impl Inspection {
         self.head_seq() - self.durable_seq()
     }
 
+    /// The bytes of the records that the next start writes anew.
+    pub fn tail_bytes(&self) -> u64 {
+        self.walked.iter().flat_map(|walked| &walked.tail).map(|(_, body)| size(body.len()) as u64).sum()
+    }
+
     /// How many bytes behind the last record are not zero: what a stop in the middle of a write left.
     ///
     /// # Errors
@@ -97,8 +110,7 @@ impl Inspection {
     pub fn torn_bytes(&self) -> io::Result<u64> {
         const STEP: u64 = 1024 * 1024;
         let (Some(walked), Some(last)) = (&self.walked, self.segments.last()) else { return Ok(0) };
-        let tail: u64 = walked.tail.iter().map(|(_, body)| size(body.len()) as u64).sum();
-        let end = (walked.known_end + tail).max(walked.used_end).max(HEADER_BYTES);
+        let end = (walked.known_end + self.tail_bytes()).max(walked.used_end).max(HEADER_BYTES);
         let Some(file) = self.held.file(&segment_name(last.first_lsn)) else { return Ok(0) };
         let (mut at, mut bytes) = (file.size()?, Vec::new());
         while at > end {
