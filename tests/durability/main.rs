@@ -8,6 +8,7 @@
 mod support;
 
 mod acks;
+mod backup;
 mod damage;
 mod failing_disk;
 mod faults;
