@@ -1,6 +1,7 @@
 //! What can be typed, and nothing else: a file per command below `cli/`. Flags > environment >
 //! castra.toml > defaults.
 
+mod backup;
 mod broker;
 mod completions;
 mod logs;
@@ -8,8 +9,10 @@ mod man;
 mod publish;
 mod status;
 mod tail;
+mod verify;
 mod vm;
 
+pub use backup::BackupArgs;
 pub use broker::BrokerArgs;
 pub use completions::CompletionsArgs;
 pub use logs::LogsArgs;
@@ -17,6 +20,7 @@ pub use man::ManArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
 pub use tail::{Output, TailArgs};
+pub use verify::VerifyArgs;
 pub use vm::{ForgetArgs, VmCommand};
 
 use clap::{Parser, Subcommand};
@@ -47,24 +51,30 @@ pub enum Command {
     /// Run the broker until SIGTERM or SIGINT
     #[command(after_help = broker::HELP)]
     Broker(BrokerArgs),
+    /// Show which VMs are fresh; reads a file and never waits for the broker
+    #[command(after_help = status::HELP)]
+    Status(StatusArgs),
     /// Publish to the bus, or read it
     #[command(subcommand)]
     Bus(BusCommand),
     /// Print the broker's own log; works without a broker
     #[command(after_help = logs::HELP)]
     Logs(LogsArgs),
+    /// What the broker remembers of VMs
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Read all of the journal and the logs, and say what is damaged
+    #[command(after_help = verify::HELP)]
+    Verify(VerifyArgs),
+    /// Copy everything of a broker, running or not, to a folder
+    #[command(after_help = backup::HELP)]
+    Backup(BackupArgs),
     /// Print what makes a shell complete this program's commands and flags
     #[command(after_help = completions::HELP)]
     Completions(CompletionsArgs),
     /// Write the man pages
     #[command(after_help = man::HELP)]
     Man(ManArgs),
-    /// Show which VMs are fresh; reads a file and never waits for the broker
-    #[command(after_help = status::HELP)]
-    Status(StatusArgs),
-    /// What the broker remembers of VMs
-    #[command(subcommand)]
-    Vm(VmCommand),
 }
 
 /// `castra bus`.

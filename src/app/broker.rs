@@ -129,7 +129,8 @@ impl From<StateRootError> for Failure {
     }
 }
 
-fn reason(error: &StateRootError) -> (Exit, &'static str) {
+/// What a state root that cannot be used means to whoever typed the command.
+pub fn reason(error: &StateRootError) -> (Exit, &'static str) {
     match error {
         StateRootError::InUse { .. } => (Exit::CannotCreate, "state-root-in-use"),
         StateRootError::Foreign { .. } => (Exit::CannotCreate, "state-root-foreign"),

@@ -3,6 +3,7 @@
 //! Always holds: stdout is data; an error goes to stderr and says what happened and what to do; the exit
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`run`].
 
+mod backup;
 mod broker;
 mod completions;
 mod config;
@@ -17,6 +18,7 @@ mod status;
 mod status_table;
 mod tail;
 mod terminal;
+mod verify;
 mod vm_forget;
 
 use crate::cli::{BusCommand, Cli, Command, VmCommand};
@@ -67,6 +69,8 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
         Command::Logs(args) => logs::run(&root, &args),
         Command::Man(args) => man::run(&args),
         Command::Status(args) => status::run(&root, &args),
+        Command::Verify(args) => verify::run(&root, &args),
+        Command::Backup(args) => backup::run(&root, &args),
         Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
     }
 }
@@ -77,6 +81,8 @@ fn wants_json(command: &Command) -> bool {
         Command::Status(args) => args.json,
         Command::Broker(args) => args.log_format.as_deref() == Some("json"),
         Command::Bus(BusCommand::Publish(args)) => args.json,
+        Command::Verify(args) => args.json,
+        Command::Backup(args) => args.json,
         Command::Bus(BusCommand::Tail(_))
         | Command::Completions(_)
         | Command::Logs(_)

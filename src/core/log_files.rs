@@ -216,13 +216,14 @@ impl LogFiles {
 }
 
 /// The log that a file of that name belongs to.
-fn base(name: &[u8]) -> &[u8] {
+pub(super) fn base(name: &[u8]) -> &[u8] {
     let digits = name.iter().rev().take_while(|b| b.is_ascii_digit()).count();
     let rotated = name[..name.len() - digits].strip_suffix(b".").filter(|_| digits > 0);
     rotated.unwrap_or(name).strip_suffix(b".log").unwrap_or(name)
 }
 
-fn is_log(path: &Path) -> bool {
+/// Whether a file of that name is a log's.
+pub(super) fn is_log(path: &Path) -> bool {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     name.ends_with(".log") || (1..=LOG_FILES).any(|n| name.ends_with(&format!(".log.{n}")))
 }
@@ -273,7 +274,7 @@ fn last_of(path: &Path, seq: u64) -> io::Result<u64> {
 
 /// Where the last whole line with a seq of at most `seq` ends, and its seq; zeros when there is none. Reads
 /// backwards.
-fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<(u64, u64)> {
+pub(super) fn end_of_last(file: &File, size: u64, seq: u64) -> io::Result<(u64, u64)> {
     const STEP: u64 = 256 * 1024;
     // Bytes of the file from `at` on that belong to a line which begins before `at`.
     let (mut at, mut carried) = (size, Vec::new());

@@ -15,7 +15,7 @@ use super::status::VmTable;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -61,6 +61,18 @@ struct Checkpoint {
     logs_seq: u64,
 }
 
+/// The `logs_seq` of the checkpoint at `path`; `None` when there is none.
+///
+/// # Errors
+/// It is there and cannot be read.
+pub fn read_checkpoint(path: &Path) -> io::Result<Option<u64>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice::<Checkpoint>(&bytes)?.logs_seq)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 /// The logs' files and how far they have come.
 pub struct LogView {
     files: LogFiles,
@@ -93,23 +105,18 @@ impl LogView {
         (first, head): (u64, u64),
         journal: &dyn Fn(u64) -> Reader,
     ) -> Result<Self, LogsError> {
-        let checkpoint = root.logs().join("checkpoint");
-        let said = match std::fs::read(&checkpoint).map(|bytes| serde_json::from_slice::<Checkpoint>(&bytes))
-        {
-            Ok(Ok(said)) => Some(said),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            unreadable => {
-                tracing::warn!(
-                    ?unreadable,
-                    "logs: the checkpoint cannot be read; the logs are written anew from the journal"
-                );
-                None
-            }
-        };
+        let checkpoint = root.checkpoint();
+        let said = read_checkpoint(&checkpoint).unwrap_or_else(|error| {
+            tracing::warn!(
+                %error,
+                "logs: the checkpoint cannot be read; the logs are written anew from the journal"
+            );
+            None
+        });
         // Without a word the journal's oldest event is the best guess: older lines cannot be written anew.
-        let seq = said.as_ref().map_or(0, |said| said.logs_seq).max(first.saturating_sub(1));
-        if let Some(said) = said.filter(|said| said.logs_seq < seq) {
-            let from = said.logs_seq + 1;
+        let seq = said.unwrap_or(0).max(first.saturating_sub(1));
+        if let Some(said) = said.filter(|said| *said < seq) {
+            let from = said + 1;
             tracing::error!(
                 from,
                 to = seq,

@@ -35,6 +35,7 @@
 //! 11. *Views may fail, the journal goes on.* A view that cannot be written is counted, said, and rebuilt; it
 //!     never stops a commit.
 
+pub mod backup;
 pub mod broker;
 pub mod burst;
 pub mod bus;
@@ -56,6 +57,7 @@ pub mod logs;
 pub mod owed;
 pub mod pipeline;
 pub mod refusal;
+pub mod repair;
 pub mod service;
 pub mod session;
 pub mod state_root;
@@ -66,4 +68,9 @@ pub mod status_report;
 pub mod stream;
 pub mod tail;
 pub mod topic;
+pub mod verify;
+mod verify_known;
+mod verify_lines;
+pub mod verify_log;
+mod verify_pass;
 pub mod wire;

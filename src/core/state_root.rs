@@ -147,6 +147,10 @@ impl StateRoot {
     pub fn bus_logs(&self) -> PathBuf {
         self.path.join("logs/bus")
     }
+    /// How far the logs are durable.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.path.join("logs/checkpoint")
+    }
     /// The folder of the signals' records.
     pub fn handshakes(&self) -> PathBuf {
         self.path.join("handshakes")
@@ -308,7 +312,11 @@ fn byte(which: i64, kind: i32) -> libc::flock {
     libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: which, l_len: 1, l_pid: 0 }
 }
 
-fn make_dir(path: &Path) -> Result<(), StateRootError> {
+/// Makes a folder and those above it, for its owner alone.
+///
+/// # Errors
+/// It cannot be made.
+pub fn make_dir(path: &Path) -> Result<(), StateRootError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))
 }
 

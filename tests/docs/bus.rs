@@ -270,6 +270,7 @@ fn limits_are_those_of_limits_rs() {
         ("REACHABLE_MS", limits::REACHABLE_MS as u64),
         ("UNRESPONSIVE_MS", limits::UNRESPONSIVE_MS as u64),
         ("DAMAGE_SHOWN", limits::DAMAGE_SHOWN as u64),
+        ("FINDINGS_SHOWN", limits::FINDINGS_SHOWN as u64),
         ("JSON_DEPTH", limits::JSON_DEPTH as u64),
         ("REASON_BYTES", limits::REASON_BYTES as u64),
         ("ACCEPT_QUEUE", limits::ACCEPT_QUEUE as u64),

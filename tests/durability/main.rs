@@ -8,6 +8,7 @@
 mod support;
 
 mod acks;
+mod backup;
 mod damage;
 mod failing_disk;
 mod faults;
@@ -16,3 +17,4 @@ mod kill;
 mod load;
 mod log_lines;
 mod power_cut;
+mod verify;

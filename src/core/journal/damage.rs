@@ -1,15 +1,19 @@
 //! Damage: what was durable and cannot be read, and the check that finds it in sealed segments.
 //!
 //! Always holds: a range that is handed out names every lost event between two readable places and none
-//! that can be read (invariant 5). Nothing is written. Owner: `recover.rs` for the newest segment,
-//! whoever calls [`super::Journal::check_sealed`] for the others.
+//! that can be read (invariant 5). Nothing is written. Owner: `look.rs` for the newest segment, whoever calls
+//! [`super::Journal::check_sealed`] for the others, `inspect.rs` for all.
 
 use super::disk::Disk;
-use super::record::{salt, size};
+use super::record::{Kind, salt, size};
 use super::scan::Scanner;
 use super::segment::{HEADER_BYTES, Map, Segment, segment_name};
+use crate::core::event::Event;
 use std::io;
 use std::ops::Range;
+
+/// Progress is said about so often, in bytes.
+const SAY_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Records that were durable and cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,8 +53,14 @@ pub(super) fn check_sealed(
         if !pause() {
             return;
         }
-        match check(disk, map.journal, &pair[0], &pair[1]) {
-            Ok(damage) => damage.into_iter().for_each(&mut each),
+        let next = (pair[1].first_lsn, pair[1].first_seq);
+        let mut damage = Vec::new();
+        let checked = check(disk, map.journal, &pair[0], next, &mut |found| {
+            damage.extend(if let Found::Lost(lost) = found { Some(lost) } else { None });
+            Ok(())
+        });
+        match checked {
+            Ok(()) => damage.into_iter().for_each(&mut each),
             // Retention is allowed to be faster.
             Err(_) if map.after(pair[0].first_lsn).is_none() => {}
             Err(error) => {
@@ -64,26 +74,58 @@ pub(super) fn check_sealed(
     }
 }
 
-/// Reads every record of a sealed segment; what is missing up to `next`.
-fn check(disk: &dyn Disk, journal: u128, segment: &Segment, next: &Segment) -> io::Result<Vec<Damage>> {
+/// What stands in a journal, or should.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// An event that can be read.
+    Event(Event<'a>),
+    /// Records that were durable and cannot be read.
+    Lost(Damage),
+    /// So many bytes of segments were read since the last time this was said.
+    Bytes(u64),
+}
+
+/// Reads every record of a segment that comes before `next`, an lsn and a seq, and hands out in order what is
+/// there and what is missing.
+pub(super) fn check(
+    disk: &dyn Disk,
+    journal: u128,
+    segment: &Segment,
+    next: (u64, u64),
+    each: &mut dyn FnMut(Found<'_>) -> io::Result<()>,
+) -> io::Result<()> {
     let name = segment_name(segment.first_lsn);
     let mut scanner = Scanner::new(disk.open(&name)?, salt(journal, segment.first_lsn));
-    let mut damage = Vec::new();
-    let (mut at, mut lsn, mut seq) = (HEADER_BYTES, segment.first_lsn, segment.first_seq);
-    while lsn < next.first_lsn {
-        let here = scanner.next()?.map(|record| (record.head, record.at + size(record.body.len()) as u64));
-        let found = match here {
-            Some((head, _)) if head.lsn < lsn => continue,
-            None if scanner.resync(segment.end, lsn..next.first_lsn)? => continue,
-            found => found.filter(|(head, _)| head.lsn < next.first_lsn),
-        };
-        let here = found.map_or((next.first_lsn, next.first_seq), |(head, _)| (head.lsn, head.first_seq()));
-        if here.0 > lsn {
-            let (segment, lsns, seqs) = (name.clone(), lsn..here.0, seq..here.1.max(seq));
-            damage.push(Damage { segment, at, lsns, seqs });
+    let lost = |at, lsns, seqs| Found::Lost(Damage { segment: name.clone(), at, lsns, seqs });
+    let (mut at, mut lsn, mut seq, mut said) = (HEADER_BYTES, segment.first_lsn, segment.first_seq, 0);
+    while lsn < next.0 {
+        match scanner.next()? {
+            Some(record) if record.head.lsn < lsn => {}
+            Some(record) if record.head.lsn < next.0 => {
+                let head = record.head;
+                if head.lsn > lsn {
+                    each(lost(at, lsn..head.lsn, seq..head.first_seq().max(seq)))?;
+                }
+                (at, lsn, seq) = (record.at + size(record.body.len()) as u64, head.lsn + 1, head.seq + 1);
+                if head.kind == Kind::Event {
+                    let (line, layout) = (record.body, head.layout);
+                    each(Found::Event(Event { seq: head.seq, ts: head.ts, line, layout }))?;
+                }
+                if at - said >= SAY_BYTES {
+                    each(Found::Bytes(at - said))?;
+                    said = at;
+                }
+            }
+            Some(_) => break,
+            None => {
+                if !scanner.resync(segment.end, lsn..next.0)? {
+                    break;
+                }
+            }
         }
-        let Some((head, end)) = found else { break };
-        (at, lsn, seq) = (end, head.lsn + 1, head.seq + 1);
     }
-    Ok(damage)
+    if lsn < next.0 {
+        each(lost(at, lsn..next.0, seq..next.1.max(seq)))?;
+    }
+    each(Found::Bytes(segment.end.saturating_sub(said)))
 }

@@ -6,12 +6,16 @@
 //! ```
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
-//! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records. Owner: `broker.rs`.
+//! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records, `look.rs` what
+//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads. Owner: `broker.rs`.
 
 pub mod aligned;
 mod commit;
 mod damage;
 pub mod disk;
+pub mod held;
+pub mod inspect;
+mod look;
 pub mod read;
 pub mod record;
 mod recover;
@@ -22,7 +26,7 @@ pub mod spare;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
-pub use damage::Damage;
+pub use damage::{Damage, Found};
 pub use recover::{OpenError, Report};
 
 use super::clock::wall_ms;

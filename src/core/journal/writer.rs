@@ -13,8 +13,9 @@
 
 use super::aligned::Aligned;
 use super::disk::Disk;
+use super::look::Next;
 use super::record::{self, Head, Kind, encode};
-use super::recover::{Next, Rewritten};
+use super::recover::Rewritten;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
 use crate::core::event::{Batch, Event, Layout};

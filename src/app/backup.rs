@@ -1,0 +1,60 @@
+//! `castra backup`: a verified copy of a state root, beside a broker that goes on.
+
+use super::terminal::Progress;
+use super::verify::{as_json, io_reason, percent, print, say_more, size};
+use super::{Exit, Failure};
+use crate::cli::BackupArgs;
+use crate::core::backup::{Backup, BackupError, Step, backup};
+use crate::core::journal::OpenError;
+use crate::core::state_root::StateRoot;
+use std::io::{self, Write};
+
+pub fn run(root: &StateRoot, args: &BackupArgs) -> Result<Exit, Failure> {
+    let mut line = Progress::new();
+    let mut progress = |step, done, total| {
+        line.show(|| match step {
+            Step::Copy => format!("backup: copying, {}", percent(done, total)),
+            Step::Verify => format!("backup: verifying the copy, {}", percent(done, total)),
+        });
+    };
+    let Backup { dir, report, bytes } = backup(root, &args.dir, &mut progress)?;
+    line.clear();
+    let mut out = io::stdout().lock();
+    let whole = report.is_whole();
+    if args.json {
+        let mut object = as_json(&report);
+        object["dir"] = dir.to_string_lossy().into();
+        object["bytes"] = bytes.into();
+        writeln!(out, "{object}")?;
+    } else {
+        let (first, head, segments) = (report.first_seq, report.head_seq, report.segments);
+        let verified = if whole { "verified" } else { "with the damage of its source" };
+        writeln!(
+            out,
+            "backup of events {first}..{head} in {} ({}, {segments} segment{}, {verified})",
+            dir.display(),
+            size(bytes),
+            if segments == 1 { "" } else { "s" },
+        )?;
+        if !whole {
+            print(&mut out, &report)?;
+            say_more(&report, false);
+        }
+    }
+    Ok(if whole { Exit::Ok } else { Exit::Degraded })
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Self {
+        let (exit, code) = match error {
+            BackupError::Source(error) => return error.into(),
+            BackupError::Target { .. } => (Exit::CannotCreate, "cannot-create"),
+            BackupError::NoRoom { .. } => (Exit::TryAgain, "disk-full"),
+            BackupError::Unusable(OpenError::Unusable { .. }) => (Exit::BadData, "journal-unusable"),
+            BackupError::Unusable(OpenError::Io { ref error, .. }) | BackupError::Io { ref error, .. } => {
+                io_reason(error)
+            }
+        };
+        Failure::new(exit, code, error.to_string())
+    }
+}

@@ -1,0 +1,181 @@
+//! `castra verify`: what is damaged in a journal and its logs; writes damaged logs anew when told to.
+
+use super::terminal::Progress;
+use super::{Exit, Failure, broker};
+use crate::cli::VerifyArgs;
+use crate::core::journal::{Damage, OpenError};
+use crate::core::repair::{Repaired, repair_logs};
+use crate::core::state_root::{StateRoot, StateRootError};
+use crate::core::verify::{Report, VerifyError, verify};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+
+pub fn run(root: &StateRoot, args: &VerifyArgs) -> Result<Exit, Failure> {
+    let mut line = Progress::new();
+    let mut progress = |done, total| line.show(|| format!("verify: {}", percent(done, total)));
+    let (report, repaired) = match args.repair_logs {
+        true => repair_logs(root, &mut progress).map(|(report, repaired)| (report, Some(repaired))),
+        false => verify(root, &mut progress).map(|report| (report, None)),
+    }?;
+    line.clear();
+    let mut out = io::stdout().lock();
+    if args.json {
+        let mut object = as_json(&report);
+        if let Some(Repaired { logs, damaged }) = &repaired {
+            object["repaired"] = json!({ "logs": logs, "damaged_files": damaged });
+        }
+        writeln!(out, "{object}")?;
+    } else {
+        if let Some(Repaired { logs, damaged }) = repaired.as_ref().filter(|r| !r.logs.is_empty()) {
+            let (logs, damaged) = (logs.join(" "), damaged.join(" and "));
+            writeln!(out, "written anew: {logs}; the damaged files are in {damaged}")?;
+        }
+        print(&mut out, &report)?;
+        say_more(&report, repaired.is_some());
+    }
+    Ok(if report.is_whole() { Exit::Ok } else { Exit::Degraded })
+}
+
+/// A line for each finding, and one for all.
+pub fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    report.damage.iter().try_for_each(|damage| writeln!(out, "{damage}"))?;
+    if report.more_damage > 0 {
+        writeln!(out, "and {} ranges of the journal more", report.more_damage)?;
+    }
+    report.log_damage.iter().try_for_each(|finding| writeln!(out, "{finding}"))?;
+    if report.more_log_damage > 0 {
+        writeln!(out, "and {} lines of logs more", report.more_log_damage)?;
+    }
+    let Report { first_seq, head_seq, segments, bytes, log_files, log_lines, older_lines, .. } = report;
+    let ranges = report.damage.len() as u64 + report.more_damage;
+    let damaged = report.damaged_logs.len();
+    let found = match report.is_whole() {
+        true => "whole".to_owned(),
+        false => {
+            format!("damaged: {} of the journal, {}", count(ranges, "range"), count(damaged as u64, "log"))
+        }
+    };
+    write!(
+        out,
+        "{found} · events {first_seq}..{head_seq} in {} of {}",
+        count(*segments as u64, "segment"),
+        size(*bytes)
+    )?;
+    write!(out, " · {} in {}", count(*log_lines, "log line"), count(*log_files, "file"))?;
+    if *older_lines > 0 {
+        write!(out, ", {older_lines} more are older than the journal")?;
+    }
+    if report.lost_lines > 0 {
+        write!(out, ", {} of what the journal has lost", count(report.lost_lines, "line"))?;
+    }
+    writeln!(out)
+}
+
+/// What to know and what to do; for people, so on stderr.
+pub fn say_more(report: &Report, repaired: bool) {
+    let mut notes = report.notes.clone();
+    if !report.damaged_logs.is_empty() {
+        notes.push(match repaired {
+            true => "these logs could not be written anew from the journal".into(),
+            false => "'castra verify --repair-logs' writes damaged logs anew from the journal; stop the broker first".into(),
+        });
+    }
+    if !report.damage.is_empty() {
+        notes.push("what the journal has lost cannot be repaired, for it is the only copy: restore a backup, or go on without it".into());
+    }
+    for note in notes {
+        // Nobody may be reading.
+        let _ = writeln!(io::stderr(), "castra: {note}");
+    }
+}
+
+/// What `--json` says.
+pub fn as_json(report: &Report) -> Value {
+    json!({
+        "schema": 1,
+        "ok": report.is_whole(),
+        "journal": {
+            "first_seq": report.first_seq,
+            "head_seq": report.head_seq,
+            "segments": report.segments,
+            "bytes": report.bytes,
+            "damage": report.damage.iter().map(damage_as_json).collect::<Vec<_>>(),
+            "more_damage": report.more_damage,
+        },
+        "logs": {
+            "files": report.log_files,
+            "lines": report.log_lines,
+            "older_than_journal": report.older_lines,
+            "lost_by_journal": report.lost_lines,
+            "damaged": report.damaged_logs,
+            "damage": report.log_damage,
+            "more_damage": report.more_log_damage,
+        },
+        "notes": report.notes,
+    })
+}
+
+fn damage_as_json(damage: &Damage) -> Value {
+    let Damage { segment, at, lsns, seqs } = damage;
+    let ends = |range: &std::ops::Range<u64>| match range.is_empty() {
+        true => (None, None),
+        false => (Some(range.start), Some(range.end - 1)),
+    };
+    let ((first_lsn, last_lsn), (first_seq, last_seq)) = (ends(lsns), ends(seqs));
+    json!({
+        "segment": segment, "at": at, "first_lsn": first_lsn, "last_lsn": last_lsn,
+        "first_seq": first_seq, "last_seq": last_seq,
+    })
+}
+
+/// `1 segment`, `2 segments`.
+fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// How much of it is done.
+pub fn percent(done: u64, total: u64) -> String {
+    format!("{} % of {}", (100 * done).checked_div(total).unwrap_or(100).min(100), size(total))
+}
+
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
+        let (exit, code) = match &error {
+            VerifyError::StateRoot(StateRootError::InUse { path, pid }) => {
+                let message = format!(
+                    "a broker{pid} runs in {}: stop the broker first, logs are written anew only while none does",
+                    path.display()
+                );
+                return Failure::new(Exit::TryAgain, "broker-running", message);
+            }
+            VerifyError::StateRoot(error) => broker::reason(error),
+            VerifyError::NoJournal(_) => (Exit::BadData, "no-journal"),
+            VerifyError::Journal(OpenError::Unusable { .. }) => (Exit::BadData, "journal-unusable"),
+            VerifyError::Journal(OpenError::Io { error, .. }) | VerifyError::Io { error, .. } => {
+                io_reason(error)
+            }
+            VerifyError::Starting(_) => (Exit::TryAgain, "broker-starting"),
+            VerifyError::Changed(_) => (Exit::TryAgain, "changed-meanwhile"),
+        };
+        Failure::new(exit, code, error.to_string())
+    }
+}
+
+/// What a call's error means to whoever typed the command.
+pub fn io_reason(error: &io::Error) -> (Exit, &'static str) {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => (Exit::Refused, "permission-denied"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Exit::TryAgain, "disk-full"),
+        io::ErrorKind::WouldBlock => (Exit::TryAgain, "busy"),
+        _ => (Exit::Io, "io"),
+    }
+}

@@ -1,0 +1,355 @@
+//! One log against the journal: event by event, line by line.
+//!
+//! ```text
+//! journal:  5    6    7    8    9  …       each event of this log is met once, in order
+//! log:      5    6    7x   9    9  …   ─▶  7 is altered, 8 is missing, 9 stands twice
+//! ```
+//!
+//! Always holds: a line is right only when it is the journal's, byte for byte; up to [`Bounds::whole`] every
+//! event must be there, from the log's first line on; behind that, what a crash can leave is no finding, and
+//! anything else is. Lines that the journal cannot speak for (older, or lost by it) are counted. Owner: `verify.rs`.
+
+use super::limits::FINDINGS_SHOWN;
+use super::log_files::line_seq;
+use super::verify_lines::{Line, Lines};
+use serde::Serialize;
+use serde::de::IgnoredAny;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+/// What is wrong with lines of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The line is not what the journal has.
+    Altered,
+    /// The line should be there.
+    Missing,
+    /// It is no line of an event.
+    Garbage,
+    /// It stands behind a later event's, or before an earlier one's.
+    OutOfOrder,
+    /// The same event's line stands before it.
+    Repeated,
+    /// The event is another log's.
+    Foreign,
+    /// The journal ends before this event.
+    NotInJournal,
+    /// The file cannot be read on.
+    Unreadable,
+}
+
+/// Lines that follow each other and have the same wrong with them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The log's name.
+    pub log: String,
+    /// The file's name.
+    pub file: String,
+    /// Where in the file the first of them stands, or should, in bytes.
+    pub at: u64,
+    /// What is wrong.
+    pub kind: Kind,
+    /// How many lines.
+    pub lines: u64,
+    /// The first one's event; `None` when no event can be told.
+    pub first_seq: Option<u64>,
+    /// The last one's.
+    pub last_seq: Option<u64>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Finding { file, at, lines, .. } = self;
+        write!(f, "logs/bus/{file} at byte {at}: ")?;
+        let one = *lines == 1;
+        match (self.first_seq, self.last_seq) {
+            (Some(first), Some(last)) if first == last => write!(f, "event {first} ")?,
+            (Some(first), Some(last)) => write!(f, "{lines} events in {first}..={last} ")?,
+            _ if self.kind == Kind::Unreadable => {}
+            _ if one => write!(f, "1 line ")?,
+            _ => write!(f, "{lines} lines ")?,
+        }
+        f.write_str(match (self.kind, one) {
+            (Kind::Altered, true) => "is not as the journal has it",
+            (Kind::Altered, false) => "are not as the journal has them",
+            (Kind::Missing, true) => "is missing",
+            (Kind::Missing, false) => "are missing",
+            (Kind::Garbage, true) => "is no event",
+            (Kind::Garbage, false) => "are no events",
+            (Kind::OutOfOrder, _) => "out of order",
+            (Kind::Repeated, _) => "repeated",
+            (Kind::Foreign, true) => "is not of this log",
+            (Kind::Foreign, false) => "are not of this log",
+            (Kind::NotInJournal, true) => "is not in the journal, which ends before it",
+            (Kind::NotInJournal, false) => "are not in the journal, which ends before them",
+            (Kind::Unreadable, _) => "cannot be read on",
+        })
+    }
+}
+
+/// What the journal can say about logs.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// The journal's oldest event.
+    pub first: u64,
+    /// Its newest.
+    pub head: u64,
+    /// Every log has every event of its own up to here.
+    pub whole: u64,
+    /// The newest that is known durable: so far a log is written anew.
+    pub durable: u64,
+    /// Lines of later events are not looked at: a broker is writing them.
+    pub newest: u64,
+    /// A broker is writing.
+    pub live: bool,
+    /// Seqs that the journal has lost, as far as it was read.
+    pub lost: Vec<Range<u64>>,
+}
+
+impl Bounds {
+    fn has_lost(&self, seq: u64) -> bool {
+        self.lost.iter().any(|range| range.contains(&seq))
+    }
+
+    /// What lies behind `whole` may have been cut off in the middle.
+    fn unclean(&self) -> bool {
+        !self.live && self.whole < self.head
+    }
+}
+
+/// What stands at a place of the log.
+enum Look {
+    Event(u64),
+    Garbage { zeros: bool },
+    Unfinished,
+    End,
+}
+
+/// The check of one log.
+pub struct LogCheck {
+    /// The log's name.
+    pub name: String,
+    lines: Lines,
+    /// The last line that was right, or could be.
+    last: Option<u64>,
+    /// The next line is of this event; no earlier one has to be looked for.
+    ahead: u64,
+    /// Nothing right stood behind the last finding.
+    unbroken: bool,
+    /// Missing behind [`Bounds::whole`]: only wrong when more lines follow.
+    pending: Option<Finding>,
+    /// Zeros stood where they are missing: a crash leaves such a hole.
+    hole: bool,
+    /// What was found, in order; [`FINDINGS_SHOWN`] at most.
+    pub findings: Vec<Finding>,
+    /// How many further lines something is wrong with.
+    pub more: u64,
+    /// Lines that are right.
+    pub right: u64,
+    /// Lines older than the journal.
+    pub older: u64,
+    /// Lines of events that the journal has lost.
+    pub lost: u64,
+    /// Takes the lines that are kept and the journal's.
+    keep: Option<Box<Keep>>,
+}
+
+/// Takes a line that a repaired log has.
+pub type Keep = dyn FnMut(&[u8]) -> io::Result<()>;
+
+impl LogCheck {
+    /// Of these lines. `keep` gets every line of a repaired log: good ones that the journal cannot speak for,
+    /// and the journal's.
+    pub fn new(name: String, lines: Lines, keep: Option<Box<Keep>>) -> Self {
+        LogCheck {
+            name,
+            lines,
+            last: None,
+            ahead: 0,
+            unbroken: false,
+            pending: None,
+            hole: false,
+            findings: Vec::new(),
+            more: 0,
+            right: 0,
+            older: 0,
+            lost: 0,
+            keep,
+        }
+    }
+
+    /// How many files it has.
+    pub fn files(&self) -> usize {
+        self.lines.files()
+    }
+
+    /// Something is wrong.
+    pub fn is_damaged(&self) -> bool {
+        !self.findings.is_empty()
+    }
+
+    /// The journal has `line` as the event `seq` of this log, which must or may have it.
+    ///
+    /// # Errors
+    /// A kept line cannot be written.
+    pub fn meet(&mut self, seq: u64, line: &[u8], must: bool, bounds: &Bounds) -> io::Result<()> {
+        if !self.find(seq, line, bounds)? && must && self.last.is_some() {
+            self.misses(seq, bounds);
+        }
+        match &mut self.keep {
+            Some(keep) if seq <= bounds.durable => keep(line),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks for the line of `seq`; whether there is one, right or not.
+    fn find(&mut self, seq: u64, line: &[u8], bounds: &Bounds) -> io::Result<bool> {
+        while seq >= self.ahead {
+            if matches!(self.lines.starts_with(line), Ok(true)) {
+                self.lines.take(line.len());
+                self.goes_on(seq);
+                self.right += 1;
+                return Ok(true);
+            }
+            match self.look() {
+                (Look::End, _) => self.ahead = u64::MAX,
+                (Look::Unfinished, _) if seq > bounds.whole => self.ahead = u64::MAX,
+                (Look::Garbage { zeros: true }, bytes) if seq > bounds.whole && bounds.unclean() => {
+                    self.hole = true;
+                    self.lines.take(bytes);
+                }
+                (Look::Unfinished | Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
+                (Look::Event(found), bytes) if found < seq => self.stale(found, bytes, bounds)?,
+                (Look::Event(found), bytes) if found == seq => {
+                    let unbroken = self.unbroken;
+                    self.goes_on(seq);
+                    self.unbroken = unbroken;
+                    self.wrong(Kind::Altered, Some(seq), bytes);
+                    return Ok(true);
+                }
+                (Look::Event(found), bytes) => {
+                    // Of this line and the next one the greater is the odd one out.
+                    let next = self.lines.behind(bytes).ok().flatten().and_then(line_seq);
+                    match next.is_some_and(|next| (seq..found).contains(&next)) {
+                        true => self.wrong(Kind::OutOfOrder, Some(found), bytes),
+                        false => self.ahead = found,
+                    }
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The journal was read to its end: no line is left that could be right.
+    ///
+    /// # Errors
+    /// A kept line cannot be written.
+    pub fn finish(&mut self, bounds: &Bounds) -> io::Result<()> {
+        loop {
+            match self.look() {
+                (Look::End, _) => return Ok(()),
+                (Look::Unfinished, _) if bounds.live || bounds.unclean() => return Ok(()),
+                (Look::Garbage { zeros: true }, bytes) if bounds.unclean() => self.lines.take(bytes),
+                (Look::Unfinished | Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
+                (Look::Event(found), _) if found > bounds.newest => return Ok(()),
+                (Look::Event(found), bytes) => self.stale(found, bytes, bounds)?,
+            }
+        }
+    }
+
+    /// What stands here, and how many bytes it is.
+    fn look(&mut self) -> (Look, usize) {
+        match self.lines.line() {
+            Ok(Line::End) => (Look::End, 0),
+            Ok(Line::Unfinished(line)) => (Look::Unfinished, line.len()),
+            Ok(Line::Broken(line)) => (Look::Garbage { zeros: line.contains(&0) }, line.len()),
+            Ok(Line::Whole(line)) => {
+                let seq = line_seq(&line[..line.len() - 1]).filter(|seq| *seq > 0);
+                (seq.map_or_else(|| Look::Garbage { zeros: line.contains(&0) }, Look::Event), line.len())
+            }
+            Err(_) => {
+                self.wrong(Kind::Unreadable, None, 0);
+                self.lines.skip_file();
+                self.look()
+            }
+        }
+    }
+
+    /// A line of an event that this log does not have here.
+    fn stale(&mut self, seq: u64, bytes: usize, bounds: &Bounds) -> io::Result<()> {
+        let lost = bounds.has_lost(seq);
+        if self.last.is_some_and(|last| seq <= last) {
+            let kind = if self.last == Some(seq) { Kind::Repeated } else { Kind::OutOfOrder };
+            self.wrong(kind, Some(seq), bytes);
+        } else if seq < bounds.first || lost {
+            let Ok(Line::Whole(line)) = self.lines.line() else { return Ok(()) };
+            // Nobody else can say what it was; so much it must be.
+            if serde_json::from_slice::<IgnoredAny>(line).is_err() {
+                self.wrong(Kind::Garbage, Some(seq), bytes);
+                return Ok(());
+            }
+            if let Some(keep) = &mut self.keep {
+                keep(line)?;
+            }
+            self.lines.take(bytes);
+            self.goes_on(seq);
+            *(if lost { &mut self.lost } else { &mut self.older }) += 1;
+        } else if seq > bounds.head {
+            self.wrong(Kind::NotInJournal, Some(seq), bytes);
+        } else {
+            self.wrong(Kind::Foreign, Some(seq), bytes);
+        }
+        Ok(())
+    }
+
+    /// There is a line of this log here.
+    fn goes_on(&mut self, seq: u64) {
+        let pending = self.pending.take().filter(|_| !self.hole);
+        pending.into_iter().for_each(|missing| self.add(missing));
+        (self.last, self.hole, self.unbroken) = (Some(seq), false, false);
+    }
+
+    fn misses(&mut self, seq: u64, bounds: &Bounds) {
+        if seq <= bounds.whole {
+            return self.wrong(Kind::Missing, Some(seq), 0);
+        }
+        match &mut self.pending {
+            Some(missing) => (missing.last_seq, missing.lines) = (Some(seq), missing.lines + 1),
+            None => self.pending = Some(self.finding(Kind::Missing, Some(seq))),
+        }
+    }
+
+    /// The next `bytes` are wrong.
+    fn wrong(&mut self, kind: Kind, seq: Option<u64>, bytes: usize) {
+        let finding = self.finding(kind, seq);
+        self.lines.take(bytes);
+        self.add(finding);
+    }
+
+    fn finding(&self, kind: Kind, seq: Option<u64>) -> Finding {
+        let (path, at) = self.lines.place();
+        let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let log = self.name.clone();
+        Finding { log, file, at, kind, lines: 1, first_seq: seq, last_seq: seq }
+    }
+
+    fn add(&mut self, finding: Finding) {
+        let full = self.findings.len() >= FINDINGS_SHOWN;
+        match self.findings.last_mut() {
+            Some(last) if self.unbroken && last.kind == finding.kind && last.file == finding.file => {
+                last.lines += finding.lines;
+                last.last_seq = finding.last_seq;
+            }
+            _ if full => {
+                self.more += finding.lines;
+                // Nothing that is shown goes on with what comes next.
+                self.unbroken = false;
+                return;
+            }
+            _ => self.findings.push(finding),
+        }
+        self.unbroken = true;
+    }
+}

@@ -1,0 +1,136 @@
+//! One pass over a journal, past its logs.
+//!
+//! Always holds: every event is met by every open log that it belongs to, in order, once; files are open all
+//! the while, so what retention and rotation do meanwhile changes nothing. Nothing is written here. Owner:
+//! `verify.rs`, and `repair.rs`, whose logs hand out what is to be kept.
+
+use super::event::Event;
+use super::journal::held::Held;
+use super::journal::inspect::Inspection;
+use super::journal::{Damage, Found};
+use super::limits::LOG_FILES;
+use super::state_root::StateRoot;
+use super::verify::{VerifyError, failed};
+use super::verify_known::Known;
+use super::verify_lines::{Lines, open_log};
+use super::verify_log::{Bounds, Keep, LogCheck};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::collections::HashMap;
+
+/// Memory for the lines of all logs that are read at once, in bytes; each log has a page at least.
+const LINES_BYTES: usize = 64 * 1024 * 1024;
+/// Descriptors that are not for logs.
+const SPARED: u64 = 64;
+
+/// The journal, held, and what it can say about logs.
+pub struct Pass {
+    root: StateRoot,
+    /// The journal.
+    pub inspection: Inspection,
+    bounds: Bounds,
+    descriptors: u64,
+}
+
+impl Pass {
+    /// Opens all segments.
+    pub fn open(root: &StateRoot, journal: u128, known: &Known) -> Result<Self, VerifyError> {
+        let descriptors = raise_descriptors();
+        let held = Held::open(&root.journal()).map_err(failed(format!(
+            "{} (with its {descriptors} open files at most)",
+            root.journal().display()
+        )))?;
+        let inspection = Inspection::open(held, journal, known.stored)?;
+        let first = inspection.first_seq();
+        let live = known.running.is_some();
+        let whole = known.logs.unwrap_or(0).max(first - 1);
+        let durable = inspection.durable_seq().max(known.stored);
+        let bounds = Bounds {
+            first,
+            head: inspection.head_seq(),
+            whole,
+            durable: durable.max(whole),
+            newest: if live { durable } else { u64::MAX },
+            live,
+            lost: Vec::new(),
+        };
+        Ok(Pass { root: root.clone(), inspection, bounds, descriptors })
+    }
+
+    /// How many logs may be open at once.
+    pub fn at_once(&self) -> usize {
+        let used = self.inspection.segments().len() as u64 + SPARED;
+        // All its files, and one more that it may be written to.
+        let each = u64::from(LOG_FILES) + 2;
+        usize::try_from(self.descriptors.saturating_sub(used) / each).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Opens the log of that name, one of so many; `None` when it is gone.
+    pub fn open_log(
+        &self,
+        name: &str,
+        keep: Option<Box<Keep>>,
+        of: usize,
+    ) -> Result<Option<LogCheck>, VerifyError> {
+        let path = self.root.bus_logs().join(format!("{name}.log"));
+        let files = open_log(&path).map_err(failed(path.display()))?;
+        let step = (LINES_BYTES / of.max(1)).clamp(4096, 256 * 1024);
+        Ok((!files.is_empty()).then(|| LogCheck::new(name.to_owned(), Lines::new(files, step), keep)))
+    }
+
+    /// Reads the journal once, past these logs; what of it is lost.
+    pub fn read(
+        &mut self,
+        checks: &mut [LogCheck],
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Damage>, VerifyError> {
+        let Pass { inspection, bounds, .. } = self;
+        bounds.lost.clear();
+        let index = checks.iter().enumerate().map(|(i, check)| (check.name.clone().into_bytes(), i));
+        let index: HashMap<Vec<u8>, usize> = index.collect();
+        let shared = index.get(&b"bus"[..]).copied();
+        let (mut lost, mut bytes) = (Vec::new(), 0);
+        let mut each = |found: Found<'_>| match found {
+            Found::Event(event) if event.seq <= bounds.newest => {
+                if let Some(shared) = shared {
+                    checks[shared].meet(event.seq, event.line, true, bounds)?;
+                }
+                for (name, must) in logs_with(&event) {
+                    if let Some(i) = index.get(name).filter(|i| Some(**i) != shared) {
+                        checks[*i].meet(event.seq, event.line, must, bounds)?;
+                    }
+                }
+                Ok(())
+            }
+            Found::Event(_) => Ok(()),
+            Found::Lost(damage) => {
+                bounds.lost.push(damage.seqs.clone());
+                lost.push(damage);
+                Ok(())
+            }
+            Found::Bytes(more) => {
+                bytes += more;
+                progress(bytes);
+                Ok(())
+            }
+        };
+        inspection.read(&mut each).map_err(failed("journal"))?;
+        for check in checks {
+            check.finish(bounds).map_err(failed(&check.name))?;
+        }
+        Ok(lost)
+    }
+}
+
+/// The logs of VMs that an event stands in: its VM's, which must have it, and the mailbox's, which may.
+fn logs_with<'a>(event: &Event<'a>) -> impl Iterator<Item = (&'a [u8], bool)> {
+    let reserved = |name: &[u8]| name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"bus");
+    let (vm, mailbox) = (event.vm(), event.mailbox());
+    let mailbox = mailbox.filter(|name| *name != vm && !reserved(name));
+    std::iter::once((vm, true)).chain(mailbox.map(|name| (name, false)))
+}
+
+/// Makes as many files openable as the system allows; how many those are.
+pub fn raise_descriptors() -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+    if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
+}
