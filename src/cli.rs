@@ -27,6 +27,8 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Above the options that every command has.
+const EVERYWHERE: &str = "Options of every command";
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 ran but nothing matched or degraded, 2 usage, 65 bad data, 69 broker not \
 reachable, 73 cannot create, 74 I/O, 75 try again later, 77 refused, 78 bad configuration, 124 timeout.";
 
@@ -35,10 +37,10 @@ reachable, 73 cannot create, 74 I/O, 75 try again later, 77 refused, 78 bad conf
 #[command(name = "castra", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Where everything of one broker is [default: $XDG_STATE_HOME/castra or ~/.local/state/castra]
-    #[arg(long, global = true, env = "CASTRA_STATE_ROOT", value_name = "DIR")]
+    #[arg(long, global = true, hide_env_values = true, env = "CASTRA_STATE_ROOT", value_name = "DIR", help_heading = EVERYWHERE)]
     pub state_root: Option<PathBuf>,
     /// The settings [default: ~/.config/castra/castra.toml, else /etc/castra/castra.toml, if there]
-    #[arg(long, global = true, env = "CASTRA_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, hide_env_values = true, env = "CASTRA_CONFIG", value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
     /// The command.
     #[command(subcommand)]
@@ -92,4 +94,25 @@ pub enum BusCommand {
 fn parse_time(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
     if time > Duration::from_secs(10 * 366 * 24 * 3600) { Err("at most ten years".into()) } else { Ok(time) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Where there is no terminal help is 100 columns wide; what is written in columns is not to be wrapped.
+    fn is_narrow(command: &clap::Command) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in help.lines().filter(|_| command.get_name() != "castra") {
+            assert!(line.chars().count() <= 98, "{}: {line}", command.get_name());
+        }
+        command.get_subcommands().for_each(is_narrow);
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+        is_narrow(&Cli::command());
+    }
 }

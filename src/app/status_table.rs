@@ -20,7 +20,7 @@ pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
     let paint = Paint { on: has_color(&io::stdout()) };
     let state = report.broker.state.as_str();
     let journal = &report.broker.journal;
-    let mut rest = match journal.head_seq < journal.first_seq {
+    let mut rest = match journal.head_seq < journal.first_seq.max(1) {
         true => " · no events".to_owned(),
         false => {
             format!(" · events {}..{} · logs at {}", journal.first_seq, journal.head_seq, journal.logs_seq)

@@ -8,12 +8,12 @@ pub const HELP: &str = r#"Examples:
   castra backup /backup/castra-monday
   castra broker --state-root /backup/castra-monday     restores it
 
-Works beside a running broker: every event that was acknowledged before the backup began is in it. The copy is
-opened as a broker would open it, and verified, before it gets its name; until then it is DIR.partial, and so
-it is left by an interruption.
+Works beside a running broker: every event that was acknowledged before the backup began is
+in it. The copy is opened as a broker would open it, and verified, before it gets its name;
+until then it is DIR.partial, and so it is left by an interruption.
 
-Exit code 0 when the copy is whole, 1 when it has damage that was in the source, 73 when DIR cannot be used,
-75 when there is no room."#;
+Exit code 0 when the copy is whole, 1 when it has damage that was in the source, 73 when DIR
+cannot be used, 75 when there is no room."#;
 
 /// `castra backup`.
 #[derive(Args, Debug)]

@@ -11,42 +11,43 @@ pub const HELP: &str = r#"Examples:
   castra broker --config castra.toml --print-config
   castra broker --retain-bytes 8GiB --retain-age 30days --log-format json
 
-Guests reach it over TCP on loopback; the host's commands over castra.sock in the state root. What a flag does not
-say is taken from castra.toml; --print-config shows all settings there are, and what is in force.
+Guests reach it over TCP on loopback; the host's commands over castra.sock in the state
+root. What a flag does not say is taken from castra.toml; --print-config shows all settings
+there are, and what is in force.
 
-SIGTERM and SIGINT end it in order. SIGUSR1 opens logs/broker.log and handshakes/*.jsonl anew, for logrotate.
-Run by systemd (Type=notify) it says when it is ready and how it is, feeds the watchdog, and serves the sockets that
-are handed over."#;
+SIGTERM and SIGINT end it in order. SIGUSR1 opens logs/broker.log and handshakes/*.jsonl
+anew, for logrotate. Run by systemd (Type=notify) it says when it is ready and how it is,
+feeds the watchdog, and serves the sockets that are handed over."#;
 
 /// `castra broker`. What is left out is in castra.toml, or a default.
 #[derive(Args, Debug)]
 pub struct BrokerArgs {
     /// Listen on this loopback address; may be given several times [default: 127.0.0.1:7070]
-    #[arg(long, env = "CASTRA_TCP", value_name = "ADDR", value_delimiter = ',')]
+    #[arg(long, hide_env_values = true, env = "CASTRA_TCP", value_name = "ADDR", value_delimiter = ',')]
     pub tcp: Vec<SocketAddr>,
     /// Do not listen on TCP
     #[arg(long)]
     pub no_tcp: bool,
     /// A further socket, for guests; may be given several times
-    #[arg(long, env = "CASTRA_UNIX", value_name = "PATH", value_delimiter = ',')]
+    #[arg(long, hide_env_values = true, env = "CASTRA_UNIX", value_name = "PATH", value_delimiter = ',')]
     pub unix: Vec<PathBuf>,
     /// Size of a journal segment, 1MiB to 4GiB [default: 64MiB]
-    #[arg(long, env = "CASTRA_SEGMENT_BYTES", value_name = "BYTES")]
+    #[arg(long, hide_env_values = true, env = "CASTRA_SEGMENT_BYTES", value_name = "BYTES")]
     pub segment_bytes: Option<String>,
     /// Remove the oldest segments when the journal is larger [default: 1GiB]
-    #[arg(long, env = "CASTRA_RETAIN_BYTES", value_name = "BYTES")]
+    #[arg(long, hide_env_values = true, env = "CASTRA_RETAIN_BYTES", value_name = "BYTES")]
     pub retain_bytes: Option<String>,
     /// Remove segments whose events are all older (7d, 12h …) [default: 7d]
-    #[arg(long, env = "CASTRA_RETAIN_AGE", value_name = "TIME")]
+    #[arg(long, hide_env_values = true, env = "CASTRA_RETAIN_AGE", value_name = "TIME")]
     pub retain_age: Option<String>,
     /// End a session that sent no frame for so long [default: 60s]
-    #[arg(long, env = "CASTRA_IDLE_TIME", value_name = "TIME")]
+    #[arg(long, hide_env_values = true, env = "CASTRA_IDLE_TIME", value_name = "TIME")]
     pub idle_time: Option<String>,
     /// How much logs/broker.log says [default: info]
-    #[arg(long, env = "CASTRA_LOG_LEVEL", value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
+    #[arg(long, hide_env_values = true, env = "CASTRA_LOG_LEVEL", value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     pub log_level: Option<String>,
     /// How it is written; json also goes for what is said on stderr [default: text]
-    #[arg(long, env = "CASTRA_LOG_FORMAT", value_name = "FORMAT", value_parser = ["text", "json"])]
+    #[arg(long, hide_env_values = true, env = "CASTRA_LOG_FORMAT", value_name = "FORMAT", value_parser = ["text", "json"])]
     pub log_format: Option<String>,
     /// Print the configuration in force, a castra.toml with every setting and what it is, and end
     #[arg(long)]

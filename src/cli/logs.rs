@@ -7,8 +7,8 @@ pub const HELP: &str = r#"Examples:
   castra logs -n 50
   castra logs -f --grep 'WARN|ERROR'
 
-Reads logs/broker.log in the state root and its rotated files; works without a broker. Exit code 0 when
-something was printed, 1 when nothing matched or there is no log yet."#;
+Reads logs/broker.log in the state root and its rotated files; works without a broker. Exit
+code 0 when something was printed, 1 when nothing matched or there is no log yet."#;
 
 /// `castra logs`.
 #[derive(Args, Debug)]

@@ -15,29 +15,34 @@ pub const HELP: &str = r#"Examples:
   castra bus publish --jsonl --file events.jsonl > stored.txt
   castra bus tail -o json | castra --state-root /srv/other bus publish --jsonl
 
-Prints 'seq=… id=…' once the event is durable and in the logs; with --json {"schema":1,"seq":…,"id":…,"topic":…}.
+Prints 'seq=… id=…' once the event is durable and in the logs; with --json
+{"schema":1,"seq":…,"id":…,"topic":…}.
 
-With --jsonl each line of stdin (or of --file) is a JSON object with the fields of an event: topic, payload, id, key,
-headers, tags, caused_by. Other fields (seq, ts, vm, type) are ignored and empty lines are skipped. A field that a
-line leaves out is taken from TOPIC, --key, --header, --tag and --caused-by. Lines are sent without waiting for each
-other, and are stored in their order. What is stored is printed in that order; a line that is refused is said on
-stderr with its number, and the others go on. When the broker can take no more (its disk is full, it ends, the
-connection is lost) publishing stops, and the last sentence says from which line to go on. When nobody reads stdout
-any more it stops behind what is under way.
+With --jsonl each line of stdin (or of --file) is a JSON object with the fields of an event:
+topic, payload, id, key, headers, tags, caused_by. Other fields (seq, ts, vm, type) are
+ignored and empty lines are skipped. A field that a line leaves out is taken from TOPIC,
+--key, --header, --tag and --caused-by. Lines are sent without waiting for each other, and
+are stored in their order. What is stored is printed in that order; a line that is refused
+is said on stderr with its number, and the others go on. When the broker can take no more
+(its disk is full, it ends, the connection is lost) publishing stops, and the last sentence
+says from which line to go on. When nobody reads stdout any more it stops behind what is
+under way.
 
---timeout is for connection and answer together; with --jsonl for the connection, and then for each time that events
-are under way and the broker acknowledges none.
+--timeout is for connection and answer together; with --jsonl for the connection, and then
+for each time that events are under way and the broker acknowledges none.
 
---dry-run checks an event as the broker does, and prints it as it would be stored, without seq and ts. Nothing is
-sent and no broker is needed.
+--dry-run checks an event as the broker does, and prints it as it would be stored, without
+seq and ts. Nothing is sent and no broker is needed.
 
 Exit codes:
   0    stored (or, with --dry-run, valid)
-  65   what was given is wrong: no JSON, a bad topic, too large; with --jsonl: lines were refused, the others stored
+  65   what was given is wrong: no JSON, a bad topic, too large; with --jsonl: lines were
+       refused, the others stored
   69   no broker answers
   74   the input could not be read, or stdout not written
-  75   disk-full: not stored, publishing resumes by itself; logs-behind: stored, do not send it again;
-       outcome-unknown: look before you send it again; too many sessions, or the broker is ending
+  75   disk-full: not stored, publishing resumes by itself; logs-behind: stored, do not send
+       it again; outcome-unknown: look before you send it again; too many sessions, or the
+       broker is ending
   77   refused: a topic of the broker's own, or a state root that belongs to somebody else
   124  the broker did not answer in time"#;
 

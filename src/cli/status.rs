@@ -10,13 +10,15 @@ Examples:
   castra status --vm web -q && echo web is there
   castra status --json | jq '.vms[] | select(.reachable) | .name'
 
-Exit code 0 when the broker is running, else 1. With --vm: 0 when that VM is reachable, else 1.
+Exit code 0 when the broker is running, else 1. With --vm: 0 when that VM is reachable, else
+1.
 
 Fields of --json (ages are milliseconds, null when never):
   schema                       1; a field keeps its name and meaning within a schema
-  broker.state                 starting, running, disk-full, draining, unresponsive (5 s without a sign), offline
-  broker.pid, version          of the broker; version, started_at and journal are those of the last one
-                               that spoke when it is offline
+  broker.state                 starting, running, disk-full, draining, unresponsive (5 s
+                               without a sign), offline
+  broker.pid, version          of the broker; version, started_at and journal are those of
+                               the last one that spoke when it is offline
   broker.started_at            RFC 3339
   broker.uptime_ms             since then
   broker.listeners             tcp:ADDR and unix:PATH
@@ -25,16 +27,18 @@ Fields of --json (ages are milliseconds, null when never):
   broker.journal.logs_seq      how far the logs have come
   broker.journal.segments      how many files the journal has
   broker.journal.bytes         their size
-  broker.journal.ts_ahead_ms   the clock was set back: ts stands still until it gets there; else 0
+  broker.journal.ts_ahead_ms   the clock was set back: ts stands still until it gets there;
+                               else 0
   broker.journal.damage        ranges that were durable and cannot be read (at most 16;
                                logs/broker.log has all)
   broker.logs_stalled          why the logs are not being written, or null
-  broker.signals_dropped       handshakes, bus events and log lines that were not recorded: too many at
-                               once, or the file could not be written
+  broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
+                               too many at once, or the file could not be written
   reachable                    any VM is
   last_handshake_vm, last_handshake_age_ms   the VM that said hello last
   vms[].name                   as it said in its hello
-  vms[].reachable              the broker runs, and it has a session or said hello at most 45 s ago
+  vms[].reachable              the broker runs, and it has a session or said hello at most
+                               45 s ago
   vms[].last_handshake_age_ms, last_publish_age_ms, last_heartbeat_age_ms
   vms[].capabilities           of its last hello
   vms[].identity               what proves its name: name (nothing)

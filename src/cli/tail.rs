@@ -9,24 +9,25 @@ use std::time::Duration;
 pub const HELP: &str = r#"Examples:
   castra bus tail                                   the last 10 events
   castra bus tail 'build.*' vm:web                  the last 10 about these topics
-  castra bus tail --vm web -f                       what web publishes and is sent, as it comes
+  castra bus tail --vm web -f                       what web publishes and is sent
   castra bus tail --since 10m --grep '"code":[45]'  of the last ten minutes
   castra bus tail --since '2026-11-21 08:00' --until '2026-11-21 09:00' -o json
   castra bus tail -f -n 0 -c 1 --timeout 30s deploy.done && ./next    wait for an event
-  castra bus tail -f --cursor seen.json -o json | ./work              go on where the last run ended
+  castra bus tail -f --cursor seen.json -o json | ./work    go on where the last run ended
 
 TIME is how long ago (10m, 2h 30m, 3d), RFC 3339 (2026-11-21T08:00:00Z), a local time
 ('2026-11-21 08:00'), or the seq of an event (@4711).
 
-Events go to stdout; how the VM stands (or the broker, without --vm) goes to stderr, with -f again when that
-changes, and so does what is missing: events that were rotated away before they were read.
+Events go to stdout; how the VM stands (or the broker, without --vm) goes to stderr, with -f
+again when that changes, and so does what is missing: events that were rotated away before
+they were read.
 
-With --cursor FILE an event may be printed again after a crash, but none is passed over. The first run
-begins at the oldest event, or where -n or --since says; later runs go on behind the last printed event, and
--n and --since are not looked at.
+With --cursor FILE an event may be printed again after a crash, but none is passed over. The
+first run begins at the oldest event, or where -n or --since says; later runs go on behind
+the last printed event, and -n and --since are not looked at.
 
-Exit code 0 when something was printed, 1 when nothing matched or there is no log yet, 124 when --timeout
-ran out first."#;
+Exit code 0 when something was printed, 1 when nothing matched or there is no log yet, 124
+when --timeout ran out first."#;
 
 /// How `castra bus tail` prints an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

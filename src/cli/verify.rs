@@ -8,10 +8,11 @@ pub const HELP: &str = r#"Examples:
   castra verify --state-root /backup/castra --json | jq .journal.damage
   castra verify --repair-logs
 
-Works beside a running broker and writes nothing, but for --repair-logs. That needs the broker stopped: it
-writes every damaged log anew from the journal (lines older than the journal are kept as they are) and keeps
-the damaged files in logs/damaged/<time>. Damage of the journal itself cannot be repaired, for it is the only
-copy: restore a backup (castra backup).
+Works beside a running broker and writes nothing, but for --repair-logs. That needs the
+broker stopped: it writes every damaged log anew from the journal (lines older than the
+journal are kept as they are) and keeps the damaged files in logs/damaged/<time>. Damage of
+the journal itself cannot be repaired, for it is the only copy: restore a backup (castra
+backup).
 
 Exit code 0 when all is whole, 1 when something is damaged; 65 when there is no journal."#;
 

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 pub const FORGET_HELP: &str = "Examples:
   castra vm forget old-devbox
 
-A VM that has a session is not forgotten (exit code 77): it would come back at once. Works without a broker as
-well. The VM's logs stay below logs/bus; when it says hello again it is remembered again.";
+A VM that has a session is not forgotten (exit code 77): it would come back at once. Works
+without a broker as well. The VM's logs stay below logs/bus; when it says hello again it is
+remembered again.";
 
 /// `castra vm`.
 #[derive(Debug, Subcommand)]

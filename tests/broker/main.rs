@@ -9,6 +9,7 @@ mod support;
 
 mod config;
 mod drain;
+mod exit_codes;
 mod fake_broker;
 mod handshake;
 mod limits;

@@ -7,6 +7,7 @@
 mod architecture;
 mod bus;
 mod markdown;
+mod output;
 mod readme;
 mod session;
 #[path = "../support/mod.rs"]

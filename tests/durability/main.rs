@@ -16,5 +16,6 @@ mod full_disk;
 mod kill;
 mod load;
 mod log_lines;
+mod night;
 mod power_cut;
 mod verify;

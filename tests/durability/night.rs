@@ -53,11 +53,12 @@ fn a_night() {
     let root = disk.root();
     let broker = Broker::start_args(&root, &SMALL);
     let load = Load::start(&broker, "evening", Plan { publishers: 3, window: 8, pad: 300 });
-    load.reach(4_000);
-    let mut ledger = load.stop();
+    load.reach(5_000);
 
     // The disk fills up: status and the exit code of publish say so.
     let filler = disk.fill();
+    eventually("refusals", || (load.refused.load(SeqCst) > 20).then_some(()));
+    let mut ledger = load.stop();
     let big = format!("\"{}\"", "x".repeat(50_000));
     eventually("disk-full", || {
         let (code, said) = run(&root, &["bus", "publish", "night", &big]);
