@@ -46,7 +46,7 @@ fn it_prints_the_last_lines_as_they_are() {
 #[test]
 fn it_follows_over_restarts_and_rotation() {
     let dir = tempfile::tempdir().unwrap();
-    let follow = Follow::run(logs(dir.path(), &["-f", "--grep", "draining|handshake"]));
+    let follow = Follow::run(logs(dir.path(), &["-f", "--grep", "broker: draining|handshake"]));
     for vm in ["one", "two", "three"] {
         let broker = Broker::start(dir.path());
         broker.guest(vm);

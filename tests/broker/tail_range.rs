@@ -176,7 +176,7 @@ fn a_state_root_that_is_none_or_somebody_elses() {
         use std::os::unix::process::CommandExt;
         command.uid(65_534).gid(65_534);
     } else {
-        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o0)).unwrap();
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o000)).unwrap();
     }
     command.env_clear().arg("--state-root").arg(&root);
     let Ok(output) = command.args(["bus", "tail", "-f"]).output() else {

@@ -86,3 +86,14 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     }
     Cow::Owned(safe)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        assert!(matches!(harmless("\"grüße\t日本\""), Cow::Borrowed(_)));
+        assert_eq!(harmless("\"a\u{9b}2J\u{7f}\u{1b}[m\""), "\"a\\u009b2J\\u007f\\u001b[m\"");
+    }
+}

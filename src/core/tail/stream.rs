@@ -207,11 +207,9 @@ impl Stream {
         self.known = journal.or(self.known);
         let own = self.open.as_ref().map(|open| open.file.file.clone());
         match (self.order, own) {
-            (Order::Seq, own) => {
+            (Order::Seq, _) => {
                 let seen = self.seen;
-                let place = Chain::open(&self.path)?.first_not(&|stamp| Some(stamp.seq) <= seen)?;
-                // The log is removed and not there again: there is nothing to go on to.
-                Ok(place.filter(|_| own.is_none() || id_of(&self.path).is_some()))
+                Chain::open(&self.path)?.first_not(&|stamp| Some(stamp.seq) <= seen)
             }
             (Order::Written, None) => Ok(Chain::open(&self.path)?.oldest()),
             (Order::Written, Some(own)) => self.written_after(&own),
