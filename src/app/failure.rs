@@ -77,21 +77,29 @@ impl Failure {
 impl Failure {
     /// `path`, which belongs to a state root, cannot be read.
     pub fn unreadable(path: &Path, error: &io::Error) -> Self {
-        let path = path.display();
+        let name = path.display();
         match error.kind() {
             io::ErrorKind::PermissionDenied => {
-                let why = format!("{path}: {error}; run this as the broker's user or root");
+                let why = format!("{name}: {error}; run this as the broker's user or root");
                 Failure::new(Exit::Refused, "permission-denied", why)
             }
-            io::ErrorKind::NotADirectory => {
-                let why = format!("{path}: {error}; --state-root must name the folder that the broker uses");
-                Failure::new(Exit::BadData, "no-state-root", why)
-            }
+            io::ErrorKind::NotADirectory => Failure::no_folder(path),
             io::ErrorKind::InvalidData => {
-                Failure::new(Exit::BadData, "unreadable", format!("{path}: {error}"))
+                Failure::new(Exit::BadData, "unreadable", format!("{name}: {error}"))
             }
-            _ => Failure::new(Exit::Io, "io", format!("{path}: {error}")),
+            _ => Failure::new(Exit::Io, "io", format!("{name}: {error}")),
         }
+    }
+}
+
+impl Failure {
+    /// `path`, which is a state root or in one, is not there because something above it is a file.
+    pub fn no_folder(path: &Path) -> Self {
+        let why = format!(
+            "{}: not a folder; --state-root must name the folder that the broker uses",
+            path.display()
+        );
+        Failure::new(Exit::BadData, "no-state-root", why)
     }
 }
 

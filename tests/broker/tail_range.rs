@@ -160,7 +160,7 @@ fn a_state_root_that_is_none_or_somebody_elses() {
     for root in [&file, &file.join("below")] {
         for args in [&[][..], &["-f"]] {
             let (exit, stderr) = refused(root, args);
-            assert!(exit == Some(77) && stderr.contains("--state-root"), "{exit:?} {stderr}");
+            assert!(exit == Some(65) && stderr.contains("--state-root"), "{exit:?} {stderr}");
         }
     }
     // Somebody else's is not readable for anybody but root.

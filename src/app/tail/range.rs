@@ -140,16 +140,11 @@ pub fn grep(text: &str) -> Result<Grep, Failure> {
 pub fn check_root(root: &StateRoot) -> Result<(), Failure> {
     let path = root.path();
     match std::fs::metadata(path) {
-        Ok(is) if !is.is_dir() => Err(no_folder(path)),
+        Ok(is) if !is.is_dir() => Err(Failure::no_folder(path)),
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(unreadable(path)(e)),
     }
-}
-
-fn no_folder(path: &Path) -> Failure {
-    let why = format!("{} is no folder; a state root is one: name it with --state-root", path.display());
-    Failure::new(Exit::Refused, "state-root-no-folder", why)
 }
 
 /// What to say of a state root whose logs cannot be read; the error names the file.
@@ -162,7 +157,7 @@ pub fn unreadable(root: &Path) -> impl Fn(io::Error) -> Failure {
             );
             Failure::new(Exit::Refused, "permission-denied", why)
         }
-        io::ErrorKind::NotADirectory => no_folder(root),
+        io::ErrorKind::NotADirectory => Failure::no_folder(root),
         _ => {
             let why = format!("the logs of {} cannot be read: {error}", root.display());
             Failure::new(Exit::Io, "io", why)
