@@ -122,8 +122,11 @@ impl Bounds {
 /// What stands at a place of the log.
 enum Look {
     Event(u64),
-    Garbage { zeros: bool },
-    Unfinished,
+    Garbage {
+        zeros: bool,
+    },
+    /// The beginning of a line, of this event if that can be told.
+    Unfinished(Option<u64>),
     End,
 }
 
@@ -215,12 +218,16 @@ impl LogCheck {
             }
             match self.look() {
                 (Look::End, _) => self.ahead = u64::MAX,
-                (Look::Unfinished, _) if seq > bounds.whole => self.ahead = u64::MAX,
-                (Look::Garbage { zeros: true }, bytes) if seq > bounds.whole && bounds.unclean() => {
+                // The end of the log; what must stand before it is missing.
+                (Look::Unfinished(_), _) => self.ahead = u64::MAX,
+                // A log that has no line yet may have begun behind what is vouched for.
+                (Look::Garbage { zeros: true }, bytes)
+                    if bounds.unclean() && (seq > bounds.whole || self.last.is_none()) =>
+                {
                     self.hole = true;
                     self.lines.take(bytes);
                 }
-                (Look::Unfinished | Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
+                (Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
                 (Look::Event(found), bytes) if found < seq => self.stale(found, bytes, bounds)?,
                 (Look::Event(found), bytes) if found == seq => {
                     let unbroken = self.unbroken;
@@ -250,9 +257,13 @@ impl LogCheck {
         loop {
             match self.look() {
                 (Look::End, _) => return Ok(()),
-                (Look::Unfinished, _) if bounds.live || bounds.unclean() => return Ok(()),
+                (Look::Unfinished(begins), _)
+                    if (bounds.live || bounds.unclean()) && begins.is_none_or(|seq| seq > bounds.whole) =>
+                {
+                    return Ok(());
+                }
                 (Look::Garbage { zeros: true }, bytes) if bounds.unclean() => self.lines.take(bytes),
-                (Look::Unfinished | Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
+                (Look::Unfinished(_) | Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
                 (Look::Event(found), _) if found > bounds.newest => return Ok(()),
                 (Look::Event(found), bytes) => self.stale(found, bytes, bounds)?,
             }
@@ -263,7 +274,7 @@ impl LogCheck {
     fn look(&mut self) -> (Look, usize) {
         match self.lines.line() {
             Ok(Line::End) => (Look::End, 0),
-            Ok(Line::Unfinished(line)) => (Look::Unfinished, line.len()),
+            Ok(Line::Unfinished(line)) => (Look::Unfinished(begun_seq(line)), line.len()),
             Ok(Line::Broken(line)) => (Look::Garbage { zeros: line.contains(&0) }, line.len()),
             Ok(Line::Whole(line)) => {
                 let seq = line_seq(&line[..line.len() - 1]).filter(|seq| *seq > 0);
@@ -351,5 +362,122 @@ impl LogCheck {
             _ => self.findings.push(finding),
         }
         self.unbroken = true;
+    }
+}
+
+/// The seq of a line that may end in the middle.
+fn begun_seq(line: &[u8]) -> Option<u64> {
+    let digits = line.strip_prefix(b"{\"seq\":")?.split(|b| *b == b',');
+    let digits: Vec<&[u8]> = digits.take(2).collect();
+    // A comma behind it says that it is whole.
+    std::str::from_utf8(digits.first().filter(|_| digits.len() == 2)?).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+    use std::fs::File;
+
+    /// Event `seq` of the journal; every third one is another log's.
+    fn event(seq: u64) -> Option<String> {
+        let text = format!("{{\"seq\":{seq},\"p\":\"{}\"}}\n", "x".repeat((seq * 7 % 40) as usize));
+        (!seq.is_multiple_of(3)).then_some(text)
+    }
+
+    /// What is found in a log with these files, oldest first, of a journal of `first..=head`.
+    fn check(files: &[&[u8]], bounds: &Bounds) -> LogCheck {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |(i, bytes): (usize, &&[u8])| {
+            let path = dir.path().join(i.to_string());
+            std::fs::write(&path, bytes).unwrap();
+            (path.clone(), File::open(path).unwrap())
+        };
+        let files = files.iter().enumerate().map(open).collect();
+        let mut check = LogCheck::new("a".into(), Lines::new(files, 64), None);
+        for seq in bounds.first..=bounds.head {
+            if let Some(line) = event(seq).filter(|_| seq <= bounds.newest) {
+                check.meet(seq, line.as_bytes(), true, bounds).unwrap();
+            }
+        }
+        check.finish(bounds).unwrap();
+        check
+    }
+
+    #[derive(Clone, Debug)]
+    enum Blow {
+        Flip(Index, u8),
+        Remove(Index),
+        Repeat(Index, Index),
+        Insert(Index, Vec<u8>),
+        Cut(Index),
+    }
+
+    fn blow() -> impl Strategy<Value = Blow> {
+        let index = any::<Index>;
+        prop_oneof![
+            (index(), 1u8..).prop_map(|(at, with)| Blow::Flip(at, with)),
+            index().prop_map(Blow::Remove),
+            (index(), index()).prop_map(|(from, to)| Blow::Repeat(from, to)),
+            (index(), proptest::collection::vec(any::<u8>(), 1..90))
+                .prop_map(|(at, what)| Blow::Insert(at, what)),
+            index().prop_map(Blow::Cut),
+        ]
+    }
+
+    proptest! {
+        /// A log that begins anywhere, rotated anywhere, and ends anywhere behind what is vouched for, has nothing
+        /// wrong; one blow to what is vouched for, and it has.
+        #[test]
+        fn right_is_right_and_one_blow_is_found(
+            first in 1u64..9, events in 1u64..60, begin in 1u64..25, vouched in any::<Index>(), live: bool,
+            end in any::<Index>(), rotated in any::<Index>(), blow in blow(),
+        ) {
+            let head = first + events - 1;
+            let whole = first - 1 + vouched.index(events as usize + 1) as u64;
+            let newest = if live { head - (head - whole) / 2 } else { u64::MAX };
+            let bounds = Bounds { first, head, whole, durable: whole, newest, live, lost: Vec::new() };
+            let lines: Vec<(u64, String)> = (begin..=head).filter_map(|seq| Some((seq, event(seq)?))).collect();
+            let text = |lines: &[(u64, String)]| lines.iter().map(|(_, line)| line.as_str()).collect::<String>().into_bytes();
+            let must = lines.partition_point(|(seq, _)| *seq <= whole);
+            let (vouched, all) = (text(&lines[..must]), text(&lines));
+            // Behind what is vouched for it may end anywhere, if anything is to come.
+            let clean = whole == head && !live;
+            let end = vouched.len() + if clean { 0 } else { end.index(all.len() - vouched.len() + 1) };
+            let starts: Vec<usize> = std::iter::once(0).chain(lines.iter().scan(0, |at, (_, line)| { *at += line.len(); Some(*at) })).collect();
+            let turn = starts[rotated.index(must + 1)];
+            let found = check(&[&all[..turn], &all[turn..end]], &bounds);
+            prop_assert!(!found.is_damaged(), "{:?}", found.findings);
+            prop_assert_eq!(found.older, lines.iter().take_while(|(seq, line)| *seq < first && starts[0] + line.len() <= end).count() as u64);
+
+            // Lines that the journal cannot speak for may be anything that is a line.
+            let own: Vec<&(u64, String)> = lines[..must].iter().filter(|(seq, _)| *seq >= first).collect();
+            if own.len() < 2 {
+                return Ok(());
+            }
+            let from = vouched.len() - own.iter().map(|(_, line)| line.len()).sum::<usize>();
+            let mut hit = all[..end].to_vec();
+            let line = |i: usize| {
+                let at = from + own[..i].iter().map(|(_, line)| line.len()).sum::<usize>();
+                at..at + own[i].1.len()
+            };
+            match &blow {
+                Blow::Flip(at, with) => hit[from + at.index(vouched.len() - from)] ^= with,
+                // The first line may be gone: the log begins later.
+                Blow::Remove(i) => drop(hit.drain(line(1 + i.index(own.len() - 1)))),
+                Blow::Repeat(i, to) => {
+                    let (again, to) = (hit[line(i.index(own.len()))].to_vec(), line(to.index(own.len())).end);
+                    hit.splice(to..to, again);
+                }
+                Blow::Insert(at, what) => {
+                    let to = line(at.index(own.len() - 1)).end;
+                    hit.splice(to..to, [what, &b"\n"[..]].concat());
+                }
+                Blow::Cut(at) => hit.truncate(line(own.len() - 1).start + at.index(own[own.len() - 1].1.len())),
+            }
+            let found = check(&[&hit], &bounds);
+            prop_assert!(found.is_damaged(), "{:?}: {}", blow, String::from_utf8_lossy(&hit));
+        }
     }
 }

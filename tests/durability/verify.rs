@@ -8,7 +8,7 @@ use castra::core::state_root::StateRoot;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
@@ -107,6 +107,50 @@ fn a_disk_that_is_read_only_is_enough() {
     disk.unmount();
 }
 
+/// Logs are then read a few at a time, each time past the journal.
+#[test]
+fn few_descriptors_are_enough() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = few(dir.path());
+    fs::write(root.join("logs/bus/web.log"), "\n").unwrap();
+    let with = |files: u32| {
+        let program = env!("CARGO_BIN_EXE_castra");
+        let line = format!("ulimit -n {files}; exec {program} --state-root {} verify --json", root.display());
+        let output = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = with(20_000);
+    assert_eq!(code, Some(1));
+    assert_eq!(with(73), (code, said.clone()));
+    assert_eq!(with(80), (code, said));
+}
+
+#[test]
+fn a_state_root_of_somebody_else_is_refused() {
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let root = few(dir.path());
+    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    open(dir.path());
+    let program = dir.path().join("castra");
+    fs::copy(env!("CARGO_BIN_EXE_castra"), &program).unwrap();
+    open(&program);
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(&program);
+        command.arg("--state-root").arg(&root).args(args).uid(65_534).gid(65_534).output()
+    };
+    for args in [&["verify"][..], &["verify", "--repair-logs"], &["backup", "/tmp/castra-never"]] {
+        match run(args) {
+            Err(why) => return skip("a_state_root_of_somebody_else_is_refused", &why.to_string()),
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert_eq!(output.status.code(), Some(77), "{said}");
+                assert!(said.contains("denied"), "{said}");
+            }
+        }
+    }
+}
+
 #[test]
 fn every_flipped_byte_of_a_log_is_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -142,10 +186,10 @@ fn every_flipped_byte_of_the_journal_is_found() {
     let journal = StateRoot::resolve(Some(root.clone())).journal_id().unwrap().unwrap();
     let path = root.join("journal/00000000000000000001.seg");
     let bytes = fs::read(&path).unwrap();
-    let (mut at, mut events, mut counts) = (4096, vec![0..72], 0);
+    let (mut at, mut events, mut counts) = (4096, Vec::from([(0, 72)]), 0);
     while let Decoded::Record(head, body, size) = decode(&bytes[at..], salt(journal, 1)) {
         if head.kind == Kind::Event {
-            events.push(at..at + HEAD_BYTES + body.len());
+            events.push((at, at + HEAD_BYTES + body.len()));
         }
         at += size;
     }
@@ -155,7 +199,7 @@ fn every_flipped_byte_of_the_journal_is_found() {
         fs::write(&path, flipped).unwrap();
         let found =
             castra::core::verify::verify(&StateRoot::resolve(Some(root.clone())), &mut |_, _| {}).unwrap();
-        let hit = events.iter().position(|range| range.contains(&byte));
+        let hit = events.iter().position(|(from, to)| (*from..*to).contains(&byte));
         assert_eq!(found.is_whole(), hit.is_none(), "byte {byte}: {found:?}");
         assert!(found.log_damage.is_empty(), "byte {byte}: the logs are right: {found:?}");
         if let Some(seq) = hit.filter(|hit| *hit > 0) {
@@ -401,7 +445,7 @@ fn a_repair_that_is_killed_is_finished_by_the_next() {
     fs::write(logs.join("bus.log.1"), &text[..cut]).unwrap();
     fs::write(logs.join("bus.log"), "what?\n".to_owned() + &text[cut..]).unwrap();
     fs::write(logs.join("a.log"), "\n").unwrap();
-    let a = read_log_text(&root, "web");
+    let a = log_text(&root, "web");
     let mut kills = 0;
     for when in 1..60 {
         let case = dir.path().join("case");
@@ -412,8 +456,8 @@ fn a_repair_that_is_killed_is_finished_by_the_next() {
         kills += usize::from(killed);
         let (code, said) = verify_json(&case, &["--repair-logs"]);
         assert_eq!(code, 0, "killed at call {when}: {said}");
-        assert_eq!(read_log_text(&case, "bus"), text, "killed at call {when}");
-        assert_eq!((read_log_text(&case, "web"), read_log(&case, "a").len()), (a.clone(), 3));
+        assert_eq!(log_text(&case, "bus"), text, "killed at call {when}");
+        assert_eq!((log_text(&case, "web"), read_log(&case, "a").len()), (a.clone(), 3));
         assert!(!case.join("logs/bus/bus.log.1").exists() && !case.join("logs/repair").exists());
         let damaged: String = tree(&case.join("logs/damaged"))
             .into_iter()
@@ -429,10 +473,6 @@ fn a_repair_that_is_killed_is_finished_by_the_next() {
         }
     }
     assert!((8..59).contains(&kills), "{kills}");
-}
-
-fn read_log_text(root: &Path, name: &str) -> String {
-    log_text(root, name)
 }
 
 /// What the journal has lost a log may still have; it is kept, and said.
