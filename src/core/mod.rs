@@ -69,8 +69,4 @@ pub mod stream;
 pub mod tail;
 pub mod topic;
 pub mod verify;
-mod verify_known;
-mod verify_lines;
-pub mod verify_log;
-mod verify_pass;
 pub mod wire;

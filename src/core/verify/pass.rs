@@ -4,16 +4,16 @@
 //! the while, so what retention and rotation do meanwhile changes nothing. Nothing is written here. Owner:
 //! `verify.rs`, and `repair.rs`, whose logs hand out what is to be kept.
 
-use super::event::Event;
-use super::journal::held::Held;
-use super::journal::inspect::Inspection;
-use super::journal::{Damage, Found};
-use super::limits::LOG_FILES;
-use super::state_root::StateRoot;
-use super::verify::{VerifyError, failed};
-use super::verify_known::Known;
-use super::verify_lines::{Lines, open_log};
-use super::verify_log::{Bounds, Keep, LogCheck};
+use super::known::Known;
+use super::lines::{Lines, open_log};
+use super::log::{Bounds, Keep, LogCheck};
+use super::{VerifyError, failed};
+use crate::core::event::Event;
+use crate::core::journal::held::Held;
+use crate::core::journal::inspect::Inspection;
+use crate::core::journal::{Damage, Found};
+use crate::core::limits::LOG_FILES;
+use crate::core::state_root::StateRoot;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
 

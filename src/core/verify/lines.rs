@@ -2,10 +2,10 @@
 //!
 //! A rotation meanwhile renames files that are open here and misleads nobody. Always holds: memory is a few
 //! lines, whatever stands in the files; every byte is part of a line, or of something that is none. Nothing is
-//! written. Owner: `verify_log.rs`.
+//! written. Owner: `log.rs`.
 
-use super::events::rotated;
-use super::limits::{EVENT_BYTES, LOG_FILES};
+use crate::core::events::rotated;
+use crate::core::limits::{EVENT_BYTES, LOG_FILES};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};

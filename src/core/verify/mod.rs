@@ -8,14 +8,19 @@
 //! only what is not asked for. Always holds: not a byte is written; memory is bounded by the number of logs.
 //! Owner: `app/verify.rs`; `repair.rs` makes the same pass over the logs that it writes anew.
 
+pub(super) mod known;
+pub(super) mod lines;
+pub mod log;
+pub(super) mod pass;
+
 use super::journal::inspect::Inspection;
 use super::journal::{Damage, OpenError};
 use super::limits::FINDINGS_SHOWN;
 use super::log_files::{base, is_log};
 use super::state_root::{StateRoot, StateRootError};
-use super::verify_known::Known;
-use super::verify_log::Finding;
-use super::verify_pass::Pass;
+use known::Known;
+use log::Finding;
+use pass::Pass;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;

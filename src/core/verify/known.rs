@@ -4,11 +4,11 @@
 //! writes. Always holds: nothing is written and nobody is asked, only files; what is said to be there was there
 //! when this was read. Owner: `verify.rs`, `backup.rs`.
 
-use super::log_view::read_checkpoint;
-use super::state_root::{Holder, StateRoot};
-use super::status::{Snapshot, State};
-use super::status_file;
-use super::verify::{VerifyError, failed};
+use super::{VerifyError, failed};
+use crate::core::log_view::read_checkpoint;
+use crate::core::state_root::{Holder, StateRoot};
+use crate::core::status::{Snapshot, State};
+use crate::core::status_file;
 use std::time::{Duration, Instant};
 
 /// A broker that is just starting is waited for so long.

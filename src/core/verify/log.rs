@@ -9,9 +9,9 @@
 //! event must be there, from the log's first line on; behind that, what a crash can leave is no finding, and
 //! anything else is. Lines that the journal cannot speak for (older, or lost by it) are counted. Owner: `verify.rs`.
 
-use super::limits::FINDINGS_SHOWN;
-use super::log_files::line_seq;
-use super::verify_lines::{Line, Lines};
+use super::lines::{Line, Lines};
+use crate::core::limits::FINDINGS_SHOWN;
+use crate::core::log_files::line_seq;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use std::fmt;
