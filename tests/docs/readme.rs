@@ -1,8 +1,8 @@
-//! README.md: its session and its guest are run against a real broker.
+//! README.md and docs/OPERATIONS.md: their commands and the guest are run against a real broker.
 
 use crate::markdown::{blocks, read, root};
 use crate::session;
-use crate::support::{Broker, eventually, read_log};
+use crate::support::{Broker, eventually, read_log, skip};
 use clap::Parser;
 use std::process::{Command, Stdio};
 
@@ -16,6 +16,15 @@ fn the_session_goes_as_shown() {
     let text = read("README.md");
     session::run("README.md", &blocks(&text), dir.path());
     assert!(block("console").lines().count() <= 10, "the session has ten lines at the most");
+}
+
+#[test]
+fn operations_go_as_shown() {
+    if std::process::Command::new("jq").arg("--version").output().is_err() {
+        return skip("operations_go_as_shown", "jq is not installed");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    session::run("docs/OPERATIONS.md", &blocks(&read("docs/OPERATIONS.md")), dir.path());
 }
 
 /// The two commands that a fresh machine needs: what is typed there is what can be typed.
