@@ -23,6 +23,7 @@ pub use tail::{Output, TailArgs};
 pub use verify::VerifyArgs;
 pub use vm::{ForgetArgs, VmCommand};
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -37,10 +38,10 @@ reachable, 73 cannot create, 74 I/O, 75 try again later, 77 refused, 78 bad conf
 #[command(name = "castra", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Where everything of one broker is [default: $XDG_STATE_HOME/castra or ~/.local/state/castra]
-    #[arg(long, global = true, hide_env_values = true, env = "CASTRA_STATE_ROOT", value_name = "DIR", help_heading = EVERYWHERE)]
+    #[arg(long, global = true, value_parser = path(), hide_env_values = true, env = "CASTRA_STATE_ROOT", value_name = "DIR", help_heading = EVERYWHERE)]
     pub state_root: Option<PathBuf>,
     /// The settings [default: ~/.config/castra/castra.toml, else /etc/castra/castra.toml, if there]
-    #[arg(long, global = true, hide_env_values = true, env = "CASTRA_CONFIG", value_name = "FILE", help_heading = EVERYWHERE)]
+    #[arg(long, global = true, value_parser = path(), hide_env_values = true, env = "CASTRA_CONFIG", value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
     /// The command.
     #[command(subcommand)]
@@ -88,6 +89,11 @@ pub enum BusCommand {
     /// Print the bus's logs; works without a broker and never waits for one
     #[command(after_help = tail::HELP)]
     Tail(TailArgs),
+}
+
+/// A path; an empty one, which a variable that is set to nothing is, counts as none.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// A time of up to ten years, so that no clock overflows.

@@ -74,39 +74,46 @@ impl Failure {
     }
 }
 
+/// What a call's error means to whoever typed the command.
+pub fn of_io(error: &io::Error) -> (Exit, &'static str) {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => (Exit::Refused, "permission-denied"),
+        io::ErrorKind::NotADirectory => (Exit::BadData, "no-state-root"),
+        io::ErrorKind::InvalidData => (Exit::BadData, "unreadable"),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Exit::TryAgain, "disk-full"),
+        io::ErrorKind::WouldBlock => (Exit::TryAgain, "busy"),
+        _ => (Exit::Io, "io"),
+    }
+}
+
 impl Failure {
     /// `path`, which belongs to a state root, cannot be read.
     pub fn unreadable(path: &Path, error: &io::Error) -> Self {
+        let (exit, code) = of_io(error);
         let name = path.display();
-        match error.kind() {
+        let why = match error.kind() {
             io::ErrorKind::PermissionDenied => {
-                let why = format!("{name}: {error}; run this as the broker's user or root");
-                Failure::new(Exit::Refused, "permission-denied", why)
+                format!("{name}: {error}; run this as the broker's user or root")
             }
-            io::ErrorKind::NotADirectory => Failure::no_folder(path),
-            io::ErrorKind::InvalidData => {
-                Failure::new(Exit::BadData, "unreadable", format!("{name}: {error}"))
+            io::ErrorKind::NotADirectory => {
+                format!("{name}: not a folder; --state-root must name the folder that the broker uses")
             }
-            _ => Failure::new(Exit::Io, "io", format!("{name}: {error}")),
-        }
+            _ => format!("{name}: {error}"),
+        };
+        Failure::new(exit, code, why)
+    }
+
+    /// The system gives no thread, or nothing else of its own.
+    pub fn system(error: io::Error) -> Self {
+        Failure::new(Exit::Io, "system", format!("the system gives this command too little: {error}"))
     }
 }
 
-impl Failure {
-    /// `path`, which is a state root or in one, is not there because something above it is a file.
-    pub fn no_folder(path: &Path) -> Self {
-        let why = format!(
-            "{}: not a folder; --state-root must name the folder that the broker uses",
-            path.display()
-        );
-        Failure::new(Exit::BadData, "no-state-root", why)
-    }
-}
-
+/// What a command prints could not be printed: every other error is made by hand, with its path.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         // Whoever read our output has enough.
         let exit = if error.kind() == io::ErrorKind::BrokenPipe { Exit::Ok } else { Exit::Io };
-        Failure::new(exit, "io", error.to_string())
+        Failure::new(exit, "stdout", format!("stdout cannot be written: {error}"))
     }
 }

@@ -1,9 +1,13 @@
 //! A session with the broker as the host, for the commands that need one.
+//!
+//! Always holds: when there is no session, nothing was sent, and the sentence says why. Owner: `publish/` and
+//! `vm_forget.rs`.
 
 use super::failure::{Exit, Failure};
+use super::given::check_root;
 use crate::core::client::{Client, ClientError, Target};
 use crate::core::door::unix::PATH_BYTES;
-use crate::core::state_root::StateRoot;
+use crate::core::state_root::{Holder, StateRoot};
 use std::io;
 
 const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
@@ -13,6 +17,7 @@ const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 /// # Errors
 /// No broker answers, it may not be spoken to, or it gives no session; nothing was sent.
 pub async fn connect(root: &StateRoot) -> Result<Client, Failure> {
+    check_root(root)?;
     check_path(root)?;
     Client::connect(&Target::Unix(root.socket()), HELLO).await.map_err(|error| no_session(root, error))
 }
@@ -40,9 +45,17 @@ fn no_session(root: &StateRoot, error: ClientError) -> Failure {
             Failure::new(Exit::TryAgain, reason, why)
         }
         ClientError::Connect(error) => {
-            let why = format!(
-                "no broker answers on {at} ({error}); start one with 'castra broker --state-root {path}'"
-            );
+            let why = match root.lock_holder() {
+                Ok(Holder::Nobody) | Err(_) => {
+                    format!(
+                        "no broker answers on {at} ({error}); start one with 'castra broker --state-root {path}'"
+                    )
+                }
+                Ok(_) => format!(
+                    "a broker runs in {path} and does not listen on {at} ({error}): it is starting or ending, or its \
+                     socket was removed; 'castra status' says how it is"
+                ),
+            };
             Failure::new(Exit::NoBroker, "no-broker", why)
         }
         error => {

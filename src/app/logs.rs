@@ -2,8 +2,8 @@
 //!
 //! Always holds: its lines are printed as they are, but for what a terminal would obey. Owner: the operator.
 
+use super::given::grep;
 use super::tail::event_text::harmless;
-use super::tail::range::{check_root, grep, unreadable};
 use super::{Exit, Failure};
 use crate::cli::LogsArgs;
 use crate::core::state_root::StateRoot;
@@ -20,8 +20,7 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_secs(1);
 
 pub fn run(root: &StateRoot, args: &LogsArgs) -> Result<Exit, Failure> {
-    check_root(root)?;
-    let broken = unreadable(root.path());
+    let broken = |e: io::Error| Failure::unreadable(root.path(), &e);
     let grep = args.grep.as_deref().map(grep).transpose()?;
     let keeps = |line: &[u8]| grep.as_ref().is_none_or(|grep| grep.is_in(&String::from_utf8_lossy(line)));
     let path = root.logs().join("broker.log");
@@ -60,7 +59,9 @@ pub fn run(root: &StateRoot, args: &LogsArgs) -> Result<Exit, Failure> {
         }
         out.flush()?;
         let Some(watch) = &mut watch else { break };
-        if !watch.arm(&path, stream.file()) && watch.wait(io::stdout().as_fd(), LOOK)? == Woken::HungUp {
+        if !watch.arm(&path, stream.file())
+            && watch.wait(io::stdout().as_fd(), LOOK).map_err(Failure::system)? == Woken::HungUp
+        {
             break;
         }
     }

@@ -1,13 +1,14 @@
 //! What an operator sees: a file per command. Printing happens here and nowhere else.
 //!
 //! Always holds: stdout is data; an error goes to stderr and says what happened and what to do; the exit
-//! code is one of DESIGN section 6. Owner: `main.rs` calls [`run`].
+//! code is one of DESIGN section 6. Owner: `main.rs` calls [`main`].
 
 mod backup;
 mod broker;
 mod completions;
 mod config;
 mod failure;
+mod given;
 mod host;
 mod logging;
 mod logs;
@@ -23,25 +24,44 @@ mod vm_forget;
 
 use crate::cli::{BusCommand, Cli, Command, VmCommand};
 use crate::core::config::LogFormat;
+use clap::Parser;
 use failure::{Exit, Failure};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Runs one command to its end.
-pub fn run(cli: Cli) -> ExitCode {
-    let mut json = wants_json(&cli.command);
-    let result = run_command(cli, &mut json);
-    let exit = result.unwrap_or_else(|failure| {
-        if failure.exit != Exit::Ok {
-            // A closed stderr leaves the exit code.
-            let _ = match json {
-                true => writeln!(io::stderr(), "{}", failure.json()),
-                false => writeln!(io::stderr(), "castra: {}", failure.message),
-            };
+/// Runs what was typed to its end.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
+            let text = error.to_string();
+            let why = text.trim_end().strip_prefix("error: ").unwrap_or(&text);
+            return end(&Failure::new(Exit::Usage, "usage", why), true);
         }
-        failure.exit
-    });
-    ExitCode::from(exit as u8)
+        // Help and version come this way, too. A closed pipe has enough.
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let mut json = wants_json(&cli.command);
+    match run_command(cli, &mut json) {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => end(&failure, json),
+    }
+}
+
+/// Says why, and ends with its code.
+fn end(failure: &Failure, json: bool) -> ExitCode {
+    if failure.exit != Exit::Ok {
+        // A closed stderr leaves the exit code.
+        let _ = match json {
+            true => writeln!(io::stderr(), "{}", failure.json()),
+            false => writeln!(io::stderr(), "castra: {}", failure.message),
+        };
+    }
+    ExitCode::from(failure.exit as u8)
 }
 
 fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
@@ -51,8 +71,11 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
         Command::Man(args) => return man::run(&args),
         _ => {}
     }
-    let mut config = config::load(cli.config.as_deref())?;
-    let root = config.state_root(cli.state_root);
+    let mut config = config::load(named(cli.config).as_deref())?;
+    let root = config.state_root(named(cli.state_root));
+    if !matches!(cli.command, Command::Broker(_) | Command::Bus(BusCommand::Publish(_))) {
+        given::check_root(&root)?;
+    }
     match cli.command {
         Command::Broker(args) => {
             config.take(&args)?;
@@ -75,18 +98,22 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
     }
 }
 
+/// A path that is not empty.
+fn named(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
 /// Whether a failure is said as an object.
 fn wants_json(command: &Command) -> bool {
     match command {
         Command::Status(args) => args.json,
         Command::Broker(args) => args.log_format.as_deref() == Some("json"),
         Command::Bus(BusCommand::Publish(args)) => args.json,
+        Command::Vm(VmCommand::Forget(args)) => args.json,
         Command::Verify(args) => args.json,
         Command::Backup(args) => args.json,
-        Command::Bus(BusCommand::Tail(_))
-        | Command::Completions(_)
-        | Command::Logs(_)
-        | Command::Man(_)
-        | Command::Vm(_) => false,
+        Command::Bus(BusCommand::Tail(_)) | Command::Completions(_) | Command::Logs(_) | Command::Man(_) => {
+            false
+        }
     }
 }

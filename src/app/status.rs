@@ -1,10 +1,14 @@
-//! `castra status`: which VMs are fresh. Reads the status file and asks the lock; never waits.
+//! `castra status`: which VMs are fresh.
+//!
+//! Always holds: it reads the status file and asks the lock, and never waits for the broker (invariant 8). Owner: the
+//! operator; `tail/standing.rs` and `vm_forget.rs` look as well.
 
 use super::failure::{Exit, Failure};
+use super::given::vm_name;
 use super::status_table;
 use crate::cli::StatusArgs;
 use crate::core::clock;
-use crate::core::state_root::StateRoot;
+use crate::core::state_root::{Holder, StateRoot};
 use crate::core::status::{Now, State};
 use crate::core::status_file;
 use crate::core::status_report::{Report, report};
@@ -17,12 +21,12 @@ const LOOK: Duration = Duration::from_secs(1);
 pub fn run(root: &StateRoot, args: &StatusArgs) -> Result<Exit, Failure> {
     let mut first = true;
     loop {
-        let mut report = look(root)?;
+        let mut report = look_all_the_same(root, first)?;
         if let Some(vm) = &args.vm {
-            only(&mut report, vm)?;
+            only(&mut report, vm_name(vm)?.as_str())?;
         }
         if !args.quiet {
-            show(&report, args, first)?;
+            show(root, &report, args, first)?;
         }
         if !args.watch {
             let good = match &args.vm {
@@ -38,11 +42,33 @@ pub fn run(root: &StateRoot, args: &StatusArgs) -> Result<Exit, Failure> {
 
 /// What there is to say now.
 pub fn look(root: &StateRoot) -> Result<Report, Failure> {
-    let (lock, path) = (root.lock(), root.status());
-    let holder = root.lock_holder().map_err(|e| Failure::unreadable(&lock, &e))?;
+    let (holder, path) = (holder(root)?, root.status());
     let snapshot = status_file::read(&path).map_err(|e| Failure::unreadable(&path, &e))?;
-    let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
-    Ok(report(snapshot.as_ref(), holder, &now))
+    Ok(report(snapshot.as_ref(), holder, &now()))
+}
+
+/// The same without what the last broker remembered, when that cannot be read and nobody will mend it before the
+/// next start: that no broker runs is known all the same. What was unreadable is said once.
+fn look_all_the_same(root: &StateRoot, first: bool) -> Result<Report, Failure> {
+    match look(root) {
+        Err(failure) if failure.exit == Exit::BadData && holder(root)? == Holder::Nobody => {
+            let why = "the VMs that the last broker knew are not shown; the next start begins anew";
+            if first {
+                // Nobody may be reading.
+                let _ = writeln!(io::stderr(), "castra: {}; {why}", failure.message);
+            }
+            Ok(report(None, Holder::Nobody, &now()))
+        }
+        looked => looked,
+    }
+}
+
+fn holder(root: &StateRoot) -> Result<Holder, Failure> {
+    root.lock_holder().map_err(|e| Failure::unreadable(&root.lock(), &e))
+}
+
+fn now() -> Now {
+    Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() }
 }
 
 /// Leaves one VM in the report.
@@ -58,7 +84,7 @@ fn only(report: &mut Report, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(report: &Report, args: &StatusArgs, first: bool) -> Result<(), Failure> {
+fn show(root: &StateRoot, report: &Report, args: &StatusArgs, first: bool) -> Result<(), Failure> {
     // All of it in one write: a screen that is drawn anew does not flicker.
     let mut text = Vec::new();
     if args.json {
@@ -70,7 +96,7 @@ fn show(report: &Report, args: &StatusArgs, first: bool) -> Result<(), Failure> 
         } else if !first {
             text.push(b'\n');
         }
-        status_table::write(&mut text, report)?;
+        status_table::write(&mut text, report, root.path(), args.watch)?;
     }
     let mut out = io::stdout().lock();
     out.write_all(&text)?;

@@ -3,19 +3,37 @@
 //! Always holds: a line is no wider than the terminal; where a table would be, each VM is a paragraph. Owner:
 //! `status.rs`.
 
-use super::terminal::{cut, has_color, stdout_width};
+use super::terminal::{cut, has_color, stdout_height, stdout_width};
 use crate::core::limits::REACHABLE_MS;
 use crate::core::status::State;
 use crate::core::status_report::{Report, VmReport};
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 const COLUMNS: [&str; 6] = ["VM", "BROKER", "BUS", "BUS AGE", "SESSIONS", "LAG"];
+/// In less than so many columns the legend says nothing.
+const LEGEND_WIDTH: usize = 60;
 /// A VM's name takes so many columns at the most.
 const NAME_WIDTH: usize = 40;
 
 /// Writes the whole answer: the broker, what is wrong, the VMs, the legend.
-pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
+pub fn write(out: &mut Vec<u8>, report: &Report, root: &Path, watch: bool) -> io::Result<()> {
+    write_all(out, report, root)?;
+    // A screen that is drawn again and again begins at its top.
+    if let Some(height) = stdout_height().filter(|_| watch) {
+        let lines = out.split_inclusive(|b| *b == b'\n').count();
+        if lines > height {
+            let kept =
+                out.split_inclusive(|b| *b == b'\n').take(height.saturating_sub(2)).map(<[u8]>::len).sum();
+            out.truncate(kept);
+            writeln!(out, "… {} lines more", lines + 2 - height)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path) -> io::Result<()> {
     let width = stdout_width().unwrap_or(usize::MAX);
     let paint = Paint { on: has_color(&io::stdout()) };
     let state = report.broker.state.as_str();
@@ -33,8 +51,8 @@ pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
     let color = if report.broker.state == State::Running { GREEN } else { RED };
     writeln!(out, "broker {}{}", paint.with(color, state), cut(&rest, room))?;
     let mut warn = |text: String| writeln!(out, "{}", paint.with(RED, &cut(&text, width)));
-    if let Some(what) = hint(report.broker.state) {
-        warn(what.to_owned())?;
+    if let Some(what) = hint(report.broker.state, root) {
+        warn(what)?;
     }
     journal.damage.iter().try_for_each(|damage| warn(format!("damage: {damage}")))?;
     if let Some(why) = &report.broker.logs_stalled {
@@ -60,16 +78,24 @@ pub fn write(out: &mut Vec<u8>, report: &Report) -> io::Result<()> {
     } else {
         table(out, &rows, &widths, &paint)
     }?;
+    if width < LEGEND_WIDTH {
+        return Ok(());
+    }
     legend().iter().try_for_each(|line| writeln!(out, "{}", paint.with(DIM, &cut(line, width))))
 }
 
-fn hint(state: State) -> Option<&'static str> {
+fn hint(state: State, root: &Path) -> Option<String> {
+    let root = root.display();
     match state {
-        State::DiskFull => Some("publishers are refused: free space, and publishing resumes by itself"),
-        State::Unresponsive => {
-            Some("it holds its lock and has said nothing for 5 s: is it stopped, or its disk stuck?")
+        State::DiskFull => {
+            Some("publishers are refused: free space, and publishing resumes by itself".into())
         }
-        State::Offline => Some("start it with 'castra broker'; guests wait, the logs can be read"),
+        State::Unresponsive => {
+            Some("it holds its lock and has said nothing for 5 s: is it stopped, or its disk stuck?".into())
+        }
+        State::Offline => {
+            Some(format!("no broker runs in {root}; start it with 'castra broker --state-root {root}'"))
+        }
         State::Starting | State::Running | State::Draining => None,
     }
 }

@@ -22,6 +22,11 @@ pub fn stdout_width() -> Option<usize> {
     width_of(io::stdout())
 }
 
+/// How many lines stdout has; `None` when it is no terminal.
+pub fn stdout_height() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(_, height)| usize::from(height.0))
+}
+
 fn width_of(stream: impl std::os::fd::AsFd) -> Option<usize> {
     terminal_size::terminal_size_of(stream).map(|(width, _)| usize::from(width.0).max(NARROW))
 }

@@ -15,7 +15,7 @@ pub const HELP: &str = r#"Examples:
   castra bus tail -f -n 0 -c 1 --timeout 30s deploy.done && ./next    wait for an event
   castra bus tail -f --cursor seen.json -o json | ./work    go on where the last run ended
 
-TIME is how long ago (10m, 2h 30m, 3d), RFC 3339 (2026-11-21T08:00:00Z), a local time
+TIME is how long ago (10m, 2h 30m, 3d), now, RFC 3339 (2026-11-21T08:00:00Z), a local time
 ('2026-11-21 08:00'), or the seq of an event (@4711).
 
 Events go to stdout; how the VM stands (or the broker, without --vm) goes to stderr, with -f
@@ -59,10 +59,10 @@ pub struct TailArgs {
     #[arg(short = 'n', long, value_name = "N")]
     pub lines: Option<u64>,
     /// Begin here
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub since: Option<String>,
     /// End here, this included
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub until: Option<String>,
     /// End when N events were printed
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -24,4 +24,7 @@ pub struct ForgetArgs {
     /// The VM
     #[arg(value_name = "NAME")]
     pub name: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }

@@ -51,8 +51,13 @@ impl StatusKeeper {
         supervisor: Arc<dyn Supervisor>,
     ) -> io::Result<Arc<Self>> {
         let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
+        let mut journal = JournalStatus::default();
         match status_file::read(&root.status()) {
-            Ok(Some(old)) => vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now)),
+            Ok(Some(old)) => {
+                vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now));
+                // Until the journal is open; a start that fails leaves it so.
+                journal = JournalStatus { ts_ahead_ms: 0, damage: Vec::new(), ..old.journal };
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "status: what the last broker remembered of VMs cannot be read")
@@ -70,7 +75,7 @@ impl StatusKeeper {
             started_at: humantime::format_rfc3339_millis(started).to_string(),
             started_boot_ms: now.boot_ms,
             listeners: Vec::new(),
-            journal: JournalStatus::default(),
+            journal,
             signals_dropped: 0,
             logs_stalled: None,
             vms: vms.records(),

@@ -21,6 +21,7 @@ mod publish_cli;
 mod publish_jsonl;
 mod publish_lost;
 mod refusals;
+mod sentences;
 mod service;
 mod start;
 mod status;

@@ -50,6 +50,27 @@ fn a_run_goes_on_behind_the_one_before() {
     assert_eq!(left.len(), 3, "nothing but the root and the two cursors: {left:?}");
 }
 
+/// Whoever waits for what comes, and is interrupted before it does, gets it in the next run.
+#[test]
+fn a_run_that_printed_nothing_passes_nothing_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, file) = (dir.path().join("root"), dir.path().join("my.cursor"));
+    let cursor = file.to_str().unwrap();
+    logs_of(&root, 5);
+    let follow = crate::tail::Follow::start(&root, &["-q", "-o", "raw", "-n", "0", "--cursor", cursor]);
+    eventually("the cursor", || file.exists().then_some(()));
+    drop(follow);
+    let broker = Broker::start(&root);
+    publish(&mut broker.guest("dev"), 77);
+    eventually("its line", || (broker.log("bus").len() == 7).then_some(()));
+    assert_eq!(numbers(&root, &["-n", "0", "--cursor", cursor]), [77]);
+    // Events that do not match are no reason to begin elsewhere.
+    let other = dir.path().join("other");
+    let other = other.to_str().unwrap();
+    assert_eq!(refused(&root, &["-q", "--cursor", other, "nothing.like.it"]).0, Some(1));
+    assert_eq!(numbers(&root, &["--cursor", other]).len(), 6, "all but the one to web");
+}
+
 #[test]
 fn a_cursor_that_cannot_be_used() {
     let dir = tempfile::tempdir().unwrap();

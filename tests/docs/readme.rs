@@ -20,7 +20,7 @@ fn the_session_goes_as_shown() {
 
 #[test]
 fn operations_go_as_shown() {
-    if std::process::Command::new("jq").arg("--version").output().is_err() {
+    if Command::new("jq").arg("--version").output().is_err() {
         return skip("operations_go_as_shown", "jq is not installed");
     }
     let dir = tempfile::tempdir().unwrap();

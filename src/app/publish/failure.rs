@@ -48,9 +48,7 @@ pub fn refused(root: &StateRoot, id: &str, code: &str, reason: &str, seq: Option
 /// What a full disk means.
 pub fn disk_full(root: &StateRoot) -> String {
     let path = root.path().display();
-    format!(
-        "the disk of {path} is full and nothing was stored; free space there, publishing resumes by itself"
-    )
+    format!("the disk of {path} is full; free space there, publishing resumes by itself")
 }
 
 /// Nothing came within `limit`; `sent` is the id of what was sent until then.

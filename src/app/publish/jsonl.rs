@@ -34,16 +34,17 @@ pub fn run(root: &StateRoot, args: &PublishArgs, defaults: Defaults) -> Result<E
     if args.dry_run {
         return check(path, input, &defaults, Printer::new(args.json));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     let client = runtime
         .block_on(async { timeout(args.timeout, connect(root)).await })
         .unwrap_or_else(|_| Err(no_answer(args.timeout, None)))?;
     let (window, printer) = (Window::new(), Printer::new(args.json));
     let (bursts, ahead) = mpsc::channel(READ_AHEAD);
-    let reader = Builder::new().spawn(move || read(input, &defaults, &bursts))?;
+    let reader = Builder::new().spawn(move || read(input, &defaults, &bursts)).map_err(Failure::system)?;
     let (settled, to_say) = std::sync::mpsc::channel();
     let room = window.clone();
-    let printing = Builder::new().spawn(move || printer.run(&to_say, &room))?;
+    let printing = Builder::new().spawn(move || printer.run(&to_say, &room)).map_err(Failure::system)?;
     let end = runtime.block_on(pipeline::run(client, ahead, &window, args.timeout, |lines| {
         // It listens until the last line.
         let _ = settled.send(lines);
@@ -140,6 +141,7 @@ fn conclude(root: &StateRoot, limit: Duration, end: &End, tally: &Tally) -> Resu
                 refused + stored
             );
             let rest = match behind {
+                0 if stored == 0 => "nothing is stored".to_owned(),
                 0 => "the others are stored".to_owned(),
                 _ => format!("the others are stored, {behind} of them not in the logs yet"),
             };
@@ -184,7 +186,11 @@ fn place(end: &End, tally: &Tally) -> String {
             false => format!("{first}-{last}"),
         };
         let ranges: Vec<String> = end.not_stored.iter().map(range).collect();
-        said.push(format!("not stored, though later ones are: line {}", ranges.join(", ")));
+        said.push(format!(
+            "send these again first, they are not stored though later ones are: line {} ('sed -n {}p')",
+            ranges.join(", "),
+            ranges.join("p;").replace('-', ","),
+        ));
     }
     if let (Some((first, id)), Some((last, _))) = (end.unknown.first(), end.unknown.last()) {
         let lines = match first == last {

@@ -126,7 +126,8 @@ fn ask(root: &StateRoot, body: &[u8], id: &str, limit: Duration) -> Result<Reply
             (Err(error), _) => Err(lost(id, &error)),
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     runtime
         .block_on(async { timeout(limit, publish).await })
         .unwrap_or_else(|_| Err(no_answer(limit, sent.get().then_some(id))))

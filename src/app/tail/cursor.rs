@@ -21,6 +21,8 @@ pub struct Keeper {
     /// It was seen to be of this journal.
     checked: bool,
     printed: Option<u64>,
+    /// Where the first run began: what comes behind it is not to be passed over, though nothing was printed.
+    begun: Option<u64>,
     written: Instant,
 }
 
@@ -50,7 +52,8 @@ impl Keeper {
             _ => Failure::new(Exit::Io, "io", format!("the cursor {shown} cannot be read: {e}")),
         })?;
         file.probe().map_err(|e| unwritable(path, &e))?;
-        let mut keeper = Keeper { file, found, checked: false, printed: None, written: Instant::now() };
+        let mut keeper =
+            Keeper { file, found, checked: false, printed: None, begun: None, written: Instant::now() };
         keeper.check(root)?;
         Ok(keeper)
     }
@@ -83,6 +86,14 @@ impl Keeper {
         }
         self.checked = true;
         Ok(())
+    }
+
+    /// The first run begins behind this event; said once, and nothing to a later run.
+    pub fn begin(&mut self, seq: u64) {
+        if self.found.is_none() && self.begun.is_none() {
+            self.begun = Some(seq);
+            self.printed = Some(seq);
+        }
     }
 
     /// This event was printed, and is not flushed yet.

@@ -8,6 +8,7 @@ pub mod event_text;
 pub mod range;
 mod standing;
 
+use super::status::look;
 use super::{Exit, Failure};
 use crate::cli::TailArgs;
 use crate::core::clock;
@@ -21,7 +22,7 @@ use crate::core::tail::when::When;
 use cursor::Keeper;
 use event_text::Printer;
 use jiff::tz::TimeZone;
-use range::{Range, check_root, unreadable};
+use range::Range;
 use standing::{Standing, say};
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::ops::ControlFlow;
@@ -35,8 +36,7 @@ const LATE: Duration = Duration::from_secs(1);
 
 pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     let begun = Instant::now();
-    check_root(root)?;
-    let broken = unreadable(root.path());
+    let broken = |e: io::Error| Failure::unreadable(root.path(), &e);
     let mut keeper = args.cursor.as_deref().map(|path| Keeper::open(root, path)).transpose()?;
     let after = keeper.as_ref().and_then(Keeper::after);
     let range = Range::new(root, args, after)?;
@@ -47,17 +47,21 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     }
     let mut standing = Standing::new(args.vm.as_deref());
     let is_looking = !args.quiet || matches!(range.until, Some(When::Seq(_)));
-    let look = |standing: &mut Standing| match if is_looking { standing.look(root) } else { None } {
+    let say_new = |standing: &mut Standing| match if is_looking { standing.look(root) } else { None } {
         Some(line) if !args.quiet => say(&line),
         _ => {}
     };
-    look(&mut standing);
+    say_new(&mut standing);
 
     let (mut place, mut seen, mut last) = (None, range.first_seq().map(|seq| seq - 1), None);
     if let Some(end) = end {
         last = chain.stamp_before(&end).map_err(&broken)?;
         let begin = range.place(&chain, &end).map_err(&broken)?;
-        seen = seen.max(chain.stamp_before(&begin).map_err(&broken)?.map(|stamp| stamp.seq));
+        let before = chain.stamp_before(&begin).map_err(&broken)?.map(|stamp| stamp.seq);
+        if let (Some(keeper), Some(before)) = (&mut keeper, before) {
+            keeper.begin(before);
+        }
+        seen = seen.max(before);
         place = Some(begin);
     }
     if let Some(after) = after.filter(|after| range.dense && last.is_some_and(|last| last.seq < *after)) {
@@ -111,7 +115,7 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
         }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
-            look(&mut standing);
+            say_new(&mut standing);
         }
         if read == Read::More || watch.arm(&range.path, stream.file()) {
             continue;
@@ -121,7 +125,7 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
         if let Some(When::Time(ms)) = range.until {
             limit = limit.min(until_left(ms));
         }
-        if watch.wait(io::stdout().as_fd(), limit)? == Woken::HungUp {
+        if watch.wait(io::stdout().as_fd(), limit).map_err(Failure::system)? == Woken::HungUp {
             return Ok(Exit::Ok);
         }
     }
@@ -145,7 +149,13 @@ fn no_log(root: &StateRoot, args: &TailArgs, range: &Range) -> Failure {
             "there is no log of {vm} in {}: it never published and was sent nothing; 'castra status' lists the VMs",
             root.path().display()
         ),
-        None => format!("there is no log {path} yet; it begins with the first event"),
+        None => match look(root).map_or(0, |report| report.broker.journal.head_seq) {
+            0 => format!("there is no log {path} yet; it begins with the first event"),
+            head => format!(
+                "there is no log {path}, though the journal has events up to {head}: it was removed, and goes on with \
+                 the next event; 'castra verify --repair-logs' writes it anew"
+            ),
+        },
     };
     Failure::new(Exit::Degraded, "no-log", why)
 }
@@ -174,7 +184,8 @@ impl<'a> Printing<'a> {
             printer: Printer::new(args.output, zone),
             out: BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
             last,
-            next: range.first_seq().filter(|_| range.dense),
+            // What -n leaves out is not missing.
+            next: range.first_seq().filter(|_| range.dense && range.lines.is_none()),
             left: args.count.unwrap_or(u64::MAX),
             printed: 0,
             odd: 0,
@@ -201,6 +212,9 @@ impl<'a> Printing<'a> {
                 ));
             }
             self.next = Some(stamp.seq + 1);
+        }
+        if let Some(keeper) = keeper {
+            keeper.begin(stamp.seq - stamp.seq.min(1));
         }
         // A log that was not there at the start begins with its oldest line.
         let early = matches!(range.since, Some(since @ When::Time(_)) if since.is_behind(stamp));

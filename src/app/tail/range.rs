@@ -3,18 +3,18 @@
 //! Always holds: what cannot be understood is refused before anything is printed. Owner: `mod.rs`.
 
 use crate::app::failure::{Exit, Failure};
+use crate::app::given::{grep, vm_name};
 use crate::cli::TailArgs;
 use crate::core::clock;
-use crate::core::identity::VmName;
 use crate::core::state_root::StateRoot;
 use crate::core::tail::chain::{Chain, Look, Place};
-use crate::core::tail::filter::{Filter, Grep};
+use crate::core::tail::filter::Filter;
 use crate::core::tail::line::EventLine;
 use crate::core::tail::when::When;
 use crate::core::topic::Pattern;
 use jiff::tz::TimeZone;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A tail begins so many events before the end, unless something else is said.
 const LINES: u64 = 10;
@@ -43,7 +43,7 @@ impl Range {
     pub fn new(root: &StateRoot, args: &TailArgs, after: Option<u64>) -> Result<Range, Failure> {
         let name = match args.vm.as_deref() {
             None => "bus".to_owned(),
-            Some(vm) => vm_name(vm)?,
+            Some(vm) => vm_name(vm)?.to_string(),
         };
         let pattern = |text: &String| {
             let why = |e| format!("{text:?} is no topic and no pattern: {e}");
@@ -111,56 +111,6 @@ impl Range {
         match self.since {
             Some(When::Seq(seq)) => Some(seq.max(1)),
             _ => None,
-        }
-    }
-}
-
-fn vm_name(vm: &str) -> Result<String, Failure> {
-    let bad = |why: String| Failure::new(Exit::BadData, "bad-name", why);
-    let name = VmName::parse(vm).map_err(|e| bad(e.to_string()))?;
-    if name.as_str().eq_ignore_ascii_case("bus") {
-        return Err(bad(format!("{name} is no VM's name; what everybody published is shown without --vm")));
-    }
-    Ok(name.to_string())
-}
-
-/// Reads an expression.
-///
-/// # Errors
-/// It is none.
-pub fn grep(text: &str) -> Result<Grep, Failure> {
-    let why = |e| format!("--grep {text:?} is no regular expression: {e}");
-    Grep::parse(text).map_err(|e| Failure::new(Exit::BadData, "bad-regex", why(e)))
-}
-
-/// Whether logs can be looked for in this state root, which need not be there yet.
-///
-/// # Errors
-/// It is no folder, or somebody else's.
-pub fn check_root(root: &StateRoot) -> Result<(), Failure> {
-    let path = root.path();
-    match std::fs::metadata(path) {
-        Ok(is) if !is.is_dir() => Err(Failure::no_folder(path)),
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(unreadable(path)(e)),
-    }
-}
-
-/// What to say of a state root whose logs cannot be read; the error names the file.
-pub fn unreadable(root: &Path) -> impl Fn(io::Error) -> Failure {
-    move |error| match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            let why = format!(
-                "the logs of {} cannot be read: {error}; run this as the broker's user or root",
-                root.display()
-            );
-            Failure::new(Exit::Refused, "permission-denied", why)
-        }
-        io::ErrorKind::NotADirectory => Failure::no_folder(root),
-        _ => {
-            let why = format!("the logs of {} cannot be read: {error}", root.display());
-            Failure::new(Exit::Io, "io", why)
         }
     }
 }

@@ -18,9 +18,9 @@ const NAMED: usize = 8;
 #[derive(Debug, PartialEq, Eq)]
 enum Stand {
     Unreadable,
-    Broker { state: State, reachable: usize, known: usize },
+    Broker { state: State, reachable: usize, known: usize, logs: Option<String> },
     Unknown { state: State },
-    Vm { state: State, reachable: bool, sessions: u32, topics: Vec<String> },
+    Vm { state: State, reachable: bool, sessions: u32, topics: Vec<String>, logs: Option<String> },
 }
 
 /// Knows what was said last.
@@ -60,10 +60,14 @@ impl Standing {
     fn stand(&self, report: &Report) -> (Stand, String) {
         let state = report.broker.state;
         let broker = format!("broker {}", state.as_str());
+        let (journal, logs) = (&report.broker.journal, report.broker.logs_stalled.clone());
+        let behind = logs.as_ref().map_or(String::new(), |why| {
+            format!("; the logs end at {} of {}: {why}", journal.logs_seq, journal.head_seq)
+        });
         let Some(name) = &self.vm else {
             let (reachable, known) = (report.vms.iter().filter(|vm| vm.reachable).count(), report.vms.len());
-            let line = format!("{broker}, {reachable} of {known} VMs reachable");
-            return (Stand::Broker { state, reachable, known }, line);
+            let line = format!("{broker}, {reachable} of {known} VMs reachable{behind}");
+            return (Stand::Broker { state, reachable, known, logs }, line);
         };
         let Some(vm) = report.vms.iter().find(|vm| vm.name == *name) else {
             let line = format!("{name}: not known to the broker ({broker}); 'castra status' lists the VMs");
@@ -78,8 +82,9 @@ impl Standing {
             None => "never published".to_owned(),
             Some(ms) => format!("last publish {} ago", age(ms)),
         };
-        let line = format!("{name}: {reach}{off}, {sessions}, subscribed to {}, {publish}", list(&topics));
-        (Stand::Vm { state, reachable: vm.reachable, sessions: vm.sessions, topics }, line)
+        let line =
+            format!("{name}: {reach}{off}, {sessions}, subscribed to {}, {publish}{behind}", list(&topics));
+        (Stand::Vm { state, reachable: vm.reachable, sessions: vm.sessions, topics, logs }, line)
     }
 }
 

@@ -18,19 +18,22 @@ pub enum When {
 /// The text names no point in a log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no time: write how long ago (10m, 2h 30m, 3d), a time (2026-11-21T08:00:00Z), a local one \
+    "{0:?} is no time: write how long ago (10m, 2h 30m, 3d), now, a time (2026-11-21T08:00:00Z), a local one \
      ('2026-11-21 08:00'), or the seq of an event (@4711)"
 )]
 pub struct WhenError(String);
 
 impl When {
-    /// Reads `10m` (so long before `now_ms`), RFC 3339, `2026-11-21 08:00` in `zone`, or `@SEQ`.
+    /// Reads `10m` (so long before `now_ms`), `now`, RFC 3339, `2026-11-21 08:00` in `zone`, or `@SEQ`.
     ///
     /// # Errors
     /// It is none of these.
     pub fn parse(text: &str, now_ms: u64, zone: &TimeZone) -> Result<When, WhenError> {
         let bad = || WhenError(text.to_owned());
         let text = text.trim();
+        if text == "now" {
+            return Ok(When::Time(now_ms));
+        }
         if let Some(seq) = text.strip_prefix('@') {
             return seq.parse().map(When::Seq).map_err(|_| bad());
         }

@@ -1,0 +1,46 @@
+//! What was typed, checked before anything is done with it: a VM's name, an expression, a state root.
+
+use super::failure::{Exit, Failure};
+use crate::core::identity::VmName;
+use crate::core::state_root::StateRoot;
+use crate::core::tail::filter::Grep;
+use nix::unistd::{AccessFlags, access};
+use std::io;
+
+/// A VM's name; `vm:web`, as its mailbox is called, is `web`.
+///
+/// # Errors
+/// It is none.
+pub fn vm_name(text: &str) -> Result<VmName, Failure> {
+    let bad = |why: String| Failure::new(Exit::BadData, "bad-name", why);
+    let plain = text.strip_prefix("vm:").unwrap_or(text);
+    let name = VmName::parse(plain).map_err(|e| bad(format!("{text:?} is no VM's name: {e}")))?;
+    if name.as_str().eq_ignore_ascii_case("bus") {
+        return Err(bad(format!("{name} is no VM's name; what everybody published is shown without --vm")));
+    }
+    Ok(name)
+}
+
+/// Reads an expression.
+///
+/// # Errors
+/// It is none.
+pub fn grep(text: &str) -> Result<Grep, Failure> {
+    let why = |e| format!("--grep {text:?} is no regular expression: {e}");
+    Grep::parse(text).map_err(|e| Failure::new(Exit::BadData, "bad-regex", why(e)))
+}
+
+/// Whether a state root can be looked into; it need not be there yet.
+///
+/// # Errors
+/// It is no folder, or somebody else's.
+pub fn check_root(root: &StateRoot) -> Result<(), Failure> {
+    let path = root.path();
+    let looked = match std::fs::metadata(path) {
+        Ok(is) if !is.is_dir() => Err(io::ErrorKind::NotADirectory.into()),
+        Ok(_) => access(path, AccessFlags::R_OK | AccessFlags::X_OK).map_err(io::Error::from),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    };
+    looked.map_err(|e| Failure::unreadable(path, &e))
+}
