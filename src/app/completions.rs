@@ -1,4 +1,4 @@
-//! `castra completions`: what makes a shell complete commands and flags.
+//! `castra completions`: what makes a shell complete commands and flags. Owner: the operator, and `deploy/deb`.
 
 use super::{Exit, Failure};
 use crate::cli::{Cli, CompletionsArgs};

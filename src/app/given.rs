@@ -1,4 +1,6 @@
 //! What was typed, checked before anything is done with it: a VM's name, an expression, a state root.
+//!
+//! Always holds: what is refused is named as it was typed. Owner: the commands.
 
 use super::failure::{Exit, Failure};
 use crate::core::identity::VmName;

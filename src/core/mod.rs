@@ -12,8 +12,8 @@
 //! Each names the next on its first line.
 //!
 //! **Who may import whom.** `app` imports `core`, never back. Doors use [`bus`], never the journal. Pure
-//! modules (`event`, `topic`, `identity`, `limits`, `config`, `status`, `wire/*`, `journal/record`, `journal/retain`,
-//! `tail/line`, `tail/filter`, `tail/when`) read no file, no socket and no clock. `tests/tidy.rs` holds these rules.
+//! modules (`PURE` in `tests/tidy.rs`, and `wire`) read no file, no socket and no clock. `tests/tidy.rs` holds these
+//! rules.
 //!
 //! **Invariants**, quoted by number where they are kept:
 //!

@@ -2,7 +2,7 @@
 //!
 //! [`handshake`]: the hello line and its answers. [`codec`]: bytes to frames and back. [`frame`]: what a
 //! frame says, and the frames the broker sends. [`publish`]: what a client says of an event. Nothing here knows
-//! a socket, a file or a clock.
+//! a socket, a file or a clock. Owner: doors and sessions, and `client.rs` at the other end.
 
 pub mod codec;
 pub mod frame;
