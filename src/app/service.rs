@@ -139,10 +139,7 @@ fn tell(told: &Receiver<Told>) {
     loop {
         match told.recv_timeout(EXTEND_EVERY) {
             Ok(Told::Status(state, text)) => teller.status(state, text),
-            Ok(Told::Ready) => {
-                teller.ready = true;
-                teller.send(&[NotifyState::Ready]);
-            }
+            Ok(Told::Ready) => teller.ready(),
             Ok(Told::Alive) => teller.send(&[NotifyState::Watchdog]),
             Ok(Told::End(why, said)) => {
                 let why = why.map(|why| format!("failed: {why}"));
@@ -174,6 +171,10 @@ struct Teller {
 
 impl Teller {
     fn status(&mut self, state: State, text: String) {
+        // Its own word may have been lost in a full queue.
+        if matches!(state, State::Running | State::DiskFull) {
+            self.ready();
+        }
         let due = self.at.is_none_or(|at| at.elapsed() >= STATUS_EVERY) && self.text != text;
         if !due && self.state == Some(state) {
             return;
@@ -185,6 +186,12 @@ impl Teller {
             self.send(&[NotifyState::Status(&text)]);
         }
         (self.text, self.at) = (text, Some(Instant::now()));
+    }
+
+    fn ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
+            self.send(&[NotifyState::Ready]);
+        }
     }
 
     fn stopping(&mut self, text: &str) {

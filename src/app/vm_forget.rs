@@ -12,7 +12,7 @@ use super::given::vm_name;
 use super::{host, status};
 use crate::cli::ForgetArgs;
 use crate::core::client::Client;
-use crate::core::state_root::{Holder, StateRoot};
+use crate::core::state_root::{Holder, StateRoot, StateRootError};
 use crate::core::status_file::{self, StatusWriter};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -50,12 +50,22 @@ fn unknown(name: &str) -> Failure {
 fn forget_offline(root: &StateRoot, name: &str) -> Result<(), Failure> {
     let path = root.status();
     let unreadable = |e: io::Error| Failure::unreadable(&path, &e);
-    let mut snapshot = match status_file::read(&path).map_err(unreadable)? {
-        Some(snapshot) if snapshot.vms.iter().any(|vm| vm.name == name) => snapshot,
-        _ => return Err(unknown(name)),
+    let known = || match status_file::read(&path).map_err(unreadable)? {
+        Some(snapshot) if snapshot.vms.iter().any(|vm| vm.name == name) => Ok(snapshot),
+        _ => Err(unknown(name)),
     };
-    // Until this ends no broker starts, which would take in what is being written.
-    let (_, _lock) = root.open()?;
+    // Before the lock, which makes a state root of any folder.
+    known()?;
+    // Until this ends no broker starts, which would take in what is being written; and what another one of these,
+    // or a broker, wrote before is read again.
+    let (_, _lock) = root.open().map_err(|error| match error {
+        StateRootError::InUse { .. } => {
+            let why = "a broker, or another of these commands, has just taken this state root; try it again";
+            Failure::new(Exit::TryAgain, "busy", why)
+        }
+        error => error.into(),
+    })?;
+    let mut snapshot = known()?;
     snapshot.vms.retain(|vm| vm.name != name);
     StatusWriter::open(root).and_then(|mut writer| writer.write(&snapshot)).map_err(unreadable)
 }

@@ -160,7 +160,7 @@ pub async fn run(
         "broker: running"
     );
     supervisor.ready(&listeners);
-    tokio::spawn(service::feed(journal.clone(), supervisor));
+    tokio::spawn(service::feed(journal.clone(), logs.clone(), supervisor));
     check_sealed(&journal, known, &status, ended.clone());
 
     let mut ended = ended;

@@ -68,3 +68,31 @@ fn whoever_stops_reading_ends_it_though_nothing_comes() {
         assert_eq!(eventually("its end", || child.try_wait().unwrap()).code(), Some(0));
     }
 }
+
+/// As logrotate does with `create`: the new file is there before the broker opens it.
+#[test]
+fn it_follows_to_a_log_that_somebody_else_rotated_and_misses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let log = dir.path().join("logs/broker.log");
+    eventually("the log", || log.exists().then_some(()));
+    let follow = Follow::run(logs(dir.path(), &["-f", "--grep", "handshake"]));
+    let hello = |vm: &str| {
+        broker.guest(vm);
+        assert!(follow.line().contains(&format!("vm=\"{vm}\"")));
+    };
+    hello("one");
+    std::fs::rename(&log, dir.path().join("logs/broker.log.1")).unwrap();
+    std::fs::write(&log, "").unwrap();
+    // Still in the old file; after each of these it looks for the next one.
+    ["two", "three", "four"].iter().for_each(|vm| hello(vm));
+    broker.signal(nix::sys::signal::Signal::SIGUSR1);
+    for n in 0..1000 {
+        hello(&format!("vm-{n}"));
+        if std::fs::metadata(&log).unwrap().len() > 0 {
+            break;
+        }
+    }
+    hello("five");
+    assert!(std::fs::read_to_string(&log).unwrap().contains("vm=\"five\""));
+}

@@ -40,7 +40,7 @@ fn a_run_goes_on_behind_the_one_before() {
         publish(&mut guest, n);
         follow.expect([n]);
     }
-    let written = || std::fs::read_to_string(&file).unwrap().contains("\"seq\":34}").then_some(());
+    let written = || std::fs::read_to_string(&file).unwrap().contains("\"seq\":34,").then_some(());
     eventually("the cursor", written);
     drop(follow);
     publish(&mut guest, 34);
@@ -69,6 +69,55 @@ fn a_run_that_printed_nothing_passes_nothing_over() {
     let other = other.to_str().unwrap();
     assert_eq!(refused(&root, &["-q", "--cursor", other, "nothing.like.it"]).0, Some(1));
     assert_eq!(numbers(&root, &["--cursor", other]).len(), 6, "all but the one to web");
+}
+
+/// A copy goes on with other events of the same seqs; those are not taken for the ones that were printed.
+#[test]
+fn a_cursor_from_before_a_backup_was_restored_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, copy, file) = (dir.path().join("root"), dir.path().join("copy"), dir.path().join("my.cursor"));
+    let cursor = file.to_str().unwrap();
+    let broker = Broker::start(&root);
+    let mut guest = broker.guest("dev");
+    (1..=3).for_each(|n| publish(&mut guest, n));
+    assert!(broker.run(&["backup", copy.to_str().unwrap()]).status.success());
+    (4..=6).for_each(|n| publish(&mut guest, n));
+    eventually("the lines", || (broker.log("bus").len() == 6).then_some(()));
+    assert_eq!(numbers(&root, &["--cursor", cursor]).len(), 6);
+    assert_eq!(broker.stop().0, Some(0));
+
+    let broker = Broker::start(&copy);
+    let mut guest = broker.guest("dev");
+    (14..=17).for_each(|n| publish(&mut guest, n));
+    eventually("the lines", || (broker.log("bus").len() == 7).then_some(()));
+    let (code, said) = refused(&copy, &["-q", "--cursor", cursor]);
+    assert!(code == Some(65) && said.contains("a backup was restored since"), "{code:?} {said}");
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(numbers(&copy, &["--cursor", cursor]), [1, 2, 3, 14, 15, 16, 17]);
+}
+
+/// In a folder of somebody else's a name that can be guessed may be a link to anything.
+#[test]
+fn what_stands_beside_a_cursor_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, file, victim) =
+        (dir.path().join("root"), dir.path().join("my.cursor"), dir.path().join("victim"));
+    logs_of(&root, 2);
+    std::fs::write(&victim, "precious").unwrap();
+    // The name that it once had: with the pid of this very shell, which becomes the command.
+    let program = crate::support::castra();
+    let script = format!(
+        "ln -s '{}' '{}'.$$.new; exec '{}' --state-root '{}' bus tail -q --cursor '{}'",
+        victim.display(),
+        file.display(),
+        program.get_program().display(),
+        root.display(),
+        file.display()
+    );
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &script]).env("CASTRA_CONFIG", "/dev/null");
+    assert!(shell.output().unwrap().status.success() && file.exists());
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
 }
 
 #[test]

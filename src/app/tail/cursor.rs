@@ -6,6 +6,7 @@
 use crate::app::failure::{Exit, Failure};
 use crate::core::state_root::StateRoot;
 use crate::core::tail::cursor::{Cursor, CursorFile};
+use crate::core::tail::line::Stamp;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,9 +21,9 @@ pub struct Keeper {
     found: Option<Cursor>,
     /// It was seen to be of this journal.
     checked: bool,
-    printed: Option<u64>,
+    printed: Option<(u64, Option<u64>)>,
     /// Where the first run began: what comes behind it is not to be passed over, though nothing was printed.
-    begun: Option<u64>,
+    begun: bool,
     written: Instant,
 }
 
@@ -53,7 +54,7 @@ impl Keeper {
         })?;
         file.probe().map_err(|e| unwritable(path, &e))?;
         let mut keeper =
-            Keeper { file, found, checked: false, printed: None, begun: None, written: Instant::now() };
+            Keeper { file, found, checked: false, printed: None, begun: false, written: Instant::now() };
         keeper.check(root)?;
         Ok(keeper)
     }
@@ -88,17 +89,34 @@ impl Keeper {
         Ok(())
     }
 
+    /// Compares the cursor with `stamp`, of the last event that the log has up to it.
+    ///
+    /// # Errors
+    /// It is of another event: a backup was restored since.
+    pub fn check_event(&self, stamp: Stamp) -> Result<(), Failure> {
+        let Some(Cursor { seq, ts: Some(ts), .. }) = self.found else { return Ok(()) };
+        if stamp.seq != seq || stamp.ts == ts {
+            return Ok(());
+        }
+        let why = format!(
+            "the cursor {} is behind an event {seq} that is not the one in the log: a backup was restored since it was \
+             written; remove it, or name the seq to go on from with --since @SEQ and another file",
+            self.file.path().display()
+        );
+        Err(Failure::new(Exit::BadData, "foreign-cursor", why))
+    }
+
     /// The first run begins behind this event; said once, and nothing to a later run.
     pub fn begin(&mut self, seq: u64) {
-        if self.found.is_none() && self.begun.is_none() {
-            self.begun = Some(seq);
-            self.printed = Some(seq);
+        if self.found.is_none() && !self.begun {
+            self.begun = true;
+            self.printed = Some((seq, None));
         }
     }
 
     /// This event was printed, and is not flushed yet.
-    pub fn printed(&mut self, seq: u64) {
-        self.printed = Some(seq);
+    pub fn printed(&mut self, stamp: Stamp) {
+        self.printed = Some((stamp.seq, Some(stamp.ts)));
     }
 
     /// Whether it should be written though more events wait.
@@ -111,7 +129,7 @@ impl Keeper {
     /// # Errors
     /// It cannot be written, or the journal's id cannot be read.
     pub fn save(&mut self, root: &StateRoot) -> Result<(), Failure> {
-        let Some(seq) = self.printed.take() else { return Ok(()) };
+        let Some((seq, ts)) = self.printed.take() else { return Ok(()) };
         let Some(journal) = root.journal_id()? else {
             let why = format!(
                 "{} says no journal id, so a cursor cannot be of it; read these logs without --cursor",
@@ -120,7 +138,7 @@ impl Keeper {
             return Err(Failure::new(Exit::BadData, "no-journal", why));
         };
         self.written = Instant::now();
-        self.file.write(Cursor { journal, seq }).map_err(|e| unwritable(self.file.path(), &e))
+        self.file.write(Cursor { journal, seq, ts }).map_err(|e| unwritable(self.file.path(), &e))
     }
 }
 

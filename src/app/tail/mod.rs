@@ -57,7 +57,11 @@ pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
     if let Some(end) = end {
         last = chain.stamp_before(&end).map_err(&broken)?;
         let begin = range.place(&chain, &end).map_err(&broken)?;
-        let before = chain.stamp_before(&begin).map_err(&broken)?.map(|stamp| stamp.seq);
+        let before = chain.stamp_before(&begin).map_err(&broken)?;
+        if let (Some(keeper), Some(before)) = (&keeper, before) {
+            keeper.check_event(before)?;
+        }
+        let before = before.map(|stamp| stamp.seq);
         if let (Some(keeper), Some(before)) = (&mut keeper, before) {
             keeper.begin(before);
         }
@@ -224,7 +228,7 @@ impl<'a> Printing<'a> {
                 return ControlFlow::Break(());
             }
             if let Some(keeper) = keeper {
-                keeper.printed(stamp.seq);
+                keeper.printed(stamp);
             }
             self.printed += 1;
             self.left -= 1;

@@ -16,28 +16,28 @@ pub struct Cursor {
     pub journal: u128,
     /// Its seq.
     pub seq: u64,
+    /// Its ts, when it was printed: a journal that was restored from a backup has other events of the same seqs.
+    pub ts: Option<u64>,
 }
 
 #[derive(Deserialize, Serialize)]
 struct Text {
     journal: String,
     seq: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ts: Option<u64>,
 }
 
 /// A cursor's file.
 #[derive(Debug)]
 pub struct CursorFile {
     path: PathBuf,
-    new: PathBuf,
 }
 
 impl CursorFile {
     /// The cursor at `path`; what a link leads to is replaced, not the link.
     pub fn new(path: &Path) -> Self {
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let mut new = OsString::from(&path);
-        new.push(format!(".{}.new", std::process::id()));
-        CursorFile { path, new: new.into() }
+        CursorFile { path: std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()) }
     }
 
     /// The file.
@@ -57,9 +57,9 @@ impl CursorFile {
         };
         let no_cursor =
             |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-        let Text { journal, seq } = serde_json::from_slice(&text).map_err(|e| no_cursor(&e))?;
+        let Text { journal, seq, ts } = serde_json::from_slice(&text).map_err(|e| no_cursor(&e))?;
         let journal = uuid::Uuid::parse_str(&journal).map_err(|e| no_cursor(&e))?;
-        Ok(Some(Cursor { journal: journal.as_u128(), seq }))
+        Ok(Some(Cursor { journal: journal.as_u128(), seq, ts }))
     }
 
     /// Whether it will be possible to write it.
@@ -67,12 +67,17 @@ impl CursorFile {
     /// # Errors
     /// It will not.
     pub fn probe(&self) -> io::Result<()> {
-        self.create()?;
-        std::fs::remove_file(&self.new)
+        let (_, new) = self.create()?;
+        std::fs::remove_file(new)
     }
 
-    fn create(&self) -> io::Result<File> {
-        OpenOptions::new().write(true).create(true).truncate(true).open(&self.new)
+    /// A new file beside it. Its name cannot be guessed, and what is there already is not opened: in a folder of
+    /// somebody else's it could be a link to anything.
+    fn create(&self) -> io::Result<(File, PathBuf)> {
+        let mut new = OsString::from(&self.path);
+        new.push(format!(".{}.new", uuid::Uuid::new_v4().simple()));
+        let new = PathBuf::from(new);
+        Ok((OpenOptions::new().write(true).create_new(true).open(&new)?, new))
     }
 
     /// Replaces the file: it says the old or the new, whatever happens meanwhile.
@@ -81,11 +86,11 @@ impl CursorFile {
     /// Any call's; it says what it said.
     pub fn write(&self, cursor: Cursor) -> io::Result<()> {
         let journal = uuid::Uuid::from_u128(cursor.journal).to_string();
-        let mut text = serde_json::to_vec(&Text { journal, seq: cursor.seq })?;
+        let mut text = serde_json::to_vec(&Text { journal, seq: cursor.seq, ts: cursor.ts })?;
         text.push(b'\n');
-        let mut file = self.create()?;
+        let (mut file, new) = self.create()?;
         let written = file.write_all(&text).and_then(|()| file.sync_data());
-        let replaced = written.and_then(|()| std::fs::rename(&self.new, &self.path));
-        replaced.inspect_err(|_| _ = std::fs::remove_file(&self.new))
+        let replaced = written.and_then(|()| std::fs::rename(&new, &self.path));
+        replaced.inspect_err(|_| _ = std::fs::remove_file(&new))
     }
 }

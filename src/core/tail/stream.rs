@@ -114,6 +114,13 @@ impl Stream {
             match self.successor()? {
                 Next::None => return Ok(Read::End),
                 Next::LookAgain => {}
+                // Somebody moved the log away and made it anew; until the broker has opened the new one it writes
+                // to the old one, which is closed by then.
+                Next::Place(place)
+                    if self.order == Order::Written && place.file.file.metadata()?.len() == 0 =>
+                {
+                    return Ok(Read::End);
+                }
                 Next::Place(place) => {
                     // Nothing is written to a rotated file: it has no more than this last look shows.
                     let read = self.lines(each)?;
