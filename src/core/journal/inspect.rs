@@ -7,9 +7,8 @@
 use super::damage::{Damage, Found, check};
 use super::disk::DiskFile;
 use super::held::Held;
-use super::look::{Look, Next, Walked, look};
+use super::look::{Look, Next, OpenError, Walked, look};
 use super::record::{Kind, size};
-use super::recover::OpenError;
 use super::segment::{HEADER_BYTES, Segment, segment_name};
 use crate::core::event::Event;
 use std::io;
