@@ -18,6 +18,7 @@
 //! Always holds: nothing in the source is written; DIR is there whole and verified, or not at all. Owner:
 //! `app/backup.rs`.
 
+use super::descriptors::raise_descriptors;
 use super::journal::disk::RealDisk;
 use super::journal::held::Held;
 use super::journal::inspect::Inspection;
@@ -29,7 +30,6 @@ use super::state_root::{StateRoot, sync_dir};
 use super::status_file::StatusWriter;
 use super::verify::known::Known;
 use super::verify::lines::open_log;
-use super::verify::pass::raise_descriptors;
 use super::verify::{Report, VerifyError, logs_of, verify};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};

@@ -2,19 +2,19 @@
 //!
 //! Always holds: every event is met by every open log that it belongs to, in order, once; files are open all
 //! the while, so what retention and rotation do meanwhile changes nothing. Nothing is written here. Owner:
-//! `verify.rs`, and `repair.rs`, whose logs hand out what is to be kept.
+//! `verify/mod.rs`, and `repair.rs`, whose logs hand out what is to be kept.
 
 use super::known::Known;
 use super::lines::{Lines, open_log};
 use super::log::{Bounds, Keep, LogCheck};
 use super::{VerifyError, failed};
+use crate::core::descriptors::raise_descriptors;
 use crate::core::event::Event;
 use crate::core::journal::held::Held;
 use crate::core::journal::inspect::Inspection;
 use crate::core::journal::{Damage, Found};
 use crate::core::limits::LOG_FILES;
 use crate::core::state_root::StateRoot;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
 
 /// Memory for the lines of all logs that are read at once, in bytes; each log has a page at least.
@@ -127,10 +127,4 @@ fn logs_with<'a>(event: &Event<'a>) -> impl Iterator<Item = (&'a [u8], bool)> {
     let (vm, mailbox) = (event.vm(), event.mailbox());
     let mailbox = mailbox.filter(|name| *name != vm && !reserved(name));
     std::iter::once((vm, true)).chain(mailbox.map(|name| (name, false)))
-}
-
-/// Makes as many files openable as the system allows; how many those are.
-pub fn raise_descriptors() -> u64 {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
