@@ -1,4 +1,7 @@
 //! `castra backup`: a verified copy of a state root, beside a broker that goes on.
+//!
+//! Always holds: one line on stdout when there is a backup, none when there is not; exit 0 means that it is whole.
+//! Owner: `app/mod.rs` calls [`run`].
 
 use super::terminal::Progress;
 use super::verify::{as_json, io_reason, percent, print, say_more, size};

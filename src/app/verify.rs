@@ -1,4 +1,7 @@
 //! `castra verify`: what is damaged in a journal and its logs; writes damaged logs anew when told to.
+//!
+//! Always holds: findings go to stdout, one line each and then one for all; what to know and to do goes to stderr;
+//! exit 0 means that nothing is damaged. Owner: `app/mod.rs` calls [`run`]; `backup.rs` prints its report with this.
 
 use super::terminal::Progress;
 use super::{Exit, Failure, broker};

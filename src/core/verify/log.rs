@@ -7,7 +7,8 @@
 //!
 //! Always holds: a line is right only when it is the journal's, byte for byte; up to [`Bounds::whole`] every
 //! event must be there, from the log's first line on; behind that, what a crash can leave is no finding, and
-//! anything else is. Lines that the journal cannot speak for (older, or lost by it) are counted. Owner: `verify.rs`.
+//! anything else is. Lines that the journal cannot speak for (older, or lost by it) are counted. Owner:
+//! `pass.rs`.
 
 use super::lines::{Line, Lines};
 use crate::core::limits::FINDINGS_SHOWN;
