@@ -49,7 +49,7 @@ pub fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if report.more_log_damage > 0 {
         writeln!(out, "and {} lines of logs more", report.more_log_damage)?;
     }
-    let Report { first_seq, head_seq, segments, bytes, log_files, log_lines, older_lines, .. } = report;
+    let Report { segments, bytes, log_files, log_lines, older_lines, .. } = report;
     let ranges = report.damage.len() as u64 + report.more_damage;
     let damaged = report.damaged_logs.len();
     let found = match report.is_whole() {
@@ -60,7 +60,8 @@ pub fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     };
     write!(
         out,
-        "{found} · events {first_seq}..{head_seq} in {} of {}",
+        "{found} · {} in {} of {}",
+        events(report),
         count(*segments as u64, "segment"),
         size(*bytes)
     )?;
@@ -129,6 +130,12 @@ fn damage_as_json(damage: &Damage) -> Value {
         "segment": segment, "at": at, "first_lsn": first_lsn, "last_lsn": last_lsn,
         "first_seq": first_seq, "last_seq": last_seq,
     })
+}
+
+/// Which events the journal has.
+pub fn events(report: &Report) -> String {
+    let Report { first_seq, head_seq, .. } = report;
+    if head_seq < first_seq { "no events".into() } else { format!("events {first_seq}..{head_seq}") }
 }
 
 /// `1 segment`, `2 segments`.

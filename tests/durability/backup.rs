@@ -256,6 +256,8 @@ fn where_no_backup_can_be_made() {
     copy(&root, &copied);
     fs::write(copied.join("journal/00000000000000000001.seg"), [0; 5000]).unwrap();
     refused(&copied, &dir.path().join("b"), 65, "what it held is lost");
+    fs::remove_file(copied.join("format")).unwrap();
+    refused(&copied, &dir.path().join("b"), 65, "format is damaged (it is missing, and there is a journal)");
     assert!(!dir.path().join("b").exists() && !dir.path().join("b.partial").exists());
 }
 

@@ -505,7 +505,7 @@ fn damage_of_the_journal_is_named_and_not_repaired() {
     let (code, said) = verify(&root);
     assert_eq!(code, 1);
     assert!(said.starts_with(&format!("journal/{name} at byte ")), "{said}");
-    assert!(said.contains(&format!("(events {seq}..={seq}) cannot be read\n")), "{said}");
+    assert!(said.contains(&format!("(event {seq}) cannot be read\n")), "{said}");
 
     // The broker says the same.
     let broker = Broker::start_args(&root, &SMALL);
@@ -542,6 +542,9 @@ fn an_end_that_is_gone_is_missed() {
     let (code, said) = verify_json(&root, &[]);
     let damage = &said["journal"]["damage"][0];
     assert_eq!((code, &damage["first_seq"], &damage["last_seq"]), (1, &json!(3), &json!(6)), "{said}");
+    let (first, last) = (&damage["first_lsn"], &damage["last_lsn"]);
+    let (_, words) = verify(&root);
+    assert!(words.contains(&format!(": lsn {first} to {last} (events 3 to 6) cannot be read\n")), "{words}");
     // Nothing but the logs says so.
     fs::remove_file(root.join("status")).unwrap();
     fs::remove_file(root.join("logs/checkpoint")).unwrap();
@@ -558,6 +561,19 @@ fn an_end_that_is_gone_is_missed() {
     let (code, said) = verify_json(&root, &[]);
     let damage = &said["journal"]["damage"][0];
     assert_eq!((code, &damage["first_seq"], &damage["last_seq"]), (1, &json!(1), &json!(6)), "{said}");
+}
+
+#[test]
+fn a_journal_without_events_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    assert_eq!(Broker::start_args(&root, &SMALL).stop().0, Some(0));
+    let (code, said) = verify(&root);
+    assert!(code == 0 && said.starts_with("whole · no events in "), "{said}");
+    let mut command = castra();
+    let output = command.arg("--state-root").arg(&root).arg("backup").arg(dir.path().join("copy")).output();
+    let said = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(said.starts_with("backup of no events in "), "{said}");
 }
 
 #[test]
@@ -579,6 +595,11 @@ fn where_there_is_nothing_to_verify() {
     refused(&root, &[], 65, "newer");
     fs::write(root.join("format"), "{").unwrap();
     refused(&root, &[], 65, "damaged");
+    fs::remove_file(root.join("format")).unwrap();
+    for args in [&[][..], &["--repair-logs"], &["--json"]] {
+        refused(&root, args, 65, "format is damaged (it is missing, and there is a journal)");
+    }
+    assert!(!root.join("format").exists());
     fs::write(root.join("format"), r#"{"format":1,"journal":"00000000-0000-0000-0000-000000000007"}"#)
         .unwrap();
     refused(&root, &[], 65, "another journal");

@@ -67,7 +67,7 @@ impl fmt::Display for Finding {
         let one = *lines == 1;
         match (self.first_seq, self.last_seq) {
             (Some(first), Some(last)) if first == last => write!(f, "event {first} ")?,
-            (Some(first), Some(last)) => write!(f, "{lines} events in {first}..={last} ")?,
+            (Some(first), Some(last)) => write!(f, "{lines} events from {first} to {last} ")?,
             _ if self.kind == Kind::Unreadable => {}
             _ if one => write!(f, "1 line ")?,
             _ => write!(f, "{lines} lines ")?,
