@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
@@ -426,10 +427,11 @@ fn damaged_logs_are_written_anew_and_nothing_is_deleted() {
 fn a_repair_that_is_killed_is_finished_by_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let root = few(dir.path());
-    let strace = |when: usize, root: &Path| {
-        let calls = "rename,renameat,renameat2,link,linkat,unlink,unlinkat,rmdir,mkdir";
-        let inject = format!("inject={calls}:signal=SIGKILL:when={when}");
-        let args = ["-f", "-q", "-o", "/dev/null", "-e", &format!("trace={calls}"), "-e", &inject];
+    // Of one call at a time: each has a count of its own.
+    let strace = |call: &str, when: usize, root: &Path| {
+        let (trace, inject) =
+            (format!("trace=?{call}"), format!("inject=?{call}:signal=SIGKILL:when={when}"));
+        let args = ["-f", "-q", "-o", "/dev/null", "-e", &trace, "-e", &inject];
         let program = env!("CARGO_BIN_EXE_castra");
         let mut command = std::process::Command::new("strace");
         command.args(args).arg(program).arg("--state-root").arg(root).args(["verify", "--repair-logs"]);
@@ -446,33 +448,56 @@ fn a_repair_that_is_killed_is_finished_by_the_next() {
     fs::write(logs.join("bus.log"), "what?\n".to_owned() + &text[cut..]).unwrap();
     fs::write(logs.join("a.log"), "\n").unwrap();
     let a = log_text(&root, "web");
-    let mut kills = 0;
-    for when in 1..60 {
+    // Whether it was killed at all.
+    let killed_at = |call: &str, when: usize| {
         let case = dir.path().join("case");
         let _ = fs::remove_dir_all(&case);
         copy(&root, &case);
-        let output = strace(when, &case).unwrap();
-        let killed = output.status.code() != Some(0);
-        kills += usize::from(killed);
-        let (code, said) = verify_json(&case, &["--repair-logs"]);
-        assert_eq!(code, 0, "killed at call {when}: {said}");
-        assert_eq!(log_text(&case, "bus"), text, "killed at call {when}");
-        assert_eq!((log_text(&case, "web"), read_log(&case, "a").len()), (a.clone(), 3));
-        assert!(!case.join("logs/bus/bus.log.1").exists() && !case.join("logs/repair").exists());
+        let status = strace(call, when, &case).unwrap().status;
+        assert!(status.signal().is_some() || status.success(), "{call} {when}: {status}");
+        let at = format!("killed at {call} {when}");
+        let output = verify_with(&case, &["--repair-logs"]);
+        assert_eq!(output.status.code(), Some(0), "{at}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(log_text(&case, "bus"), text, "{at}");
+        assert_eq!((log_text(&case, "web"), read_log(&case, "a").len()), (a.clone(), 3), "{at}");
+        for gone in ["logs/bus/bus.log.1", "logs/repair", "logs/repair.new"] {
+            assert!(!case.join(gone).exists(), "{at}: {gone}");
+        }
         let damaged: String = tree(&case.join("logs/damaged"))
             .into_iter()
             .filter(|(path, _)| path.ends_with("bus.log") || path.ends_with("bus.log.1"))
             .map(|(_, file)| String::from_utf8(file.4).unwrap())
             .collect();
-        assert!(
-            damaged.contains("what?") && damaged.contains(&text[..cut]),
-            "killed at call {when}: {damaged}"
-        );
-        if !killed {
-            break;
-        }
+        assert!(damaged.contains("what?") && damaged.contains(&text[..cut]), "{at}: {damaged}");
+        status.signal().is_some()
+    };
+    // As the architecture calls them; a folder is removed with unlinkat.
+    for (calls, least) in [
+        (&["rename", "renameat", "renameat2"][..], 4),
+        (&["linkat", "link"], 3),
+        (&["unlink", "unlinkat"], 3),
+        (&["mkdir", "mkdirat"], 2),
+        (&["fsync"], 5),
+    ] {
+        let kills = |call: &&str| (1..100).take_while(|when| killed_at(call, *when)).count();
+        let kills: usize = calls.iter().map(kills).sum();
+        assert!((least..99).contains(&kills), "killed at {calls:?}: {kills} times");
     }
-    assert!((8..59).contains(&kills), "{kills}");
+}
+
+/// As one that was killed while it cleared away left it.
+#[test]
+fn an_empty_folder_of_a_repair_is_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = few(dir.path());
+    let want = log_text(&root, "bus");
+    for damage in ["", "what?\n"] {
+        fs::create_dir(root.join("logs/repair")).unwrap();
+        fs::write(root.join("logs/bus/bus.log"), format!("{damage}{want}")).unwrap();
+        let output = verify_with(&root, &["--repair-logs"]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!root.join("logs/repair").exists() && log_text(&root, "bus") == want);
+    }
 }
 
 /// What the journal has lost a log may still have; it is kept, and said.
