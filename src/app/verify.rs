@@ -30,8 +30,11 @@ pub fn run(root: &StateRoot, args: &VerifyArgs) -> Result<Exit, Failure> {
         writeln!(out, "{object}")?;
     } else {
         if let Some(Repaired { logs, damaged }) = repaired.as_ref().filter(|r| !r.logs.is_empty()) {
-            let (logs, damaged) = (logs.join(" "), damaged.join(" and "));
-            writeln!(out, "written anew: {logs}; the damaged files are in {damaged}")?;
+            write!(out, "written anew: {}", logs.join(" "))?;
+            if !damaged.is_empty() {
+                write!(out, "; the damaged files are in {}", damaged.join(" and "))?;
+            }
+            writeln!(out)?;
         }
         print(&mut out, &report)?;
         say_more(&report, repaired.is_some());

@@ -90,9 +90,9 @@ pub fn repair_logs(
 }
 
 impl Repaired {
-    fn add(&mut self, manifest: Manifest) {
+    fn add(&mut self, (manifest, kept): (Manifest, bool)) {
         self.logs.extend(manifest.logs.into_keys());
-        self.damaged.push(format!("logs/damaged/{}", manifest.damaged));
+        self.damaged.extend(kept.then(|| format!("logs/damaged/{}", manifest.damaged)));
     }
 }
 
@@ -197,8 +197,8 @@ impl Parts {
 }
 
 /// Puts the files of `staged` in their places and removes it, under the name of something unfinished: so the
-/// manifest is there as long as it is needed.
-fn replace_logs(root: &StateRoot, staged: &Path, unfinished: &Path) -> io::Result<Manifest> {
+/// manifest is there as long as it is needed. Whether a file had to give way: a log may have been gone.
+fn replace_logs(root: &StateRoot, staged: &Path, unfinished: &Path) -> io::Result<(Manifest, bool)> {
     let text = std::fs::read(staged.join("manifest"))?;
     let manifest: Manifest = serde_json::from_slice(&text)?;
     let (bus, all) = (root.bus_logs(), root.logs().join("damaged"));
@@ -229,7 +229,9 @@ fn replace_logs(root: &StateRoot, staged: &Path, unfinished: &Path) -> io::Resul
     std::fs::rename(staged, unfinished)?;
     sync_dir(&root.logs())?;
     remove_dir(unfinished)?;
-    Ok(manifest)
+    // It goes when nothing is in it.
+    let kept = std::fs::remove_dir(&damaged).is_err();
+    Ok((manifest, kept))
 }
 
 /// Gives the file at `path`, if there is one, a second name in `dir`.

@@ -244,15 +244,14 @@ fn each_kind_of_damage_is_named_with_its_events() {
         ),
         // It begins later: somebody removed it.
         (with(&[4, 5, 6]), vec![]),
-        (String::new(), vec![]),
+        // It has no line at all.
+        (String::new(), one("missing", 1, 6)),
     ] {
         fs::write(&bus, &text).unwrap();
         let (code, said) = verify_json(&root, &[]);
         assert_eq!(log_damage(&said), want, "{text:.3000}");
         assert_eq!((code, said["ok"].as_bool()), (i32::from(!want.is_empty()), Some(want.is_empty())));
     }
-    fs::remove_file(&bus).unwrap();
-    assert_eq!(verify(&root).0, 0);
     // Somebody else's line, and mail: it need not be there, and must be right when it is.
     fs::write(&bus, &text).unwrap();
     let web = root.join("logs/bus/web.log");
@@ -483,6 +482,84 @@ fn a_repair_that_is_killed_is_finished_by_the_next() {
         let kills: usize = calls.iter().map(kills).sum();
         assert!((least..99).contains(&kills), "killed at {calls:?}: {kills} times");
     }
+}
+
+/// Of a log, removed or emptied; a log that was removed begins anew while a broker runs, and that is no damage.
+#[test]
+fn a_log_of_all_events_that_is_gone_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = few(dir.path());
+    let (path, want) = (root.join("logs/bus/bus.log"), log_text(&root, "bus"));
+    let missing = |to: u64| vec![("bus".to_owned(), "missing".to_owned(), json!(1), json!(to))];
+    for emptied in [false, true] {
+        fs::remove_file(&path).unwrap();
+        if emptied {
+            fs::write(&path, "").unwrap();
+        }
+        let (code, said) = verify(&root);
+        assert_eq!(code, 1);
+        assert!(said.starts_with("logs/bus/bus.log: events 1 to 6 are missing\ndamaged: "), "{said}");
+        let (_, said) = verify_json(&root, &[]);
+        assert_eq!((log_damage(&said), &said["logs"]["damaged"]), (missing(6), &json!(["bus"])));
+        let output = verify_with(&root, &["--repair-logs"]);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(log_text(&root, "bus") == want);
+        assert_eq!(said.starts_with("written anew: bus\nwhole · "), !emptied, "{said}");
+        assert_eq!(said.contains("files are in logs/damaged/"), emptied, "{said}");
+    }
+    let broker = Broker::start_args(&root, &SMALL);
+    fs::remove_file(&path).unwrap();
+    let (code, said) = verify_json(&root, &[]);
+    assert_eq!((code, log_damage(&said)), (1, missing(6)));
+    let seq = publish_one(&broker, "anew");
+    logs_reach(&broker, seq);
+    let (code, said) = verify_json(&root, &[]);
+    let note = said["notes"][0].as_str().unwrap();
+    assert!(
+        code == 0 && note.starts_with("bus.log begins later than the journal: events 1 to 6 are"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_logs_lack_and_is_no_damage_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = few(dir.path());
+    let (logs, want) = (root.join("logs/bus"), log_text(&root, "bus"));
+    let noted = |words: &[&str]| {
+        let output = verify_with(&root, &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(0), words.len()), "{said}");
+        for (line, word) in said.lines().zip(words) {
+            assert!(line.starts_with(&format!("castra: {word}")) && line.len() < 4_000, "{said}");
+        }
+    };
+    noted(&[]);
+    let lines: Vec<&str> = want.split_inclusive('\n').collect();
+    fs::write(logs.join("bus.log"), lines[2..].concat()).unwrap();
+    noted(&["bus.log begins later than the journal: events 1 to 2 are not in it"]);
+    // Where there are all the files of a log, rotation took the others.
+    for (n, line) in lines[1..5].iter().rev().enumerate() {
+        fs::write(logs.join(format!("bus.log.{}", n + 1)), line).unwrap();
+    }
+    fs::write(logs.join("bus.log"), lines[5]).unwrap();
+    noted(&[]);
+    for gone in ["web", "a"] {
+        fs::remove_file(logs.join(format!("{gone}.log"))).unwrap();
+    }
+    noted(&["these have events in the journal and no log: a, web; "]);
+
+    let broker = Broker::start_args(&root, &SMALL);
+    for n in 0..70 {
+        let ack = broker.guest(&format!("many{n:02}")).ask(r#"{"type":"publish","topic":"t","payload":1}"#);
+        assert_eq!(ack["status"], "ok", "{ack}");
+    }
+    assert_eq!(broker.stop().0, Some(0));
+    (0..70).for_each(|n| fs::remove_file(logs.join(format!("many{n:02}.log"))).unwrap());
+    noted(&["these have events in the journal and no log: a, many00, many01, "]);
+    let said = String::from_utf8(verify_with(&root, &[]).stderr).unwrap();
+    assert!(said.contains("many62 and others; ") && !said.contains("many63"), "{said}");
 }
 
 /// As one that was killed while it cleared away left it.
