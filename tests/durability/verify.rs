@@ -665,6 +665,49 @@ fn an_end_that_is_gone_is_missed() {
     assert_eq!((code, &damage["first_seq"], &damage["last_seq"]), (1, &json!(1), &json!(6)), "{said}");
 }
 
+/// The names of all fields, of objects in objects as well.
+fn fields(value: &Value, names: &mut Vec<String>) {
+    match value {
+        Value::Object(fields_of) => fields_of.iter().for_each(|(name, value)| {
+            names.push(name.clone());
+            fields(value, names);
+        }),
+        Value::Array(items) => items.iter().for_each(|item| fields(item, names)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_help_names_every_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = few(dir.path());
+    let path = root.join("journal/00000000000000000001.seg");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[4200] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    fs::write(root.join("logs/bus/web.log"), "what?\n").unwrap();
+    let help = |command: &str| {
+        let output = castra().args([command, "--help"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().split_once("--json prints").unwrap().1.to_owned()
+    };
+    let says = |help: &str, names: &[String]| {
+        for name in names {
+            let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            assert!(help.split(|c| !is_word(c)).any(|word| word == name), "{name} in {help}");
+        }
+    };
+    let mut names = Vec::new();
+    let (_, found) = verify_json(&root, &[]);
+    fields(&found, &mut names);
+    let mut command = castra();
+    command.arg("--state-root").arg(&root).arg("backup").arg(dir.path().join("copy")).arg("--json");
+    let copied: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    says(&help("backup"), &copied.as_object().unwrap().keys().cloned().collect::<Vec<_>>());
+    fields(&verify_json(&root, &["--repair-logs"]).1, &mut names);
+    assert!(["first_lsn", "kind", "damaged_files"].iter().all(|name| names.iter().any(|n| n == name)));
+    says(&help("verify"), &names);
+}
+
 #[test]
 fn a_journal_without_events_says_so() {
     let dir = tempfile::tempdir().unwrap();
