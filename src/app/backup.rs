@@ -1,7 +1,10 @@
 //! `castra backup`: a verified copy of a state root, beside a broker that goes on.
+//!
+//! Always holds: one line on stdout when there is a backup, none when there is not; exit 0 means that it is whole.
+//! Owner: `app/mod.rs` calls [`run`].
 
 use super::terminal::Progress;
-use super::verify::{as_json, io_reason, percent, print, say_more, size};
+use super::verify::{as_json, events, io_reason, percent, print, say_more, size};
 use super::{Exit, Failure};
 use crate::cli::BackupArgs;
 use crate::core::backup::{Backup, BackupError, Step, backup};
@@ -27,11 +30,12 @@ pub fn run(root: &StateRoot, args: &BackupArgs) -> Result<Exit, Failure> {
         object["bytes"] = bytes.into();
         writeln!(out, "{object}")?;
     } else {
-        let (first, head, segments) = (report.first_seq, report.head_seq, report.segments);
+        let segments = report.segments;
         let verified = if whole { "verified" } else { "with the damage of its source" };
         writeln!(
             out,
-            "backup of events {first}..{head} in {} ({}, {segments} segment{}, {verified})",
+            "backup of {} in {} ({}, {segments} segment{}, {verified})",
+            events(&report),
             dir.display(),
             size(bytes),
             if segments == 1 { "" } else { "s" },

@@ -1,4 +1,7 @@
 //! `castra verify`: what is damaged in a journal and its logs; writes damaged logs anew when told to.
+//!
+//! Always holds: findings go to stdout, one line each and then one for all; what to know and to do goes to stderr;
+//! exit 0 means that nothing is damaged. Owner: `app/mod.rs` calls [`run`]; `backup.rs` prints its report with this.
 
 use super::terminal::Progress;
 use super::{Exit, Failure, broker};
@@ -27,8 +30,11 @@ pub fn run(root: &StateRoot, args: &VerifyArgs) -> Result<Exit, Failure> {
         writeln!(out, "{object}")?;
     } else {
         if let Some(Repaired { logs, damaged }) = repaired.as_ref().filter(|r| !r.logs.is_empty()) {
-            let (logs, damaged) = (logs.join(" "), damaged.join(" and "));
-            writeln!(out, "written anew: {logs}; the damaged files are in {damaged}")?;
+            write!(out, "written anew: {}", logs.join(" "))?;
+            if !damaged.is_empty() {
+                write!(out, "; the damaged files are in {}", damaged.join(" and "))?;
+            }
+            writeln!(out)?;
         }
         print(&mut out, &report)?;
         say_more(&report, repaired.is_some());
@@ -46,7 +52,7 @@ pub fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     if report.more_log_damage > 0 {
         writeln!(out, "and {} lines of logs more", report.more_log_damage)?;
     }
-    let Report { first_seq, head_seq, segments, bytes, log_files, log_lines, older_lines, .. } = report;
+    let Report { segments, bytes, log_files, log_lines, older_lines, .. } = report;
     let ranges = report.damage.len() as u64 + report.more_damage;
     let damaged = report.damaged_logs.len();
     let found = match report.is_whole() {
@@ -57,7 +63,8 @@ pub fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     };
     write!(
         out,
-        "{found} · events {first_seq}..{head_seq} in {} of {}",
+        "{found} · {} in {} of {}",
+        events(report),
         count(*segments as u64, "segment"),
         size(*bytes)
     )?;
@@ -126,6 +133,12 @@ fn damage_as_json(damage: &Damage) -> Value {
         "segment": segment, "at": at, "first_lsn": first_lsn, "last_lsn": last_lsn,
         "first_seq": first_seq, "last_seq": last_seq,
     })
+}
+
+/// Which events the journal has.
+pub fn events(report: &Report) -> String {
+    let Report { first_seq, head_seq, .. } = report;
+    if head_seq < first_seq { "no events".into() } else { format!("events {first_seq}..{head_seq}") }
 }
 
 /// `1 segment`, `2 segments`.

@@ -18,6 +18,7 @@
 //! Always holds: nothing in the source is written; DIR is there whole and verified, or not at all. Owner:
 //! `app/backup.rs`.
 
+use super::descriptors::raise_descriptors;
 use super::journal::disk::RealDisk;
 use super::journal::held::Held;
 use super::journal::inspect::Inspection;
@@ -27,9 +28,9 @@ use super::limits::SEGMENT_MIN_BYTES;
 use super::log_files::end_of_last;
 use super::state_root::{StateRoot, sync_dir};
 use super::status_file::StatusWriter;
+use super::tail::scan::whole_end;
 use super::verify::known::Known;
 use super::verify::lines::open_log;
-use super::verify::pass::raise_descriptors;
 use super::verify::{Report, VerifyError, logs_of, verify};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -257,17 +258,10 @@ impl Source<'_> {
 
     /// Files of a few bytes: what the journal is, how far the logs were, which VMs are known.
     fn copy_small(&self, to: &StateRoot) -> Result<(), BackupError> {
-        for name in ["format", "castra.toml"] {
-            let from = self.root.path().join(name);
-            match File::open(&from) {
-                Ok(file) => {
-                    let size = file.metadata().map_err(failed(&from))?.len();
-                    copy(&file, size, &to.path().join(name), &mut |_| {})?;
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(failed(&from)(e)),
-            }
-        }
+        let from = self.root.path().join("format");
+        let file = File::open(&from).map_err(failed(&from))?;
+        let size = file.metadata().map_err(failed(&from))?.len();
+        copy(&file, size, &to.path().join("format"), &mut |_| {})?;
         if let Some(bytes) = &self.checkpoint {
             let file = create(&to.checkpoint())?;
             file.write_all_at(bytes, 0).and_then(|()| file.sync_all()).map_err(failed(&to.checkpoint()))?;
@@ -315,7 +309,7 @@ impl Source<'_> {
                     // What a stop left is copied as it is: the next start knows what to do.
                     (false, _) => size,
                     (true, true) => end_of_last(&file, size, newest).map_err(failed(&from))?.0,
-                    (true, false) => end_of_line(&file, size).map_err(failed(&from))?,
+                    (true, false) => whole_end(&file).map_err(failed(&from))?,
                 };
                 // A log that begins behind what is copied is none yet.
                 if end > 0 || size == 0 {
@@ -353,19 +347,4 @@ fn copy(from: &File, bytes: u64, path: &Path, each: &mut dyn FnMut(u64)) -> Resu
     };
     copy_all().map_err(failed(path))?;
     Ok(to)
-}
-
-/// Where the last whole line of a file ends.
-fn end_of_line(file: &File, size: u64) -> io::Result<u64> {
-    let mut at = size;
-    let mut bytes = vec![0; 64 * 1024];
-    while at > 0 {
-        let n = at.min(bytes.len() as u64);
-        file.read_exact_at(&mut bytes[..n as usize], at - n)?;
-        if let Some(i) = bytes[..n as usize].iter().rposition(|b| *b == b'\n') {
-            return Ok(at - n + i as u64 + 1);
-        }
-        at -= n;
-    }
-    Ok(0)
 }

@@ -10,6 +10,7 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
+use super::descriptors::raise_descriptors;
 use super::door::listen::{Doors, Handed, ListenError};
 use super::door::{Lobby, unix};
 use super::events::Recorder;
@@ -213,9 +214,7 @@ fn recover(
 /// Raises the soft limit of descriptors to the hard one; how many of them connections may have. Logs get a
 /// quarter at most.
 fn share_descriptors(limits: &mut Limits) -> usize {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let have = raise_descriptors();
     limits.open_logs = limits.open_logs.min(usize::try_from(have / 4).unwrap_or(usize::MAX)).max(1);
     let kept = limits.reserved_descriptors + limits.open_logs as u64;
     let wanted = (limits.sessions + limits.pending_handshakes) as u64;

@@ -3,7 +3,8 @@
 //! ```text
 //! logs/repair.new/  files being written ─fsync, rename─▶ logs/repair/  complete, with a manifest
 //!   ─▶ logs/damaged/<time>/  a second name for every file that gives way
-//!   ─▶ logs/bus/  each file replaced by a rename, the oldest first ─▶ logs/repair/ is removed
+//!   ─▶ logs/bus/  each file replaced by a rename, the oldest first
+//!   ─▶ logs/repair.new/  once more, and removed
 //! ```
 //!
 //! A crash before `logs/repair/` changes nothing; one behind it is finished by the next repair. Always holds:
@@ -63,10 +64,12 @@ pub fn repair_logs(
     let (journal, _lock) = root.open()?;
     let mut repaired = Repaired::default();
     let (staged, unfinished) = (root.logs().join("repair"), root.logs().join("repair.new"));
-    if staged.exists() {
-        repaired.add(replace_logs(root, &staged).map_err(failed(staged.display()))?);
-    }
     remove_dir(&unfinished).map_err(failed(unfinished.display()))?;
+    match staged.join("manifest").try_exists().map_err(failed(staged.display()))? {
+        true => repaired.add(replace_logs(root, &staged, &unfinished).map_err(failed(staged.display()))?),
+        // Its files are in their places.
+        false => remove_dir(&staged).map_err(failed(staged.display()))?,
+    }
 
     let known = Known::of_stopped(root)?;
     let report = verify_known(root, journal, &known, progress)?;
@@ -81,15 +84,15 @@ pub fn repair_logs(
     written?;
     let replaced = std::fs::rename(&unfinished, &staged)
         .and_then(|()| sync_dir(&root.logs()))
-        .and_then(|()| replace_logs(root, &staged));
+        .and_then(|()| replace_logs(root, &staged, &unfinished));
     repaired.add(replaced.map_err(failed(staged.display()))?);
     Ok((verify_known(root, journal, &known, progress)?, repaired))
 }
 
 impl Repaired {
-    fn add(&mut self, manifest: Manifest) {
+    fn add(&mut self, (manifest, kept): (Manifest, bool)) {
         self.logs.extend(manifest.logs.into_keys());
-        self.damaged.push(format!("logs/damaged/{}", manifest.damaged));
+        self.damaged.extend(kept.then(|| format!("logs/damaged/{}", manifest.damaged)));
     }
 }
 
@@ -193,8 +196,9 @@ impl Parts {
     }
 }
 
-/// Puts the files of `staged` in their places and removes it.
-fn replace_logs(root: &StateRoot, staged: &Path) -> io::Result<Manifest> {
+/// Puts the files of `staged` in their places and removes it, under the name of something unfinished: so the
+/// manifest is there as long as it is needed. Whether a file had to give way: a log may have been gone.
+fn replace_logs(root: &StateRoot, staged: &Path, unfinished: &Path) -> io::Result<(Manifest, bool)> {
     let text = std::fs::read(staged.join("manifest"))?;
     let manifest: Manifest = serde_json::from_slice(&text)?;
     let (bus, all) = (root.bus_logs(), root.logs().join("damaged"));
@@ -222,9 +226,12 @@ fn replace_logs(root: &StateRoot, staged: &Path) -> io::Result<Manifest> {
         }
     }
     sync_dir(&bus)?;
-    remove_dir(staged)?;
+    std::fs::rename(staged, unfinished)?;
     sync_dir(&root.logs())?;
-    Ok(manifest)
+    remove_dir(unfinished)?;
+    // It goes when nothing is in it.
+    let kept = std::fs::remove_dir(&damaged).is_err();
+    Ok((manifest, kept))
 }
 
 /// Gives the file at `path`, if there is one, a second name in `dir`.

@@ -242,15 +242,19 @@ impl StateRoot {
     /// The journal's id, as `format` says it; `None` when no broker ever used this state root. Changes nothing.
     ///
     /// # Errors
-    /// `format` cannot be read, is damaged, or is of a later castra.
+    /// `format` cannot be read, is damaged, is missing beside a journal, or is of a later castra.
     pub fn journal_id(&self) -> Result<Option<u128>, StateRootError> {
         let path = self.path.join("format");
+        let damaged = |why: String| StateRootError::Damaged { path: path.clone(), why };
         let text = match std::fs::read(&path) {
             Ok(text) => text,
+            // Asked for once more: a first start names it before there is a segment.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.has_segments()? && !path.exists() => {
+                return Err(damaged("it is missing, and there is a journal".into()));
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(failed("read", &path)(e)),
         };
-        let damaged = |why: String| StateRootError::Damaged { path: path.clone(), why };
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
         match value["format"].as_u64() {
             Some(found) if found > u64::from(FORMAT) => {
@@ -264,16 +268,17 @@ impl StateRoot {
         Ok(Some(journal.as_u128()))
     }
 
-    fn write_format(&self, path: &Path) -> Result<u128, StateRootError> {
+    fn has_segments(&self) -> Result<bool, StateRootError> {
         let journal = self.journal();
-        let mut entries = std::fs::read_dir(&journal).map_err(failed("list", &journal))?;
-        if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().ends_with(".seg")))
-        {
-            return Err(StateRootError::Damaged {
-                path: path.to_owned(),
-                why: "it is missing, and there is a journal".into(),
-            });
-        }
+        let mut entries = match std::fs::read_dir(&journal) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            entries => entries.map_err(failed("list", &journal))?,
+        };
+        let is_segment = |name: std::ffi::OsString| name.to_string_lossy().ends_with(".seg");
+        Ok(entries.any(|entry| entry.is_ok_and(|entry| is_segment(entry.file_name()))))
+    }
+
+    fn write_format(&self, path: &Path) -> Result<u128, StateRootError> {
         let journal = uuid::Uuid::new_v4();
         let format = Format { format: FORMAT, journal: journal.to_string() };
         let text = serde_json::json!(format).to_string() + "\n";

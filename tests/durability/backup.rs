@@ -174,7 +174,7 @@ fn a_stopped_broker_and_one_that_was_killed() {
             (&json!(1), &json!(true), &json!(1))
         );
         assert_eq!(object["dir"], json!(to.canonicalize().unwrap()));
-        assert_eq!(fs::read_to_string(to.join("castra.toml")).unwrap(), "# mine\n");
+        assert!(!to.join("castra.toml").exists(), "nobody reads one here");
         for file in
             ["format", "status", "logs/checkpoint", "logs/broker.log", "handshakes/handshake-events.jsonl"]
         {
@@ -256,6 +256,8 @@ fn where_no_backup_can_be_made() {
     copy(&root, &copied);
     fs::write(copied.join("journal/00000000000000000001.seg"), [0; 5000]).unwrap();
     refused(&copied, &dir.path().join("b"), 65, "what it held is lost");
+    fs::remove_file(copied.join("format")).unwrap();
+    refused(&copied, &dir.path().join("b"), 65, "format is damaged (it is missing, and there is a journal)");
     assert!(!dir.path().join("b").exists() && !dir.path().join("b.partial").exists());
 }
 

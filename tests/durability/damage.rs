@@ -142,7 +142,8 @@ fn damage(broker: &Broker) -> Vec<(u64, u64)> {
     let log = fs::read_to_string(broker.root.join("logs/broker.log")).unwrap_or_default();
     let range = |line: &str| {
         let (_, said) = line.split_once("ERROR journal: damage: journal/")?;
-        let (from, to) = said.split_once("(events ")?.1.split_once(')')?.0.split_once("..=")?;
+        let seqs = said.split_once("(event")?.1.split_once(')')?.0.trim_start_matches("s").trim_start();
+        let (from, to) = seqs.split_once(" to ").unwrap_or((seqs, seqs));
         Some((from.parse().unwrap(), to.parse().unwrap()))
     };
     let mut ranges: Vec<_> = log.lines().filter_map(range).collect();

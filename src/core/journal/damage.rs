@@ -34,11 +34,20 @@ impl std::fmt::Display for Damage {
         if lsns.is_empty() {
             return write!(f, "journal/{segment}: its header is damaged; its records are read without it");
         }
-        write!(f, "journal/{segment} at byte {at}: lsn {}..={} ", lsns.start, lsns.end - 1)?;
-        match seqs.is_empty() {
-            true => write!(f, "(no events) cannot be read"),
-            false => write!(f, "(events {}..={}) cannot be read", seqs.start, seqs.end - 1),
+        write!(f, "journal/{segment} at byte {at}: lsn {} ", from_to(lsns))?;
+        match seqs.end.saturating_sub(seqs.start) {
+            0 => write!(f, "(no events) cannot be read"),
+            1 => write!(f, "(event {}) cannot be read", from_to(seqs)),
+            _ => write!(f, "(events {}) cannot be read", from_to(seqs)),
         }
+    }
+}
+
+/// `5 to 7`, or the only one; of a range that is not empty.
+fn from_to(range: &Range<u64>) -> String {
+    match range.end - range.start {
+        1 => range.start.to_string(),
+        _ => format!("{} to {}", range.start, range.end - 1),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Retention unlinks and rotation adds, but what is open stays. Always holds: the segments that are held follow
 //! each other without a hole that was not there; nothing can be written through them. Owner: whoever looks at
-//! a journal that is not its own (`verify.rs`, `backup.rs`).
+//! a journal that is not its own (`inspect.rs`, `verify/pass.rs`, `backup.rs`).
 
 use super::disk::{Disk, DiskFile};
 use super::segment::parse_name;

@@ -2,14 +2,13 @@
 //!
 //! The same look as recovery takes, on files that are held open, so that it works beside a broker, on a copy
 //! and on a disk that is mounted read-only. Always holds: nothing is written; nothing is called damage that was
-//! not known durable when the look was taken. Owner: `verify.rs` and `backup.rs`.
+//! not known durable when the look was taken. Owner: `verify/pass.rs` and `backup.rs`.
 
 use super::damage::{Damage, Found, check};
 use super::disk::DiskFile;
 use super::held::Held;
-use super::look::{Look, Next, Walked, look};
+use super::look::{Look, Next, OpenError, Walked, look};
 use super::record::{Kind, size};
-use super::recover::OpenError;
 use super::segment::{HEADER_BYTES, Segment, segment_name};
 use crate::core::event::Event;
 use std::io;

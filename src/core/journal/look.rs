@@ -9,10 +9,32 @@
 use super::damage::Damage;
 use super::disk::Disk;
 use super::record::{Head, Kind, salt, size};
-use super::recover::OpenError;
 use super::scan::Scanner;
 use super::segment::{HEADER_BYTES, Header, HeaderError, Segment, parse_name, segment_name};
 use std::io;
+
+/// Why a journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A call failed.
+    #[error("journal: {what}: {error}")]
+    Io {
+        /// The call.
+        what: String,
+        /// Why it failed.
+        error: io::Error,
+    },
+    /// Files that this program must not touch.
+    #[error("journal/{segment}: {why}")]
+    Unusable {
+        /// The segment's file name.
+        segment: String,
+        /// What is wrong with it.
+        why: String,
+        /// Nothing in it can be read, as opposed to: it must not be.
+        lost: bool,
+    },
+}
 
 /// Where a journal goes on.
 #[derive(Clone, Copy, Debug, Default)]

@@ -27,7 +27,8 @@ pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
 pub use damage::{Damage, Found};
-pub use recover::{OpenError, Report};
+pub use look::OpenError;
+pub use recover::Report;
 
 use super::clock::wall_ms;
 use super::event::Batch;

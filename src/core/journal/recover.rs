@@ -17,34 +17,10 @@
 use super::aligned::Aligned;
 use super::damage::Damage;
 use super::disk::Disk;
-use super::look::{Look, Next, Walked, failed, look};
+use super::look::{Look, Next, OpenError, Walked, failed, look};
 use super::record::{Head, encode};
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate, segment_name};
 use super::spare::{self, Spare};
-use std::io;
-
-/// Why a journal cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A call failed.
-    #[error("journal: {what}: {error}")]
-    Io {
-        /// The call.
-        what: String,
-        /// Why it failed.
-        error: io::Error,
-    },
-    /// Files that this program must not touch.
-    #[error("journal/{segment}: {why}")]
-    Unusable {
-        /// The segment's file name.
-        segment: String,
-        /// What is wrong with it.
-        why: String,
-        /// Nothing in it can be read, as opposed to: it must not be.
-        lost: bool,
-    },
-}
 
 /// What opening a journal found and did.
 #[derive(Debug, Default)]

@@ -2,7 +2,8 @@
 //!
 //! The checkpoint and the status say what was durable and how far the logs were; the lock, whether a broker
 //! writes. Always holds: nothing is written and nobody is asked, only files; what is said to be there was there
-//! when this was read. Owner: `verify.rs`, `backup.rs`.
+//! when this was read. Owner: `verify/mod.rs`, `repair.rs`,
+//! `backup.rs`.
 
 use super::{VerifyError, failed};
 use crate::core::log_view::read_checkpoint;

@@ -2,7 +2,7 @@
 //!
 //! A rotation meanwhile renames files that are open here and misleads nobody. Always holds: memory is a few
 //! lines, whatever stands in the files; every byte is part of a line, or of something that is none. Nothing is
-//! written. Owner: `log.rs`.
+//! written. Owner: `pass.rs` and `log.rs`; `backup.rs` opens logs with it.
 
 use crate::core::events::rotated;
 use crate::core::limits::{EVENT_BYTES, LOG_FILES};

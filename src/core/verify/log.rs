@@ -6,17 +6,21 @@
 //! ```
 //!
 //! Always holds: a line is right only when it is the journal's, byte for byte; up to [`Bounds::whole`] every
-//! event must be there, from the log's first line on; behind that, what a crash can leave is no finding, and
-//! anything else is. Lines that the journal cannot speak for (older, or lost by it) are counted. Owner: `verify.rs`.
+//! event must be there, from the log's first line on (`bus.log` must have a line at all); behind that, what a crash can leave is no finding, and
+//! anything else is. Lines that the journal cannot speak for (older, or lost by it) are counted. Owner:
+//! `pass.rs`.
 
 use super::lines::{Line, Lines};
-use crate::core::limits::FINDINGS_SHOWN;
+use crate::core::limits::{FINDINGS_SHOWN, LOG_FILES};
 use crate::core::log_files::line_seq;
 use serde::Serialize;
 use serde::de::IgnoredAny;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+
+/// The log that has every event.
+pub const SHARED: &str = "bus";
 
 /// What is wrong with lines of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,11 +66,13 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Finding { file, at, lines, .. } = self;
-        write!(f, "logs/bus/{file} at byte {at}: ")?;
+        match (self.kind, at) {
+            (Kind::Missing, 0) => write!(f, "logs/bus/{file}: ")?,
+            _ => write!(f, "logs/bus/{file} at byte {at}: ")?,
+        }
         let one = *lines == 1;
-        match (self.first_seq, self.last_seq) {
-            (Some(first), Some(last)) if first == last => write!(f, "event {first} ")?,
-            (Some(first), Some(last)) => write!(f, "{lines} events in {first}..={last} ")?,
+        match self.events() {
+            Some(events) => write!(f, "{events} ")?,
             _ if self.kind == Kind::Unreadable => {}
             _ if one => write!(f, "1 line ")?,
             _ => write!(f, "{lines} lines ")?,
@@ -85,6 +91,18 @@ impl fmt::Display for Finding {
             (Kind::NotInJournal, true) => "is not in the journal, which ends before it",
             (Kind::NotInJournal, false) => "are not in the journal, which ends before them",
             (Kind::Unreadable, _) => "cannot be read on",
+        })
+    }
+}
+
+impl Finding {
+    /// Which events it is about, if that can be told.
+    fn events(&self) -> Option<String> {
+        let (first, last) = (self.first_seq?, self.last_seq?);
+        Some(match last.wrapping_sub(first).wrapping_add(1) {
+            1 => format!("event {first}"),
+            all if all == self.lines => format!("events {first} to {last}"),
+            _ => format!("{} events from {first} to {last}", self.lines),
         })
     }
 }
@@ -141,6 +159,8 @@ pub struct LogCheck {
     ahead: u64,
     /// Nothing right stood behind the last finding.
     unbroken: bool,
+    /// Missing before the first line, of a log that has every event.
+    begins_late: Option<Finding>,
     /// Missing behind [`Bounds::whole`]: only wrong when more lines follow.
     pending: Option<Finding>,
     /// Zeros stood where they are missing: a crash leaves such a hole.
@@ -155,6 +175,8 @@ pub struct LogCheck {
     pub older: u64,
     /// Lines of events that the journal has lost.
     pub lost: u64,
+    /// What is no damage and good to know.
+    pub note: Option<String>,
     /// Takes the lines that are kept and the journal's.
     keep: Option<Box<Keep>>,
 }
@@ -172,6 +194,7 @@ impl LogCheck {
             last: None,
             ahead: 0,
             unbroken: false,
+            begins_late: None,
             pending: None,
             hole: false,
             findings: Vec::new(),
@@ -179,6 +202,7 @@ impl LogCheck {
             right: 0,
             older: 0,
             lost: 0,
+            note: None,
             keep,
         }
     }
@@ -198,8 +222,15 @@ impl LogCheck {
     /// # Errors
     /// A kept line cannot be written.
     pub fn meet(&mut self, seq: u64, line: &[u8], must: bool, bounds: &Bounds) -> io::Result<()> {
-        if !self.find(seq, line, bounds)? && must && self.last.is_some() {
-            self.misses(seq, bounds);
+        if !self.find(seq, line, bounds)? && must {
+            match self.last {
+                Some(_) => self.misses(seq, bounds),
+                None if self.name == SHARED && seq <= bounds.whole => match &mut self.begins_late {
+                    Some(missing) => (missing.last_seq, missing.lines) = (Some(seq), missing.lines + 1),
+                    None => self.begins_late = Some(self.finding(Kind::Missing, Some(seq))),
+                },
+                None => {}
+            }
         }
         match &mut self.keep {
             Some(keep) if seq <= bounds.durable => keep(line),
@@ -254,6 +285,24 @@ impl LogCheck {
     /// # Errors
     /// A kept line cannot be written.
     pub fn finish(&mut self, bounds: &Bounds) -> io::Result<()> {
+        self.finish_lines(bounds)?;
+        let Some(missing) = self.begins_late.take() else { return Ok(()) };
+        // A running broker may have made it anew a moment ago.
+        if self.last.is_none() && !(bounds.live && self.files() > 0) {
+            self.unbroken = false;
+            self.add(missing);
+        } else if !self.is_damaged() && self.files() <= LOG_FILES as usize {
+            // No rotation took them.
+            let events = missing.events().unwrap_or_default();
+            self.note = Some(format!(
+                "{}.log begins later than the journal: {events} are not in it; it was removed, or a part of it, and began anew",
+                self.name
+            ));
+        }
+        Ok(())
+    }
+
+    fn finish_lines(&mut self, bounds: &Bounds) -> io::Result<()> {
         loop {
             match self.look() {
                 (Look::End, _) => return Ok(()),
@@ -341,8 +390,9 @@ impl LogCheck {
 
     fn finding(&self, kind: Kind, seq: Option<u64>) -> Finding {
         let (path, at) = self.lines.place();
-        let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let log = self.name.clone();
+        let file = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let file = file.unwrap_or_else(|| format!("{log}.log"));
         Finding { log, file, at, kind, lines: 1, first_seq: seq, last_seq: seq }
     }
 

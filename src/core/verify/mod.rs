@@ -19,7 +19,7 @@ use super::limits::FINDINGS_SHOWN;
 use super::log_files::{base, is_log};
 use super::state_root::{StateRoot, StateRootError};
 use known::Known;
-use log::Finding;
+use log::{Finding, SHARED};
 use pass::Pass;
 use std::collections::BTreeSet;
 use std::io;
@@ -130,8 +130,8 @@ pub(super) fn verify_known(
         notes(&mut report.notes, &pass.inspection, known)?;
     }
     let names = logs_of(root)?;
-    let groups: Vec<&[String]> =
-        if names.is_empty() { vec![&[]] } else { names.chunks(pass.at_once()).collect() };
+    pass.look_for_logs_beside(&names);
+    let groups: Vec<&[String]> = names.chunks(pass.at_once()).collect();
     let total = report.bytes * groups.len() as u64;
     for (i, group) in groups.iter().enumerate() {
         let mut checks = Vec::new();
@@ -150,11 +150,15 @@ pub(super) fn verify_known(
             report.older_lines += check.older;
             report.lost_lines += check.lost;
             report.more_log_damage += check.more;
+            report.notes.extend(check.note.clone());
             if check.is_damaged() {
                 report.damaged_logs.push(check.name);
                 report.log_damage.extend(check.findings);
             }
         }
+    }
+    if let Some(names) = pass.without_log()? {
+        report.notes.push(format!("these have events in the journal and no log: {names}; a log that was removed begins anew with the next event"));
     }
     Ok(report)
 }
@@ -184,15 +188,15 @@ fn notes(notes: &mut Vec<String>, inspection: &Inspection, known: &Known) -> Res
     Ok(())
 }
 
-/// The names of all logs.
+/// The names of all logs; that of all events is one, there or not.
 pub(super) fn logs_of(root: &StateRoot) -> Result<Vec<String>, VerifyError> {
     let dir = root.bus_logs();
-    let mut names = BTreeSet::new();
+    let mut names = BTreeSet::from([SHARED.to_owned()]);
     let entries = match std::fs::read_dir(&dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed(dir.display()))?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        entries => Some(entries.map_err(failed(dir.display()))?),
     };
-    for entry in entries {
+    for entry in entries.into_iter().flatten() {
         let path = entry.map_err(failed(dir.display()))?.path();
         let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
         if is_log(&path)

@@ -2,20 +2,20 @@
 //!
 //! Always holds: every event is met by every open log that it belongs to, in order, once; files are open all
 //! the while, so what retention and rotation do meanwhile changes nothing. Nothing is written here. Owner:
-//! `verify.rs`, and `repair.rs`, whose logs hand out what is to be kept.
+//! `verify/mod.rs`, and `repair.rs`, whose logs hand out what is to be kept.
 
 use super::known::Known;
 use super::lines::{Lines, open_log};
-use super::log::{Bounds, Keep, LogCheck};
+use super::log::{Bounds, Keep, LogCheck, SHARED};
 use super::{VerifyError, failed};
+use crate::core::descriptors::raise_descriptors;
 use crate::core::event::Event;
 use crate::core::journal::held::Held;
 use crate::core::journal::inspect::Inspection;
 use crate::core::journal::{Damage, Found};
-use crate::core::limits::LOG_FILES;
+use crate::core::limits::{FINDINGS_SHOWN, LOG_FILES};
 use crate::core::state_root::StateRoot;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Memory for the lines of all logs that are read at once, in bytes; each log has a page at least.
 const LINES_BYTES: usize = 64 * 1024 * 1024;
@@ -29,6 +29,10 @@ pub struct Pass {
     pub inspection: Inspection,
     bounds: Bounds,
     descriptors: u64,
+    /// The names of all logs, if VMs without one are looked for …
+    names: HashSet<Vec<u8>>,
+    /// … and those that have events and none; one more than are shown at most.
+    without_log: BTreeSet<Vec<u8>>,
 }
 
 impl Pass {
@@ -53,7 +57,26 @@ impl Pass {
             live,
             lost: Vec::new(),
         };
-        Ok(Pass { root: root.clone(), inspection, bounds, descriptors })
+        let (root, names, without_log) = (root.clone(), HashSet::new(), BTreeSet::new());
+        Ok(Pass { root, inspection, bounds, descriptors, names, without_log })
+    }
+
+    /// Looks for VMs that have events and none of these logs, the next time the journal is read.
+    pub fn look_for_logs_beside(&mut self, names: &[String]) {
+        self.names = names.iter().map(|name| name.clone().into_bytes()).collect();
+    }
+
+    /// The VMs that have events in the journal and no log, for people; `None` when there are none.
+    pub fn without_log(&mut self) -> Result<Option<String>, VerifyError> {
+        let mut gone = Vec::new();
+        for name in std::mem::take(&mut self.without_log) {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            // A listing may have missed it while it was rotated.
+            gone.extend(self.open_log(&name, None, 1)?.is_none().then_some(name));
+        }
+        let more = if gone.len() > FINDINGS_SHOWN { " and others" } else { "" };
+        gone.truncate(FINDINGS_SHOWN);
+        Ok((!gone.is_empty()).then(|| format!("{}{more}", gone.join(", "))))
     }
 
     /// How many logs may be open at once.
@@ -64,7 +87,8 @@ impl Pass {
         usize::try_from(self.descriptors.saturating_sub(used) / each).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Opens the log of that name, one of so many; `None` when it is gone.
+    /// Opens the log of that name, one of so many; `None` when it is gone, but for the one of all events: what
+    /// that lacks is told by the journal.
     pub fn open_log(
         &self,
         name: &str,
@@ -74,7 +98,8 @@ impl Pass {
         let path = self.root.bus_logs().join(format!("{name}.log"));
         let files = open_log(&path).map_err(failed(path.display()))?;
         let step = (LINES_BYTES / of.max(1)).clamp(4096, 256 * 1024);
-        Ok((!files.is_empty()).then(|| LogCheck::new(name.to_owned(), Lines::new(files, step), keep)))
+        Ok((!files.is_empty() || name == SHARED)
+            .then(|| LogCheck::new(name.to_owned(), Lines::new(files, step), keep)))
     }
 
     /// Reads the journal once, past these logs; what of it is lost.
@@ -83,11 +108,11 @@ impl Pass {
         checks: &mut [LogCheck],
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Damage>, VerifyError> {
-        let Pass { inspection, bounds, .. } = self;
+        let Pass { inspection, bounds, names, without_log, .. } = self;
         bounds.lost.clear();
         let index = checks.iter().enumerate().map(|(i, check)| (check.name.clone().into_bytes(), i));
         let index: HashMap<Vec<u8>, usize> = index.collect();
-        let shared = index.get(&b"bus"[..]).copied();
+        let shared = index.get(SHARED.as_bytes()).copied();
         let (mut lost, mut bytes) = (Vec::new(), 0);
         let mut each = |found: Found<'_>| match found {
             Found::Event(event) if event.seq <= bounds.newest => {
@@ -97,6 +122,14 @@ impl Pass {
                 for (name, must) in logs_with(&event) {
                     if let Some(i) = index.get(name).filter(|i| Some(**i) != shared) {
                         checks[*i].meet(event.seq, event.line, must, bounds)?;
+                    } else if must
+                        && event.seq <= bounds.whole
+                        && !names.is_empty()
+                        && without_log.len() <= FINDINGS_SHOWN
+                        && !names.contains(name)
+                        && !without_log.contains(name)
+                    {
+                        without_log.insert(name.to_vec());
                     }
                 }
                 Ok(())
@@ -127,10 +160,4 @@ fn logs_with<'a>(event: &Event<'a>) -> impl Iterator<Item = (&'a [u8], bool)> {
     let (vm, mailbox) = (event.vm(), event.mailbox());
     let mailbox = mailbox.filter(|name| *name != vm && !reserved(name));
     std::iter::once((vm, true)).chain(mailbox.map(|name| (name, false)))
-}
-
-/// Makes as many files openable as the system allows; how many those are.
-pub fn raise_descriptors() -> u64 {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft }
 }
