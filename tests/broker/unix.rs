@@ -87,6 +87,38 @@ fn a_socket_replaces_what_was_left_behind_and_nothing_else() {
 }
 
 #[test]
+fn only_a_socket_that_takes_connections_is_somebody_elses() {
+    use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
+    use std::os::fd::AsRawFd;
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |path: &Path| {
+        let unix = ["--unix", path.to_str().unwrap()];
+        let (code, said) = Broker::try_start(&dir.path().join("root"), castra(), &unix).err().unwrap();
+        assert!(code == Some(73) && said.contains(path.to_str().unwrap()), "{code:?} {said}");
+        said
+    };
+    // What is wrong is said as it is.
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let said = refused(&dir.path().join("file/x.sock"));
+    assert!(said.contains("Not a directory"), "{said}");
+    // Whose queue is full is there all the same.
+    let path = dir.path().join("full.sock");
+    let full = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    listen(&full, Backlog::new(1).unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    eventually("a full queue", || {
+        let flags = SockFlag::SOCK_NONBLOCK;
+        let asking = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        let answer = connect(asking.as_raw_fd(), &UnixAddr::new(&path).unwrap());
+        waiting.push(asking);
+        (answer == Err(Errno::EAGAIN)).then_some(())
+    });
+    let said = refused(&path);
+    assert!(said.contains("somebody else listens there"), "{said}");
+}
+
+#[test]
 fn a_path_too_long_for_a_socket_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("x".repeat(110));

@@ -3,6 +3,7 @@
 //! Always holds: all are bound before one is served; an address that was handed over is not opened again; only
 //! what was bound here is removed at the end. Owner: `broker.rs`.
 
+use super::tcp::BindError;
 use super::{Lobby, tcp, unix};
 use std::io;
 use std::net::SocketAddr;
@@ -18,18 +19,29 @@ pub struct ListenError {
     /// Where.
     pub address: String,
     /// Why not.
-    pub error: io::Error,
+    pub error: BindError,
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; another address is given with --tcp, --unix or --state-root",
+impl ListenError {
+    /// Why `address` cannot be had.
+    pub fn new(address: String, error: impl Into<BindError>) -> Self {
+        ListenError { address, error: error.into() }
+    }
+}
+
+fn hint(error: &BindError) -> &'static str {
+    match error {
+        BindError::Io(error)
+            if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
+        {
+            "; another address is given with --tcp, --unix or --state-root"
+        }
         _ => "",
     }
 }
 
-fn failed(address: String) -> impl FnOnce(io::Error) -> ListenError {
-    move |error| ListenError { address, error }
+fn failed<E: Into<BindError>>(address: String) -> impl FnOnce(E) -> ListenError {
+    move |error| ListenError::new(address, error)
 }
 
 /// Sockets that were bound by whoever started this process. Nobody but guests comes in by them, except where
