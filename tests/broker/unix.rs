@@ -57,6 +57,23 @@ fn further_sockets_are_for_guests_only() {
 }
 
 #[test]
+fn listeners_have_whole_paths_wherever_the_broker_was_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = castra();
+    command.current_dir(dir.path());
+    let broker = Broker::start_with(Path::new("sd"), command, &["--unix", "guests.sock"]);
+    let status = castra().arg("--state-root").arg(dir.path().join("sd")).args(["status", "--json"]).output();
+    let status: serde_json::Value = serde_json::from_slice(&status.unwrap().stdout).unwrap();
+    for socket in ["sd/castra.sock", "guests.sock"] {
+        let name = json!(format!("unix:{}", dir.path().join(socket).display()));
+        let listeners = status["broker"]["listeners"].as_array().unwrap();
+        assert!(listeners.contains(&name), "{name}: {listeners:?}");
+    }
+    assert_eq!(broker.stop().0, Some(0));
+    assert!(!dir.path().join("guests.sock").exists());
+}
+
+#[test]
 fn a_socket_replaces_what_was_left_behind_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("guests.sock");
