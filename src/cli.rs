@@ -23,18 +23,36 @@ pub use tail::{Output, TailArgs};
 pub use verify::VerifyArgs;
 pub use vm::{ForgetArgs, VmCommand};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Above the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 ran but nothing matched or degraded, 2 usage, 65 bad data, 69 broker not \
-reachable, 73 cannot create, 74 I/O, 75 try again later, 77 refused, 78 bad configuration, 124 timeout.";
+
+/// What an exit code means, for `--help` and castra(1).
+pub const EXIT_CODES: [(u8, &str); 11] = [
+    (0, "ok"),
+    (1, "ran but nothing matched or degraded"),
+    (2, "usage"),
+    (65, "bad data"),
+    (69, "broker not reachable"),
+    (73, "cannot create"),
+    (74, "I/O"),
+    (75, "try again later"),
+    (77, "refused"),
+    (78, "bad configuration"),
+    (124, "timeout"),
+];
+
+fn exit_codes() -> String {
+    let codes = EXIT_CODES.map(|(code, meaning)| format!("{code} {meaning}"));
+    format!("Exit codes: {}.", codes.join(", "))
+}
 
 /// A message bus between virtual machines and their host: durable before acknowledged.
 #[derive(Debug, Parser)]
-#[command(name = "castra", version, after_help = EXIT_CODES)]
+#[command(name = "castra", version, after_help = exit_codes())]
 pub struct Cli {
     /// Where everything of one broker is [default: $XDG_STATE_HOME/castra or ~/.local/state/castra]
     #[arg(long, global = true, hide_env_values = true, env = "CASTRA_STATE_ROOT", value_name = "DIR", help_heading = EVERYWHERE)]
@@ -45,6 +63,19 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What was typed. Where it makes no sense, or asks for help, this says so and ends the process.
+    pub fn typed() -> Self {
+        let mut command = Cli::command();
+        let matches = command.get_matches_mut();
+        let sound = match (matches.subcommand(), command.find_subcommand_mut("broker")) {
+            (Some(("broker", matches)), Some(command)) => broker::check(command, matches),
+            _ => Ok(()),
+        };
+        sound.and_then(|()| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// The commands.

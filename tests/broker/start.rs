@@ -206,6 +206,8 @@ fn arguments_that_make_no_sense_are_a_usage_error() {
         &["broker", "--tcp", "nonsense"][..],
         &["broker", "--segment-bytes", "1"],
         &["broker", "--idle-time", "soon"],
+        &["broker", "--no-tcp", "--tcp", "127.0.0.1:7071"],
+        &["broker", "--tcp", "127.0.0.1:7071", "--print-config", "--no-tcp"],
         &["bus", "tail", "--vm", "a", "--shared"],
         &["bus", "publish", "a", "1", "--payload", "2"],
         &["bus"],
@@ -215,4 +217,9 @@ fn arguments_that_make_no_sense_are_a_usage_error() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
+    // A flag goes before a variable.
+    let mut command = castra();
+    command.env("CASTRA_TCP", "127.0.0.1:7071").args(["broker", "--no-tcp", "--print-config"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("\ntcp = []\n"));
 }
