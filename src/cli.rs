@@ -24,18 +24,36 @@ pub use verify::VerifyArgs;
 pub use vm::{ForgetArgs, VmCommand};
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Above the options that every command has.
 const EVERYWHERE: &str = "Options of every command";
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 ran but nothing matched or degraded, 2 usage, 65 bad data, 69 broker not \
-reachable, 73 cannot create, 74 I/O, 75 try again later, 77 refused, 78 bad configuration, 124 timeout.";
+
+/// What an exit code means, for `--help` and castra(1).
+pub const EXIT_CODES: [(u8, &str); 11] = [
+    (0, "ok"),
+    (1, "ran but nothing matched or degraded"),
+    (2, "usage"),
+    (65, "bad data"),
+    (69, "broker not reachable"),
+    (73, "cannot create"),
+    (74, "I/O"),
+    (75, "try again later"),
+    (77, "refused"),
+    (78, "bad configuration"),
+    (124, "timeout"),
+];
+
+fn exit_codes() -> String {
+    let codes = EXIT_CODES.map(|(code, meaning)| format!("{code} {meaning}"));
+    format!("Exit codes: {}.", codes.join(", "))
+}
 
 /// A message bus between virtual machines and their host: durable before acknowledged.
 #[derive(Debug, Parser)]
-#[command(name = "castra", version, after_help = EXIT_CODES)]
+#[command(name = "castra", version, after_help = exit_codes())]
 pub struct Cli {
     /// Where everything of one broker is [default: $XDG_STATE_HOME/castra or ~/.local/state/castra]
     #[arg(long, global = true, value_parser = path(), hide_env_values = true, env = "CASTRA_STATE_ROOT", value_name = "DIR", help_heading = EVERYWHERE)]
@@ -46,6 +64,23 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What was typed.
+    ///
+    /// # Errors
+    /// It makes no sense, or asks for help.
+    pub fn typed() -> Result<Self, clap::Error> {
+        let mut command = Cli::command();
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        if let (Some(("broker", matches)), Some(command)) =
+            (matches.subcommand(), command.find_subcommand_mut("broker"))
+        {
+            broker::check(command, matches)?;
+        }
+        Cli::from_arg_matches(&matches)
+    }
 }
 
 /// The commands.
@@ -105,7 +140,6 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     /// Where there is no terminal help is 100 columns wide; what is written in columns is not to be wrapped.
     fn is_narrow(command: &clap::Command) {

@@ -9,6 +9,7 @@ use super::{Exit, Failure, logging};
 use crate::core::broker::{self, BrokerError, Config};
 use crate::core::config::Settings;
 use crate::core::door::listen::Handed;
+use crate::core::door::tcp::BindError;
 use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
 use crate::core::journal::aligned::BLOCK;
@@ -111,10 +112,13 @@ impl From<BrokerError> for Failure {
             BrokerError::Journal(OpenError::Io { .. }) => (Exit::Io, "io"),
             BrokerError::Logs(LogsError::JournalBehind { .. }) => (Exit::BadData, "journal-behind"),
             BrokerError::Logs(LogsError::Io { .. }) => (Exit::Io, "io"),
-            BrokerError::Listen(listen) if listen.error.kind() == io::ErrorKind::PermissionDenied => {
-                (Exit::BadConfig, "not-loopback")
-            }
-            BrokerError::Listen(_) => (Exit::CannotCreate, "cannot-listen"),
+            BrokerError::Listen(listen) => match &listen.error {
+                BindError::NotLoopback => (Exit::BadConfig, "not-loopback"),
+                BindError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    (Exit::Refused, "permission-denied")
+                }
+                BindError::Io(_) => (Exit::CannotCreate, "cannot-listen"),
+            },
             BrokerError::Io { .. } => (Exit::Io, "io"),
             BrokerError::JournalFailed(_) => (Exit::Io, "journal-failed"),
         };

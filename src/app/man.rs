@@ -4,7 +4,7 @@
 //! every environment variable, and the files. Owner: [`super::run`].
 
 use super::{Exit, Failure};
-use crate::cli::{Cli, ManArgs};
+use crate::cli::{Cli, EXIT_CODES, ManArgs};
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
@@ -97,7 +97,7 @@ fn page(command: &Command, root: &Command) -> io::Result<Vec<u8>> {
     }
     let mut more = Roff::new();
     if is_root {
-        exit_codes(&mut more, &help.rest);
+        exit_codes(&mut more);
         variables(&mut more, root);
         more.control("SH", ["FILES"]);
         FILES.iter().for_each(|(path, what)| entry(&mut more, path, what));
@@ -172,14 +172,9 @@ fn entry(roff: &mut Roff, name: &str, what: &str) {
     roff.text([roman(what)]);
 }
 
-/// The sentence of `castra --help`, as a table.
-fn exit_codes(roff: &mut Roff, lines: &[&str]) {
-    let text = lines.join(" ");
-    let Some(codes) = text.strip_prefix("Exit codes: ") else { return };
+fn exit_codes(roff: &mut Roff) {
     roff.control("SH", ["EXIT STATUS"]);
-    for (code, meaning) in codes.trim_end_matches('.').split(", ").filter_map(|code| code.split_once(' ')) {
-        entry(roff, code, meaning);
-    }
+    EXIT_CODES.iter().for_each(|(code, meaning)| entry(roff, &code.to_string(), meaning));
 }
 
 /// Every variable that stands for a flag, and the others.

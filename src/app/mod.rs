@@ -24,7 +24,6 @@ mod vm_forget;
 
 use crate::cli::{BusCommand, Cli, Command, VmCommand};
 use crate::core::config::LogFormat;
-use clap::Parser;
 use failure::{Exit, Failure};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -32,7 +31,7 @@ use std::process::ExitCode;
 
 /// Runs what was typed to its end.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::typed() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
             let text = error.to_string();

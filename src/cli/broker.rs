@@ -1,6 +1,8 @@
 //! `castra broker`, as it is typed.
 
-use clap::Args;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, Error};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -52,4 +54,15 @@ pub struct BrokerArgs {
     /// Print the configuration in force, a castra.toml with every setting and what it is, and end
     #[arg(long)]
     pub print_config: bool,
+}
+
+/// Refuses `--tcp` beside `--no-tcp` where both are typed. (`conflicts_with` would refuse CASTRA_TCP as well, which
+/// a flag goes before.)
+pub fn check(command: &mut Command, matches: &ArgMatches) -> Result<(), Error> {
+    let typed = |name| matches.value_source(name) == Some(ValueSource::CommandLine);
+    if typed("tcp") && typed("no_tcp") {
+        let why = "the argument '--no-tcp' cannot be used with '--tcp <ADDR>'";
+        return Err(command.error(ErrorKind::ArgumentConflict, why));
+    }
+    Ok(())
 }

@@ -89,7 +89,7 @@ impl Config {
     pub fn check(&self) -> Result<(), BrokerError> {
         for path in self.unix.iter().chain([&self.root.socket()]) {
             let address = format!("unix:{}", path.display());
-            unix::check_length(path).map_err(|error| ListenError { address, error })?;
+            unix::check_length(path).map_err(|error| ListenError::new(address, error))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The broker's own log: how much it says, in which form, and that it can be moved away.
 
-use crate::support::{Broker, broker_log, castra, eventually, records};
+use crate::support::{Broker, LocalGuest, broker_log, castra, eventually, records};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::collections::HashSet;
@@ -68,6 +68,35 @@ fn json_is_an_object_a_line_in_the_log_and_on_stderr() {
     assert!(running["timestamp"].as_str().unwrap().ends_with('Z'));
 }
 
+#[test]
+fn what_a_guest_says_does_nothing_to_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    for format in ["text", "json"] {
+        let root = dir.path().join(format);
+        let mut command = castra();
+        command.args(["broker", "--no-tcp", "--log-format", format, "--state-root"]).arg(&root);
+        let mut broker = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+        let log = root.join("logs/broker.log");
+        let until = |words: &str| {
+            eventually(words, || {
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                (text.ends_with('\n') && text.contains(words)).then_some(text)
+            })
+        };
+        until("broker: running");
+        let words = "a\x1b[2J\x07,b\0\x08\x0b\x0e\x7f,c\u{9b}2J\u{85}\u{2028}\u{202e}";
+        let hello = format!("hello vm:dev capabilities={words}\n");
+        assert_eq!(LocalGuest::greet(&root.join("castra.sock"), &hello).1, "ok");
+        let text = until("handshake-only");
+        broker.kill().unwrap();
+        broker.wait().unwrap();
+        let does_something = |c: &char| c.is_control() && *c != '\n' || "\u{2028}\u{202e}".contains(*c);
+        assert_eq!(text.chars().find(does_something), None, "{text:?}");
+        let line = text.lines().find(|line| line.contains("handshake-only")).unwrap();
+        assert!(["1b", "[2j", "202e"].iter().all(|said| line.contains(said)), "{line}");
+    }
+}
+
 /// What logrotate does, again and again, while a line is written for each of many handshakes.
 #[test]
 fn files_that_are_moved_away_are_opened_anew_and_nothing_is_lost() {
@@ -88,8 +117,10 @@ fn files_that_are_moved_away_are_opened_anew_and_nothing_is_lost() {
             }
             broker.signal(Signal::SIGUSR1);
             turns += 1;
+            // The log begins with the words that it does; only what comes then is sure to be in new files.
+            eventually("a new log", || files[0].exists().then_some(()));
             drop(broker.guest(&format!("turn{n}")));
-            eventually("new files", || files.iter().all(|file| file.exists()).then_some(()));
+            eventually("new records", || files[1].exists().then_some(()));
         }
     }
     let name = |n: usize| format!("vm{n}");

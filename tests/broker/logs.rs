@@ -40,7 +40,7 @@ fn it_prints_the_last_lines_as_they_are() {
     assert_eq!(shown(&["-n", "3", "--grep", ":[28]}"]), text(&[2, 8]));
     assert_eq!(logs(dir.path(), &["--grep", "nothing"]).output().unwrap().status.code(), Some(1));
     assert_eq!(logs(dir.path(), &["--grep", "("]).output().unwrap().status.code(), Some(65));
-    assert_eq!(logs(&path, &[]).output().unwrap().status.code(), Some(77));
+    assert_eq!(logs(&path, &[]).output().unwrap().status.code(), Some(65));
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn a_line_without_end_takes_no_memory_and_stops_nobody() {
 fn each_line_is_answered_while_stdin_stays_open() {
     let dir = tempfile::tempdir().unwrap();
     let broker = Broker::start_args(dir.path(), &["--idle-time", "7s"]);
-    let mut child = spawn(dir.path(), &["--timeout", "200ms"]);
+    let mut child = spawn(dir.path(), &["--timeout", "3s"]);
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
     let mut said = String::new();
     for n in 1..=3 {

@@ -1,6 +1,6 @@
 //! Starts that are refused: each with its exit code, and words that say why and what to do.
 
-use crate::support::{Broker, castra};
+use crate::support::{Broker, castra, skip};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -68,8 +68,7 @@ fn a_format_that_is_not_utf8_is_damage() {
 fn somebody_elses_state_root_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     if std::os::unix::fs::chown(dir.path(), Some(1), None).is_err() {
-        println!("not root: nothing to give away");
-        return;
+        return skip("somebody_elses_state_root_is_refused", "not root: nothing to give away");
     }
     let (code, said) = refused(dir.path(), &[]);
     assert_eq!(code, Some(77));
@@ -89,8 +88,7 @@ fn a_folder_that_may_not_be_entered_is_refused() {
     let mut command = std::process::Command::new(&program);
     command.uid(65_534).gid(65_534);
     if std::process::Command::new(&program).arg("--version").uid(65_534).gid(65_534).output().is_err() {
-        println!("not root: nobody else can be run");
-        return;
+        return skip("a_folder_that_may_not_be_entered_is_refused", "not root: nobody else can be run");
     }
     let (code, said) = Broker::try_start(&locked.join("root"), command, &[]).err().unwrap();
     assert_eq!(code, Some(77), "{said}");
@@ -124,6 +122,58 @@ fn an_address_that_cannot_be_had_is_said() {
         assert_eq!(code, Some(78), "{open}: {said}");
         assert!(said.contains("loopback"), "{said}");
     }
+    let args = ["--tcp", "0.0.0.0:0", "--log-format", "json"];
+    let (_, said) = Broker::try_start(&dir.path().join("c"), castra(), &args).err().unwrap();
+    assert!(said.contains(r#""code":"not-loopback""#), "{said}");
+}
+
+#[test]
+fn a_door_that_may_not_be_opened_is_no_matter_of_the_loopback() {
+    use std::os::unix::fs::chown;
+    let dir = tempfile::tempdir().unwrap();
+    let made = |name: &str, mode, owner| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        chown(&path, Some(owner), None).map(|()| path)
+    };
+    let Ok(own) = made("own", 0o700, 65_534) else {
+        let name = "a_door_that_may_not_be_opened_is_no_matter_of_the_loopback";
+        return skip(name, "not root: nobody else can be run");
+    };
+    let readable = made("readable", 0o755, 0).unwrap();
+    let shut = made("shut", 0o700, 0).unwrap();
+    let open = made("open", 0o777, 0).unwrap();
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("castra");
+    std::fs::copy(env!("CARGO_BIN_EXE_castra"), &program).unwrap();
+    // Somebody else's socket in a folder of everybody's: whether it is served cannot be told.
+    let theirs = open.join("x.sock");
+    let _served = std::os::unix::net::UnixListener::bind(&theirs).unwrap();
+    std::fs::set_permissions(&theirs, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let before = std::os::unix::fs::MetadataExt::ino(&theirs.metadata().unwrap());
+
+    let mut doors = vec![
+        ("--unix", readable.join("x.sock")),
+        ("--unix", shut.join("x.sock")),
+        ("--unix", theirs.clone()),
+    ];
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if first.trim().parse::<u16>().is_ok_and(|first| first > 1) {
+        doors.push(("--tcp", "127.0.0.1:1".into()));
+    }
+    for (flag, place) in doors {
+        let mut command = std::process::Command::new(&program);
+        command.env("CASTRA_CONFIG", "/dev/null").uid(65_534).gid(65_534);
+        let place = place.to_str().unwrap();
+        let args = [flag, place, "--log-format", "json"];
+        let (code, said) = Broker::try_start(&own.join("root"), command, &args).err().unwrap();
+        let failure: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!((code, &failure["code"]), (Some(77), &"permission-denied".into()), "{said}");
+        let why = failure["reason"].as_str().unwrap();
+        assert!(why.contains(place) && why.contains("Permission denied") && why.contains(flag), "{why}");
+    }
+    assert_eq!(std::os::unix::fs::MetadataExt::ino(&theirs.metadata().unwrap()), before);
 }
 
 #[test]
@@ -156,6 +206,8 @@ fn arguments_that_make_no_sense_are_a_usage_error() {
         &["broker", "--tcp", "nonsense"][..],
         &["broker", "--segment-bytes", "1"],
         &["broker", "--idle-time", "soon"],
+        &["broker", "--no-tcp", "--tcp", "127.0.0.1:7071"],
+        &["broker", "--tcp", "127.0.0.1:7071", "--print-config", "--no-tcp"],
         &["bus", "tail", "--vm", "a", "--shared"],
         &["bus", "publish", "a", "1", "--payload", "2"],
         &["bus"],
@@ -165,4 +217,9 @@ fn arguments_that_make_no_sense_are_a_usage_error() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty());
     }
+    // A flag goes before a variable.
+    let mut command = castra();
+    command.env("CASTRA_TCP", "127.0.0.1:7071").args(["broker", "--no-tcp", "--print-config"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("\ntcp = []\n"));
 }

@@ -1,6 +1,6 @@
 //! `castra bus tail`: which events, from where to where; what is refused.
 
-use crate::support::castra;
+use crate::support::{castra, skip};
 use crate::tail::{printed, tail};
 use std::fmt::Write as _;
 use std::path::Path;
@@ -180,8 +180,8 @@ fn a_state_root_that_is_none_or_somebody_elses() {
     }
     command.env_clear().arg("--state-root").arg(&root);
     let Ok(output) = command.args(["bus", "tail", "-f"]).output() else {
-        println!("skipped: nobody may not run a program in {}", dir.path().display());
-        return;
+        let why = format!("nobody may not run a program in {}", dir.path().display());
+        return skip("a_state_root_that_is_none_or_somebody_elses", &why);
     };
     std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o700)).unwrap();
     let said = String::from_utf8(output.stderr).unwrap();

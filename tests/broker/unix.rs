@@ -57,6 +57,23 @@ fn further_sockets_are_for_guests_only() {
 }
 
 #[test]
+fn listeners_have_whole_paths_wherever_the_broker_was_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = castra();
+    command.current_dir(dir.path());
+    let broker = Broker::start_with(Path::new("sd"), command, &["--unix", "guests.sock"]);
+    let status = castra().arg("--state-root").arg(dir.path().join("sd")).args(["status", "--json"]).output();
+    let status: serde_json::Value = serde_json::from_slice(&status.unwrap().stdout).unwrap();
+    for socket in ["sd/castra.sock", "guests.sock"] {
+        let name = json!(format!("unix:{}", dir.path().join(socket).display()));
+        let listeners = status["broker"]["listeners"].as_array().unwrap();
+        assert!(listeners.contains(&name), "{name}: {listeners:?}");
+    }
+    assert_eq!(broker.stop().0, Some(0));
+    assert!(!dir.path().join("guests.sock").exists());
+}
+
+#[test]
 fn a_socket_replaces_what_was_left_behind_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("guests.sock");
@@ -84,6 +101,38 @@ fn a_socket_replaces_what_was_left_behind_and_nothing_else() {
     assert!(path.exists());
     let _broker = Broker::start_args(&dir.path().join("a"), &unix);
     assert!(LocalGuest::greet(&path, "hello vm:web capabilities=bus-v1\n").1.starts_with("ok session="));
+}
+
+#[test]
+fn only_a_socket_that_takes_connections_is_somebody_elses() {
+    use nix::errno::Errno;
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
+    use std::os::fd::AsRawFd;
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |path: &Path| {
+        let unix = ["--unix", path.to_str().unwrap()];
+        let (code, said) = Broker::try_start(&dir.path().join("root"), castra(), &unix).err().unwrap();
+        assert!(code == Some(73) && said.contains(path.to_str().unwrap()), "{code:?} {said}");
+        said
+    };
+    // What is wrong is said as it is.
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let said = refused(&dir.path().join("file/x.sock"));
+    assert!(said.contains("Not a directory"), "{said}");
+    // Whose queue is full is there all the same.
+    let path = dir.path().join("full.sock");
+    let full = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    listen(&full, Backlog::new(1).unwrap()).unwrap();
+    let mut waiting = Vec::new();
+    eventually("a full queue", || {
+        let flags = SockFlag::SOCK_NONBLOCK;
+        let asking = socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+        let answer = connect(asking.as_raw_fd(), &UnixAddr::new(&path).unwrap());
+        waiting.push(asking);
+        (answer == Err(Errno::EAGAIN)).then_some(())
+    });
+    let said = refused(&path);
+    assert!(said.contains("somebody else listens there"), "{said}");
 }
 
 #[test]

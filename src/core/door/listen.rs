@@ -3,6 +3,7 @@
 //! Always holds: all are bound before one is served; an address that was handed over is not opened again; only
 //! what was bound here is removed at the end. Owner: `broker.rs`.
 
+use super::tcp::BindError;
 use super::{Lobby, tcp, unix};
 use std::io;
 use std::net::SocketAddr;
@@ -11,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 
+/// Stands for the path of a socket that has none.
+const UNNAMED: &str = "(unnamed)";
+
 /// A door that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {error}{hint}", hint = hint(error))]
@@ -18,18 +22,29 @@ pub struct ListenError {
     /// Where.
     pub address: String,
     /// Why not.
-    pub error: io::Error,
+    pub error: BindError,
 }
 
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; another address is given with --tcp, --unix or --state-root",
+impl ListenError {
+    /// Why `address` cannot be had.
+    pub fn new(address: String, error: impl Into<BindError>) -> Self {
+        ListenError { address, error: error.into() }
+    }
+}
+
+fn hint(error: &BindError) -> &'static str {
+    match error {
+        BindError::Io(error)
+            if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
+        {
+            "; another address is given with --tcp, --unix or --state-root"
+        }
         _ => "",
     }
 }
 
-fn failed(address: String) -> impl FnOnce(io::Error) -> ListenError {
-    move |error| ListenError { address, error }
+fn failed<E: Into<BindError>>(address: String) -> impl FnOnce(E) -> ListenError {
+    move |error| ListenError::new(address, error)
 }
 
 /// Sockets that were bound by whoever started this process. Nobody but guests comes in by them, except where
@@ -73,7 +88,7 @@ impl Doors {
         let mut taken = Vec::new();
         for listener in handed.unix {
             let addr = listener.local_addr().map_err(failed("a unix socket that was handed over".into()))?;
-            let path = addr.as_pathname().unwrap_or(Path::new("(unnamed)")).to_owned();
+            let path = addr.as_pathname().unwrap_or(Path::new(UNNAMED)).to_owned();
             let door = unix::adopt(listener);
             let door = door.map_err(failed(format!("unix:{}, handed over", path.display())))?;
             taken.push((door, path));
@@ -90,12 +105,12 @@ impl Doors {
         {
             let door = unix::bind(path).map_err(failed(format!("unix:{}", path.display())))?;
             doors.unix.push((door, path == own));
-            doors.listeners.push(format!("unix:{}", path.display()));
+            doors.listeners.push(name(path));
             doors.bound.push(path.to_owned());
         }
         for (door, path) in taken {
             doors.unix.push((door, is_same(&path, own)));
-            doors.listeners.push(format!("unix:{}", path.display()));
+            doors.listeners.push(name(&path));
         }
         Ok(doors)
     }
@@ -122,6 +137,13 @@ impl Doors {
             }));
         }
     }
+}
+
+/// What a socket is called wherever its name is read: also in another folder.
+fn name(path: &Path) -> String {
+    let named = Some(path).filter(|path| *path != Path::new(UNNAMED));
+    let whole = named.and_then(|path| std::path::absolute(path).ok());
+    format!("unix:{}", whole.as_deref().unwrap_or(path).display())
 }
 
 /// Whether two paths are one file: a folder on the way may be a link.

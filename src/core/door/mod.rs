@@ -204,11 +204,13 @@ impl Lobby {
         let vm = hello.map(|hello| hello.name.as_str());
         let capabilities = hello.map_or(&[][..], |hello| &hello.capabilities);
         let session_kind = if capabilities.iter().any(|c| c == BUS_V1) { BUS_V1 } else { "handshake-only" };
+        // A guest's own words: they end up on terminals.
+        let said = capabilities.join(",");
         tracing::info!(
             outcome = session_outcome,
             vm = vm.unwrap_or("-"),
             kind = session_kind,
-            capabilities = %capabilities.join(","),
+            capabilities = %said.escape_debug(),
             reason = reason.unwrap_or("-"),
             remote = %peer.address,
             "handshake"

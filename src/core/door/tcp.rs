@@ -9,11 +9,24 @@ use std::io;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
 
+/// Why there is no listening at an address.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// It is not of the loopback.
+    #[error(
+        "only loopback addresses are served: over TCP a name is not proven and nothing is encrypted; use a tunnel"
+    )]
+    NotLoopback,
+    /// The socket cannot be had.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// Listens on `addr`, which must be of the loopback.
 ///
 /// # Errors
-/// `PermissionDenied` for any other address; else why the socket cannot be had.
-pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+/// [`BindError`].
+pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
     refuse_open(addr)?;
     let listener = TcpListener::bind(addr).await?;
     widen(&listener)?;
@@ -23,22 +36,16 @@ pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
 /// Takes a socket that somebody else bound.
 ///
 /// # Errors
-/// `PermissionDenied` unless it is of the loopback; else it is none that connections come in by.
-pub fn adopt(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+/// It is not of the loopback, or none that connections come in by.
+pub fn adopt(listener: std::net::TcpListener) -> Result<TcpListener, BindError> {
     refuse_open(listener.local_addr()?)?;
     listener.set_nonblocking(true)?;
     widen(&listener)?;
-    TcpListener::from_std(listener)
+    Ok(TcpListener::from_std(listener)?)
 }
 
-fn refuse_open(addr: SocketAddr) -> io::Result<()> {
-    if addr.ip().is_loopback() {
-        return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        "only loopback addresses are served: over TCP a name is not proven and nothing is encrypted; use a tunnel",
-    ))
+fn refuse_open(addr: SocketAddr) -> Result<(), BindError> {
+    if addr.ip().is_loopback() { Ok(()) } else { Err(BindError::NotLoopback) }
 }
 
 /// The next connection.

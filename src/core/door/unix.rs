@@ -57,7 +57,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
             "there is a file of that name that is no socket",
         ));
     }
-    if is_served(path) {
+    if is_served(path)? {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody else listens there"));
     }
     let _ = std::fs::remove_file(&new);
@@ -69,14 +69,18 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Whether anybody listens at `path`. Never waits.
-fn is_served(path: &Path) -> bool {
+///
+/// # Errors
+/// It cannot be told: what is there is not ours to replace.
+fn is_served(path: &Path) -> io::Result<bool> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let (Ok(asking), Ok(addr)) =
-        (socket(AddressFamily::Unix, SockType::Stream, flags, None), UnixAddr::new(path))
-    else {
-        return false;
-    };
-    !matches!(connect(asking.as_raw_fd(), &addr), Err(Errno::ECONNREFUSED | Errno::ENOENT))
+    let asking = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    match connect(asking.as_raw_fd(), &UnixAddr::new(path)?) {
+        // Its queue may be full.
+        Ok(()) | Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The next connection. `hosts` says that this is the host's own socket.
