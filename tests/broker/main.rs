@@ -30,5 +30,6 @@ mod tail;
 mod tail_cursor;
 mod tail_follow;
 mod tail_range;
+mod terminal;
 mod unit;
 mod unix;

@@ -102,6 +102,35 @@ fn from_where_to_where() {
 }
 
 #[test]
+fn the_last_lines_are_read_from_the_end() {
+    let probe = std::process::Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
+    if !probe.is_ok_and(|output| output.status.success()) {
+        return skip("the_last_lines_are_read_from_the_end", "there is no strace that may trace");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (trace, logs) = (dir.path().join("trace"), ["bus.log", "bus.log.1"]);
+    for (name, from) in [("bus.log.1", 1), ("bus.log", 100_001)] {
+        write_log(dir.path(), name, &(from..from + 100_000).map(|n| line(n, "web", "t")).collect::<String>());
+    }
+    let mut command = std::process::Command::new("strace");
+    command.args(["-f", "-qq", "-e", "trace=read,pread64,readv,preadv,mmap", "-o"]).arg(&trace);
+    for name in logs {
+        command.arg("-P").arg(dir.path().join("logs/bus").join(name));
+    }
+    command.arg(castra().get_program()).env("CASTRA_CONFIG", "/dev/null").arg("--state-root").arg(dir.path());
+    let output = command.args(["bus", "tail", "-q", "-o", "raw", "-n", "10"]).output().unwrap();
+    let want: String = (199_991..=200_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), want);
+    let calls = std::fs::read_to_string(&trace).unwrap();
+    assert!(!calls.contains("mmap("), "{calls}");
+    let read =
+        calls.lines().filter_map(|line| line.rsplit_once(" = ")?.1.split(' ').next()?.parse::<u64>().ok());
+    let read: u64 = read.sum();
+    // Of two times 9 MB.
+    assert!((1..1 << 20).contains(&read), "{read} bytes read: {calls}");
+}
+
+#[test]
 fn what_cannot_be_understood_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     logs(dir.path());
