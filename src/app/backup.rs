@@ -3,14 +3,16 @@
 //! Always holds: one line on stdout when there is a backup, none when there is not; exit 0 means that it is whole.
 //! Owner: `app/mod.rs` calls [`run`].
 
-use super::terminal::Progress;
-use super::verify::{as_json, events, io_reason, percent, print, say_more, size};
+use super::failure::of_io;
+use super::terminal::{Progress, print_all};
+use super::verify::{as_json, events, print, say_more};
+use super::words::{count, percent, size};
 use super::{Exit, Failure};
 use crate::cli::BackupArgs;
 use crate::core::backup::{Backup, BackupError, Step, backup};
 use crate::core::journal::OpenError;
 use crate::core::state_root::StateRoot;
-use std::io::{self, Write};
+use std::io::Write;
 
 pub fn run(root: &StateRoot, args: &BackupArgs) -> Result<Exit, Failure> {
     let mut line = Progress::new();
@@ -22,7 +24,7 @@ pub fn run(root: &StateRoot, args: &BackupArgs) -> Result<Exit, Failure> {
     };
     let Backup { dir, report, bytes } = backup(root, &args.dir, &mut progress)?;
     line.clear();
-    let mut out = io::stdout().lock();
+    let mut out = Vec::new();
     let whole = report.is_whole();
     if args.json {
         let mut object = as_json(&report);
@@ -30,20 +32,22 @@ pub fn run(root: &StateRoot, args: &BackupArgs) -> Result<Exit, Failure> {
         object["bytes"] = bytes.into();
         writeln!(out, "{object}")?;
     } else {
-        let segments = report.segments;
         let verified = if whole { "verified" } else { "with the damage of its source" };
         writeln!(
             out,
-            "backup of {} in {} ({}, {segments} segment{}, {verified})",
+            "backup of {} in {} ({}, {}, {verified})",
             events(&report),
             dir.display(),
             size(bytes),
-            if segments == 1 { "" } else { "s" },
+            count(report.segments as u64, "segment"),
         )?;
         if !whole {
             print(&mut out, &report)?;
-            say_more(&report, false);
         }
+    }
+    print_all(&out)?;
+    if !whole && !args.json {
+        say_more(&report, false);
     }
     Ok(if whole { Exit::Ok } else { Exit::Degraded })
 }
@@ -56,7 +60,7 @@ impl From<BackupError> for Failure {
             BackupError::NoRoom { .. } => (Exit::TryAgain, "disk-full"),
             BackupError::Unusable(OpenError::Unusable { .. }) => (Exit::BadData, "journal-unusable"),
             BackupError::Unusable(OpenError::Io { ref error, .. }) | BackupError::Io { ref error, .. } => {
-                io_reason(error)
+                of_io(error)
             }
         };
         Failure::new(exit, code, error.to_string())

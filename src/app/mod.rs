@@ -21,6 +21,7 @@ mod tail;
 mod terminal;
 mod verify;
 mod vm_forget;
+mod words;
 
 use crate::cli::{BusCommand, Cli, Command, VmCommand};
 use crate::core::config::LogFormat;

@@ -4,12 +4,12 @@
 //! `status.rs`.
 
 use super::terminal::{cut, has_color, stdout_height, stdout_width};
+use super::words::age;
 use crate::core::limits::REACHABLE_MS;
 use crate::core::status::State;
 use crate::core::status_report::{Report, VmReport};
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
 
 const COLUMNS: [&str; 6] = ["VM", "BROKER", "BUS", "BUS AGE", "SESSIONS", "LAG"];
 /// In less than so many columns the legend says nothing.
@@ -162,15 +162,6 @@ fn legend() -> [String; 4] {
         "BUS AGE  time since its last publish or heartbeat".to_owned(),
         "LAG      events that its slowest subscription has still to get".to_owned(),
     ]
-}
-
-/// A time as people say it: two units at the most.
-pub fn age(ms: i64) -> String {
-    if ms < 1000 {
-        return format!("{ms}ms");
-    }
-    let text = humantime::format_duration(Duration::from_secs(ms.unsigned_abs() / 1000)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 const RED: &str = "31";

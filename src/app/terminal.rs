@@ -39,6 +39,18 @@ pub fn cut(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// Prints an answer whose exit code says as much: a reader that is gone is no reason for another one.
+///
+/// # Errors
+/// stdout cannot be written.
+pub fn print_all(text: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 /// One line on stderr that is drawn over, as long as stderr is a terminal.
 pub struct Progress {
     width: Option<usize>,

@@ -3,7 +3,9 @@
 //! Always holds: findings go to stdout, one line each and then one for all; what to know and to do goes to stderr;
 //! exit 0 means that nothing is damaged. Owner: `app/mod.rs` calls [`run`]; `backup.rs` prints its report with this.
 
-use super::terminal::Progress;
+use super::failure::of_io;
+use super::terminal::{Progress, print_all};
+use super::words::{count, percent, size};
 use super::{Exit, Failure, broker};
 use crate::cli::VerifyArgs;
 use crate::core::journal::{Damage, OpenError};
@@ -21,7 +23,7 @@ pub fn run(root: &StateRoot, args: &VerifyArgs) -> Result<Exit, Failure> {
         false => verify(root, &mut progress).map(|report| (report, None)),
     }?;
     line.clear();
-    let mut out = io::stdout().lock();
+    let mut out = Vec::new();
     if args.json {
         let mut object = as_json(&report);
         if let Some(Repaired { logs, damaged }) = &repaired {
@@ -37,6 +39,9 @@ pub fn run(root: &StateRoot, args: &VerifyArgs) -> Result<Exit, Failure> {
             writeln!(out)?;
         }
         print(&mut out, &report)?;
+    }
+    print_all(&out)?;
+    if !args.json {
         say_more(&report, repaired.is_some());
     }
     Ok(if report.is_whole() { Exit::Ok } else { Exit::Degraded })
@@ -141,25 +146,6 @@ pub fn events(report: &Report) -> String {
     if head_seq < first_seq { "no events".into() } else { format!("events {first_seq}..{head_seq}") }
 }
 
-/// `1 segment`, `2 segments`.
-fn count(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// Bytes for people.
-pub fn size(bytes: u64) -> String {
-    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match units.iter().find(|(unit, _)| bytes >= *unit) {
-        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
-        None => format!("{bytes} bytes"),
-    }
-}
-
-/// How much of it is done.
-pub fn percent(done: u64, total: u64) -> String {
-    format!("{} % of {}", (100 * done).checked_div(total).unwrap_or(100).min(100), size(total))
-}
-
 impl From<VerifyError> for Failure {
     fn from(error: VerifyError) -> Self {
         let (exit, code) = match &error {
@@ -173,22 +159,10 @@ impl From<VerifyError> for Failure {
             VerifyError::StateRoot(error) => broker::reason(error),
             VerifyError::NoJournal(_) => (Exit::BadData, "no-journal"),
             VerifyError::Journal(OpenError::Unusable { .. }) => (Exit::BadData, "journal-unusable"),
-            VerifyError::Journal(OpenError::Io { error, .. }) | VerifyError::Io { error, .. } => {
-                io_reason(error)
-            }
+            VerifyError::Journal(OpenError::Io { error, .. }) | VerifyError::Io { error, .. } => of_io(error),
             VerifyError::Starting(_) => (Exit::TryAgain, "broker-starting"),
             VerifyError::Changed(_) => (Exit::TryAgain, "changed-meanwhile"),
         };
         Failure::new(exit, code, error.to_string())
-    }
-}
-
-/// What a call's error means to whoever typed the command.
-pub fn io_reason(error: &io::Error) -> (Exit, &'static str) {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => (Exit::Refused, "permission-denied"),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Exit::TryAgain, "disk-full"),
-        io::ErrorKind::WouldBlock => (Exit::TryAgain, "busy"),
-        _ => (Exit::Io, "io"),
     }
 }

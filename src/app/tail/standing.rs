@@ -5,7 +5,7 @@
 //! `mod.rs`.
 
 use crate::app::status::look;
-use crate::app::status_table::age;
+use crate::app::words::age;
 use crate::core::state_root::StateRoot;
 use crate::core::status::State;
 use crate::core::status_report::Report;

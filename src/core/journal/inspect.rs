@@ -55,8 +55,8 @@ impl Inspection {
         if unreadable.is_some() || next.seq <= stored {
             let newest = segments.last().map_or(segment_name(1), |last| segment_name(last.first_lsn));
             let at = if unreadable.is_some() { 0 } else { segments.last().map_or(0, |last| last.end) };
-            let seqs = next.seq..next.seq.max(stored + 1);
-            let lsns = next.lsn..next.lsn + (seqs.end - seqs.start).max(1);
+            let seqs = next.seq..next.seq.max(stored.saturating_add(1));
+            let lsns = next.lsn..next.lsn.saturating_add((seqs.end - seqs.start).max(1));
             lost = Some(Damage { segment: unreadable.unwrap_or(newest), at, lsns, seqs });
         }
         Ok(Inspection { held, journal, segments, headers: damage, walked, lost, unusable })

@@ -1,0 +1,33 @@
+//! Numbers as people say them: ages, sizes, counts.
+//!
+//! Always holds: what scripts read has none of these. Pure. Owner: the commands.
+
+use std::time::Duration;
+
+/// A time as people say it: two units at the most.
+pub fn age(ms: i64) -> String {
+    if ms < 1000 {
+        return format!("{ms}ms");
+    }
+    let text = humantime::format_duration(Duration::from_secs(ms.unsigned_abs() / 1000)).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// `1 segment`, `2 segments`.
+pub fn count(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
+
+/// How much of it is done.
+pub fn percent(done: u64, total: u64) -> String {
+    format!("{} % of {}", (100 * done).checked_div(total).unwrap_or(100).min(100), size(total))
+}
