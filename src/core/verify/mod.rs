@@ -8,6 +8,7 @@
 //! only what is not asked for. Always holds: not a byte is written; memory is bounded by the number of logs.
 //! Owner: `app/verify.rs`; `repair.rs` makes the same pass over the logs that it writes anew.
 
+pub mod finding;
 pub(super) mod known;
 pub(super) mod lines;
 pub mod log;
@@ -18,8 +19,9 @@ use super::journal::{Damage, OpenError};
 use super::limits::FINDINGS_SHOWN;
 use super::log_files::{base, is_log};
 use super::state_root::{StateRoot, StateRootError};
+use finding::Finding;
 use known::Known;
-use log::{Finding, SHARED};
+use log::SHARED;
 use pass::Pass;
 use std::collections::BTreeSet;
 use std::io;
