@@ -26,7 +26,7 @@ use super::journal::segment::segment_name;
 use super::journal::{OpenError, Opened};
 use super::limits::SEGMENT_MIN_BYTES;
 use super::log_files::end_of_last;
-use super::state_root::{StateRoot, sync_dir};
+use super::state_root::{StateRoot, open_plain, sync_dir};
 use super::status_file::StatusWriter;
 use super::tail::scan::whole_end;
 use super::verify::known::Known;
@@ -259,7 +259,7 @@ impl Source<'_> {
     /// Files of a few bytes: what the journal is, how far the logs were, which VMs are known.
     fn copy_small(&self, to: &StateRoot) -> Result<(), BackupError> {
         let from = self.root.path().join("format");
-        let file = File::open(&from).map_err(failed(&from))?;
+        let file = open_plain(&from).map_err(failed(&from))?;
         let size = file.metadata().map_err(failed(&from))?.len();
         copy(&file, size, &to.path().join("format"), &mut |_| {})?;
         if let Some(bytes) = &self.checkpoint {

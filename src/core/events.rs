@@ -5,7 +5,8 @@
 //! signals never waits for the disk; what does not fit the queue is counted and said in `status`
 //! (invariant 11); each file rotates like a log. Owner: `broker.rs`; one thread writes.
 
-use super::limits::{LOG_BYTES, LOG_FILES, SIGNALS_QUEUED};
+use super::limits::{LOG_BYTES, SIGNALS_QUEUED};
+use super::rotation::rotate;
 use super::state_root::StateRoot;
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
@@ -251,26 +252,4 @@ fn ends_in_newline(path: &Path, size: u64) -> io::Result<bool> {
     let mut last = [0];
     File::open(path)?.read_exact_at(&mut last, size - 1)?;
     Ok(last == *b"\n")
-}
-
-/// The name of the `n`-th rotated file: `<path>.n`.
-pub fn rotated(path: &Path, n: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{n}"));
-    PathBuf::from(name)
-}
-
-/// `path` becomes `path.1`, that `path.2` … and the oldest is replaced.
-///
-/// # Errors
-/// A rename failed.
-pub fn rotate(path: &Path) -> io::Result<()> {
-    for n in (0..LOG_FILES).rev() {
-        let from = if n == 0 { path.to_owned() } else { rotated(path, n) };
-        match std::fs::rename(from, rotated(path, n + 1)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(())
 }

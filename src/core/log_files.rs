@@ -4,8 +4,8 @@
 //! synced one, which [`LogFiles::cut`] removes; so many files are open at most, the longest unused is
 //! closed first. Owner: the thread of `logs.rs`.
 
-use super::events::{rotate, rotated};
 use super::limits::{LOG_BYTES, LOG_FILES};
+use super::rotation::{rotate, rotated};
 use super::state_root::sync_dir;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};

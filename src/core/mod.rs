@@ -59,6 +59,7 @@ pub mod owed;
 pub mod pipeline;
 pub mod refusal;
 pub mod repair;
+pub mod rotation;
 pub mod service;
 pub mod session;
 pub mod state_root;

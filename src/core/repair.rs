@@ -12,8 +12,8 @@
 //! only whoever holds the state root's lock does this. Owner: `app/verify.rs`.
 
 use super::clock::wall_ms;
-use super::events::rotated;
 use super::limits::{LOG_BYTES, LOG_FILES};
+use super::rotation::rotated;
 use super::state_root::{StateRoot, make_dir, sync_dir};
 use super::verify::known::Known;
 use super::verify::log::Keep;

@@ -344,6 +344,23 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Opens a file of a state root for reading, as it is there: no link, which could lead root to anything, and no
+/// pipe, which could keep it waiting.
+///
+/// # Errors
+/// It cannot be opened, or is no plain file.
+pub fn open_plain(path: &Path) -> io::Result<File> {
+    let odd = || {
+        io::Error::new(io::ErrorKind::InvalidInput, "it is a link, or no plain file; a state root has none")
+    };
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Err(e) if e.raw_os_error() == Some(libc::ELOOP) => Err(odd()),
+        Ok(file) if !file.metadata()?.is_file() => Err(odd()),
+        opened => opened,
+    }
+}
+
 /// Replaces the file at `path`, all of it or nothing, durable when this returns `Ok`.
 ///
 /// # Errors

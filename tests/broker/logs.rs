@@ -2,7 +2,7 @@
 
 use crate::support::{Broker, castra, eventually};
 use crate::tail::Follow;
-use castra::core::events::rotate;
+use castra::core::rotation::rotate;
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,7 +1,7 @@
 //! `castra bus tail`: prints the logs, follows them, needs no broker.
 
 use crate::support::{Broker, Guest, PATIENCE, castra};
-use castra::core::events::rotate;
+use castra::core::rotation::rotate;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};

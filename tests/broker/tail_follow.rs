@@ -3,7 +3,7 @@
 use crate::support::{Broker, castra, eventually};
 use crate::tail::{Follow, publish, tail};
 use crate::tail_range::{line, write_log};
-use castra::core::events::rotate;
+use castra::core::rotation::rotate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Write};

@@ -322,3 +322,30 @@ fn an_interruption_leaves_nothing_that_looks_whole() {
     fs::remove_dir_all(&partial).unwrap();
     assert_eq!(backup(&root, &to, &[]).status.code(), Some(0));
 }
+
+/// Root makes backups of what somebody else may write to.
+#[test]
+fn links_and_pipes_in_a_state_root_are_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let broker = Broker::start(&root);
+    assert!(broker.run(&["bus", "publish", "t", "1"]).status.success());
+    assert_eq!(broker.stop().0, Some(0));
+    let secret = dir.path().join("secret");
+    fs::write(&secret, "a secret\n").unwrap();
+    let odd = root.join("handshakes/bus-events.jsonl");
+    for make in ["ln -s", "mkfifo"] {
+        let _ = fs::remove_file(&odd);
+        let to = if make == "mkfifo" { String::new() } else { secret.display().to_string() };
+        let script = format!("{make} {to} {}", odd.display());
+        assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+        let output = backup(&root, &dir.path().join("copy"), &[]);
+        let said = said(&output);
+        assert!(
+            output.status.code() == Some(74)
+                && said.contains("bus-events.jsonl: it is a link, or no plain file"),
+            "{said}"
+        );
+        assert!(!dir.path().join("copy").exists() && !dir.path().join("copy.partial").exists());
+    }
+}

@@ -6,6 +6,7 @@
 
 use super::disk::{Disk, DiskFile};
 use super::segment::parse_name;
+use crate::core::state_root::open_plain;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -34,7 +35,7 @@ impl Held {
                     continue;
                 }
                 found = true;
-                match File::open(dir.join(&name)) {
+                match open_plain(&dir.join(&name)) {
                     Ok(file) => drop(files.insert(name, Arc::new(file))),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => gone = gone.max(Some(name)),
                     Err(e) => return Err(io::Error::new(e.kind(), format!("{name}: {e}"))),

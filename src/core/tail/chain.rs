@@ -5,8 +5,8 @@
 
 use super::line::Stamp;
 use super::scan;
-use crate::core::events::rotated;
 use crate::core::limits::LOG_FILES;
+use crate::core::rotation::rotated;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;

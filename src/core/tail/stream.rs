@@ -13,8 +13,8 @@
 use super::chain::{Chain, FileId, LogFile, Place, named};
 use super::line::Stamp;
 use super::scan::{self, Forward, Read};
-use crate::core::events::rotated;
 use crate::core::limits::LOG_FILES;
+use crate::core::rotation::rotated;
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -251,7 +251,7 @@ fn id_of(path: &Path) -> Option<FileId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::events::rotate;
+    use crate::core::rotation::rotate;
     use proptest::prelude::*;
     use std::fs::OpenOptions;
     use std::io::Write;

@@ -4,8 +4,9 @@
 //! lines, whatever stands in the files; every byte is part of a line, or of something that is none. Nothing is
 //! written. Owner: `pass.rs` and `log.rs`; `backup.rs` opens logs with it.
 
-use crate::core::events::rotated;
 use crate::core::limits::{EVENT_BYTES, LOG_FILES};
+use crate::core::rotation::rotated;
+use crate::core::state_root::open_plain;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -53,7 +54,7 @@ pub fn open_log(path: &Path) -> io::Result<Vec<(PathBuf, File)>> {
     for _ in 0..TRIES {
         let mut files = Vec::new();
         for path in &paths {
-            match File::open(path) {
+            match open_plain(path) {
                 Ok(file) => files.push((path.clone(), file)),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),
