@@ -1,7 +1,7 @@
 //! The lines of one file: on from a place, back from its end, and by halves to where a condition turns.
 //!
 //! Always holds: only whole lines are given, without their end; what is held in memory is a few times
-//! [`LINE_BYTES`] at most, and a longer line is left out; a file that shrinks meanwhile ends earlier. Owner:
+//! `LINE_BYTES` at most, and a longer line is left out; a file that shrinks meanwhile ends earlier. Owner:
 //! `chain.rs` and `stream.rs`.
 
 use std::fs::File;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Always holds: what other logs of the folder get wakes nobody; a folder that is moved or removed is noticed
-//! at the next look; where there is no inotify, it is looked every [`LOOK`]. Owner: the command that follows.
+//! at the next look; where there is no inotify, it is looked every `LOOK`. Owner: the command that follows.
 
 use super::chain::{FileId, LogFile};
 use nix::errno::Errno;
