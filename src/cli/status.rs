@@ -61,7 +61,7 @@ pub struct StatusArgs {
     /// Only this VM; the exit code says whether it is reachable
     #[arg(long, value_name = "NAME")]
     pub vm: Option<String>,
-    /// Print nothing; the exit code says it
+    /// Print nothing but errors; the exit code says it
     #[arg(short, long, conflicts_with = "json")]
     pub quiet: bool,
 }
