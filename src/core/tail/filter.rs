@@ -7,6 +7,9 @@ use super::line::EventLine;
 use crate::core::topic::Pattern;
 use regex_lite::Regex;
 
+/// What makes a text more than itself, outside of brackets.
+const OPERATORS: [char; 14] = ['\\', '.', '+', '*', '?', '(', ')', '|', '[', ']', '{', '}', '^', '$'];
+
 /// A regular expression, or a text that needs none.
 #[derive(Debug)]
 pub enum Grep {
@@ -22,7 +25,7 @@ impl Grep {
     /// # Errors
     /// It is none.
     pub fn parse(text: &str) -> Result<Self, regex_lite::Error> {
-        if regex_lite::escape(text) == text {
+        if !text.contains(OPERATORS) {
             return Ok(Grep::Text(text.to_owned()));
         }
         Regex::new(text).map(Grep::Regex)
@@ -57,6 +60,7 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn patterns_and_expressions() {
@@ -73,6 +77,18 @@ mod tests {
         assert!(keeps(&[], Some("code\": 1[0-9]"), line) && keeps(&[], Some("payload"), line));
         assert!(!keeps(&[], Some("code: 17"), line) && !keeps(&["y"], Some("payload"), line));
         assert!(Grep::parse("(").is_err());
-        assert!(matches!(Grep::parse("a b\"c").unwrap(), Grep::Text(_)));
+        // An id is a text: it is what is looked for most.
+        for text in ["a b\"c", "01a1fd72-24b2-7775-bce7-b377009b10b4", "a&b~c#d"] {
+            assert!(matches!(Grep::parse(text).unwrap(), Grep::Text(_)), "{text}");
+        }
+    }
+
+    proptest! {
+        /// A text that is taken as it stands finds what the expression would.
+        #[test]
+        fn a_text_is_an_expression_of_itself(text in "[a-c \\-&~#:\"/]{0,6}", line in "[a-c \\-&~#:\"/]{0,20}") {
+            let Grep::Text(plain) = Grep::parse(&text).unwrap() else { return Err(TestCaseError::fail("an expression")) };
+            prop_assert_eq!(line.contains(&plain), Regex::new(&text).unwrap().is_match(&line));
+        }
     }
 }
