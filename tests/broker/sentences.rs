@@ -141,6 +141,23 @@ fn what_was_not_asked_for_is_not_missing() {
     drop(broker);
 }
 
+/// Whoever reads a log that has stopped is told where it did, and why.
+#[test]
+fn a_tail_says_that_the_logs_are_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("web");
+    guest.ask(r#"{"type":"publish"}"#);
+    let log = dir.path().join("logs/bus/bus.log");
+    eventually("the first line", || (broker.status()["broker"]["journal"]["logs_seq"] == 1).then_some(()));
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    guest.ask(r#"{"type":"publish"}"#);
+    eventually("stalled logs", || broker.status()["broker"]["logs_stalled"].as_str().map(drop));
+    let (_, _, err) = run(dir.path(), &["bus", "tail", "--vm", "web"]);
+    assert!(err.contains("web: reachable") && err.contains("; the logs end at 1 of 2: "), "{err}");
+}
+
 /// A start that fails leaves what the broker before it said.
 #[test]
 fn a_start_that_fails_takes_nothing_from_status() {
