@@ -57,7 +57,7 @@ impl Broker {
     }
 
     async fn connect(&self, vm: &str) -> Client {
-        Client::connect(&Target::Tcp(self.addr), &format!("hello vm:{vm} {HELLO}")).await.unwrap()
+        Client::connect(&Target::Tcp(self.addr.to_string()), &format!("hello vm:{vm} {HELLO}")).await.unwrap()
     }
 }
 

@@ -9,9 +9,9 @@ use super::stream::{Reader, Writer};
 use super::wire::codec::{CodecError, FrameCodec, LENGTH_BYTES, first_frame};
 use bytes::{Buf, BytesMut};
 use serde::Deserialize;
-use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::{fmt, io};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::codec::{Decoder, Encoder};
@@ -21,10 +21,41 @@ const READ_BYTES: usize = 16 * 1024;
 /// Where a broker listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A TCP address.
-    Tcp(SocketAddr),
+    /// `HOST:PORT`; the host is an address or a name.
+    Tcp(String),
     /// A socket's path.
     Unix(PathBuf),
+}
+
+/// What is no target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a broker is at tcp:HOST:PORT or unix:PATH")]
+pub struct TargetError;
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        match text.split_once(':') {
+            Some(("tcp", address)) => match address.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                    Ok(Target::Tcp(address.to_owned()))
+                }
+                _ => Err(TargetError),
+            },
+            Some(("unix", path)) if !path.is_empty() => Ok(Target::Unix(path.into())),
+            _ => Err(TargetError),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Tcp(address) => write!(f, "tcp:{address}"),
+            Target::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Why there is no session, or no longer one.
@@ -113,7 +144,7 @@ impl Client {
     pub async fn connect(target: &Target, hello: &str) -> Result<Self, ClientError> {
         let (reader, writer): (Reader, Writer) = match target {
             Target::Tcp(addr) => {
-                let stream = TcpStream::connect(addr).await.map_err(ClientError::Connect)?;
+                let stream = TcpStream::connect(addr.as_str()).await.map_err(ClientError::Connect)?;
                 stream.set_nodelay(true)?;
                 let (reader, writer) = stream.into_split();
                 (Box::new(reader), Box::new(writer))
@@ -273,5 +304,24 @@ fn broken(error: CodecError) -> ClientError {
     match error {
         CodecError::Io(error) => ClientError::Lost(error),
         other => ClientError::Protocol(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        for good in
+            ["tcp:127.0.0.1:7070", "tcp:[::1]:1", "tcp:host.lan:65535", "unix:/run/castra.sock", "unix:a:b"]
+        {
+            assert_eq!(good.parse::<Target>().unwrap().to_string(), good);
+        }
+        for bad in
+            ["", "tcp", "tcp:", "tcp:7070", "tcp::7070", "tcp:a:x", "tcp:a:65536", "unix:", "vsock:2:7070"]
+        {
+            assert_eq!(bad.parse::<Target>(), Err(TargetError), "{bad}");
+        }
     }
 }
