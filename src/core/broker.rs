@@ -10,11 +10,14 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
+use super::delivery::Delivery;
+use super::delivery::router::Router;
 use super::descriptors::raise_descriptors;
 use super::door::listen::{Doors, Handed, ListenError};
 use super::door::{Lobby, unix};
 use super::events::Recorder;
 use super::journal::disk::RealDisk;
+use super::journal::writer::Committed;
 use super::journal::{Damage, Journal, OpenError, Opened};
 use super::limits::Limits;
 use super::log_view::{LogView, LogsError};
@@ -128,13 +131,18 @@ pub async fn run(
         }
     };
     let logs = Logs::start(view, limits, opened.readers()).map_err(failed("logs"))?;
+    let router = Router::start(opened.map().durable_seq() + 1).map_err(failed("router"))?;
     let (ending, ended) = watch::channel(Ending::No);
     let ending = Arc::new(ending);
     let failure = Arc::new(Mutex::new(None::<String>));
     let (journal, known) = {
         let (logs, ending, failure) = (logs.clone(), ending.clone(), failure.clone());
         let floor = logs.floor();
-        let committed = move |commit| logs.push(commit);
+        let commits = router.clone();
+        let committed = move |commit: Arc<Committed>| {
+            commits.push(commit.clone());
+            logs.push(commit);
+        };
         let on_failure = move |error: String| {
             tracing::error!(%error, "journal: not durable; the broker ends");
             *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
@@ -146,7 +154,8 @@ pub async fn run(
     };
     status.attach(journal.clone(), logs.clone());
 
-    let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), ended.clone());
+    let delivery = Arc::new(Delivery::new(journal.clone(), router.clone()));
+    let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), delivery, ended.clone());
     let (alive, mut all_gone) = mpsc::channel(1);
     let lobby = Lobby::new(Arc::new(bus), places, alive);
     let doors = Doors::open(tcp, unix, &root.socket(), std::mem::take(handed)).await?;
@@ -182,6 +191,7 @@ pub async fn run(
     }
     let end = tokio::task::spawn_blocking(move || {
         journal.stop();
+        router.stop();
         logs.stop();
     });
     if timeout_at(until, end).await.is_err() {

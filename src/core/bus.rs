@@ -3,6 +3,7 @@
 //! Always holds: what comes in through [`Bus::publish`] is bounded by a byte permit held until its outcome
 //! (invariant 6). Owner: `broker.rs` makes one and shares it.
 
+use super::delivery::Delivery;
 use super::event::Batch;
 use super::events::Recorder;
 use super::identity::{Role, VmName};
@@ -43,6 +44,8 @@ pub struct Bus {
     pub sessions: Arc<Semaphore>,
     /// Tells every connection when it has to end.
     pub ending: watch::Receiver<Ending>,
+    /// The way to whoever subscribes.
+    pub delivery: Arc<Delivery>,
     journal: Arc<Journal>,
     unacked: Arc<Semaphore>,
     session_ids: AtomicU64,
@@ -56,6 +59,7 @@ impl Bus {
         recorder: Arc<Recorder>,
         logs: Arc<Logs>,
         journal: Arc<Journal>,
+        delivery: Arc<Delivery>,
         ending: watch::Receiver<Ending>,
     ) -> Self {
         Bus {
@@ -67,6 +71,7 @@ impl Bus {
             recorder,
             logs,
             ending,
+            delivery,
             journal,
         }
     }

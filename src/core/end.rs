@@ -20,6 +20,8 @@ pub enum End {
     HeartbeatTimeout,
     /// The socket took no byte for too long while something waited.
     SlowConsumer,
+    /// The journal could not be read for a subscription.
+    ReadFailed,
     /// The broker shuts down.
     Draining,
     /// The disk failed.
@@ -36,15 +38,21 @@ impl End {
             End::IoError => "io-error",
             End::HeartbeatTimeout => "heartbeat-timeout",
             End::SlowConsumer => "slow-consumer",
+            End::ReadFailed => "read-failed",
             End::Draining => "draining",
             End::JournalFailed => "journal-failed",
         }
     }
 
+    /// Whether the peer can still be told: what it is owed, and a close frame.
+    pub fn says_goodbye(self) -> bool {
+        !matches!(self, End::SlowConsumer | End::IoError)
+    }
+
     /// When it makes sense to come back, in milliseconds.
     pub fn retry_after_ms(self) -> u64 {
         match self {
-            End::Draining | End::JournalFailed => 1000,
+            End::Draining | End::JournalFailed | End::ReadFailed => 1000,
             _ => 0,
         }
     }

@@ -5,6 +5,8 @@
 //! Pure. Owner: the handshake, which asks [`admit`] once per connection.
 
 use super::limits::NAME_BYTES;
+use super::refusal::Refusal;
+use super::topic::Pattern;
 use std::fmt;
 use std::sync::Arc;
 
@@ -88,6 +90,23 @@ pub fn admit(peer: &Peer, name: &VmName, asks_host_bus: bool) -> Result<Role, Re
         return Err(ReservedIdentity);
     }
     Ok(Role::Guest)
+}
+
+/// Whether a session may subscribe `pattern`: wildcards match no mailboxes and nothing of the broker's own, so only a
+/// pattern that names them asks for them.
+///
+/// # Errors
+/// `forbidden-topic`.
+pub fn may_subscribe(role: Role, name: &VmName, pattern: &Pattern) -> Result<(), Refusal> {
+    let text = pattern.as_str();
+    let why = match text.strip_prefix("vm:") {
+        _ if role == Role::Host => return Ok(()),
+        Some(mailbox) if mailbox == name.as_str() => return Ok(()),
+        Some(_) => format!("'{text:.64}': a guest subscribes its own mailbox only, which is 'vm:{name}'"),
+        None if text.starts_with('$') => format!("'{text:.64}': topics that begin with '$' are for the host"),
+        None => return Ok(()),
+    };
+    Err(Refusal::new("forbidden-topic", why))
 }
 
 #[cfg(test)]

@@ -35,6 +35,10 @@ pub const TAG_BYTES: usize = 1024;
 pub const JSON_DEPTH: usize = 64;
 /// The longest reason of a refusal, in bytes; what is quoted in it is the peer's own and as long as it likes.
 pub const REASON_BYTES: usize = 256;
+/// The longest name of a subscription, in bytes.
+pub const SUB_BYTES: usize = 255;
+/// The most patterns of one subscription.
+pub const PATTERNS: usize = 64;
 /// The most events of one `events: [ … ]` frame.
 pub const GROUP_EVENTS: usize = 1024;
 
@@ -45,6 +49,20 @@ pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;
 pub const BATCH_BYTES: usize = 128 * 1024;
 /// One commit writes about this much before it syncs, in bytes.
 pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
+/// Frames for one feed are handed to its subscribers in pieces of so many events at the most …
+pub const CHUNK_EVENTS: usize = 256;
+/// … and about so many bytes; one event more at the most.
+pub const CHUNK_BYTES: usize = 64 * 1024;
+/// What was taken for a session and is not in its socket yet stops growing at this size, in bytes.
+pub const OUTPUT_BYTES: usize = 64 * 1024;
+/// A subscriber that reads the journal reads about so much at a time, in bytes …
+pub const CATCH_UP_BYTES: usize = 256 * 1024;
+/// … and so many of them at once; the others wait in line.
+pub const CATCH_UP_READS: usize = 4;
+/// Commits that wait to be handed to subscribers, in bytes; at more the subscribers read the journal.
+pub const ROUTER_BYTES: usize = 16 * 1024 * 1024;
+/// Topics whose subscribers are remembered; with one more all are looked up anew.
+pub const ROUTES_CACHED: usize = 4096;
 /// Each log file rotates at this size …
 pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.
@@ -83,6 +101,14 @@ pub struct Limits {
     pub unacked_bytes: usize,
     /// The encoded bytes of all sessions' unacked publishes.
     pub unacked_bytes_in_all: usize,
+    /// Patterns that one session may subscribe; a subscription of one topic is one pattern.
+    pub subscriptions: usize,
+    /// Events that wait in the broker for one session; then its subscriptions read the journal.
+    pub queue_events: usize,
+    /// Their bytes.
+    pub queue_bytes: usize,
+    /// A session that listed `heartbeat` is sent one when nothing came from it for so long.
+    pub heartbeat_time: Duration,
     /// A session ends when no frame came for so long.
     pub idle_time: Duration,
     /// A session ends when its socket took no byte for so long while something waited.
@@ -121,6 +147,10 @@ impl Default for Limits {
             unacked_events: 4096,
             unacked_bytes: 1024 * 1024,
             unacked_bytes_in_all: 64 * 1024 * 1024,
+            subscriptions: 64,
+            queue_events: 1024,
+            queue_bytes: 1024 * 1024,
+            heartbeat_time: Duration::from_secs(20),
             idle_time: Duration::from_secs(60),
             write_time: Duration::from_secs(10),
             linger_time: Duration::from_secs(1),

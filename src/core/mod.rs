@@ -42,6 +42,7 @@ pub mod bus;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod delivery;
 pub mod descriptors;
 pub mod door;
 pub mod end;

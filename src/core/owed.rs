@@ -11,6 +11,7 @@ use super::journal::{NotCommitted, Receipt};
 use super::limits::REASON_BYTES;
 use super::refusal::Refusal;
 use super::wire::frame::{self, Frame};
+use super::wire::subscribe::Subscribe;
 
 /// What a refusal weighs in the window, in bytes; about what it and its ack take.
 const REFUSAL_BYTES: usize = 2 * REASON_BYTES;
@@ -26,10 +27,14 @@ pub enum Answer {
 }
 
 /// A frame that is answered at once: its answer waits for nobody's disk.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Aside {
     /// A sign of life.
     Heartbeat,
+    /// A wish to be sent events.
+    Subscribe(Subscribe),
+    /// The subscription of this name is to end.
+    Unsubscribe(Box<str>),
     /// This VM is to be remembered no longer.
     Forget(VmName),
 }
@@ -65,6 +70,8 @@ impl Round {
         let from = self.batch.len();
         let taken = match frame::parse(body) {
             Ok(Frame::Heartbeat) => return Some(Aside::Heartbeat),
+            Ok(Frame::Subscribe(wish)) => return Some(Aside::Subscribe(wish)),
+            Ok(Frame::Unsubscribe(sub)) => return Some(Aside::Unsubscribe(sub)),
             Ok(Frame::Forget(vm)) => return Some(Aside::Forget(vm)),
             Ok(Frame::Publish(publish)) => self
                 .batch

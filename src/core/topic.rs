@@ -6,6 +6,7 @@
 //! mailboxes nor `$…` unless the pattern begins with that very word (`vm:*`, `$dlq.>`). Pure; a [`Topic`] or
 //! [`Pattern`] that exists is valid. Owner: whoever parsed it.
 
+use super::event::string_body;
 use super::identity::VmName;
 use super::limits::TOPIC_BYTES;
 
@@ -90,7 +91,7 @@ pub enum PatternError {
 pub struct Pattern(Box<str>);
 
 /// Matches every mailbox.
-const MAILBOXES: &str = "vm:*";
+pub(super) const MAILBOXES: &str = "vm:*";
 
 impl Pattern {
     /// Checks `text` against the rules above.
@@ -131,6 +132,18 @@ impl Pattern {
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is a topic, and matches nothing else.
+    pub fn is_plain(&self) -> bool {
+        &*self.0 != MAILBOXES && !self.0.split('.').any(|token| matches!(token, "*" | ">"))
+    }
+
+    /// The pattern of topics as they stand in an encoded event: there `"` and `\\` are escaped.
+    pub fn encoded(&self) -> Pattern {
+        let mut out = Vec::with_capacity(self.0.len());
+        string_body(&mut out, &self.0);
+        String::from_utf8(out).map_or_else(|_| self.clone(), |text| Pattern(text.into()))
     }
 
     /// Whether `topic`, which is valid, is one of these.

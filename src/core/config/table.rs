@@ -136,6 +136,22 @@ pub static SETTINGS: &[Setting] = &[
         "Bytes of all sessions on their way to the disk",
     ),
     limit(
+        "subscriptions",
+        Kind::Count(|s| Usize(&mut s.limits.subscriptions), 1, MANY),
+        "Patterns that one session may subscribe",
+    ),
+    limit(
+        "queue_events",
+        Kind::Count(|s| Usize(&mut s.limits.queue_events), 1, MANY),
+        "Events that wait in memory for one session; then its subscriptions read the journal",
+    ),
+    limit("queue_bytes", Kind::Bytes(|s| Usize(&mut s.limits.queue_bytes), KIB, GIB), "Their bytes"),
+    limit(
+        "heartbeat_time",
+        Kind::Time(|s| &mut s.limits.heartbeat_time, MS.saturating_mul(10), TEN_YEARS),
+        "Silence after which a session that asked for it is sent a heartbeat",
+    ),
+    limit(
         "idle_time",
         Kind::Time(|s| &mut s.limits.idle_time, MS.saturating_mul(10), TEN_YEARS),
         "Silence that ends a session",

@@ -22,7 +22,7 @@ use super::limits::{ACCEPT_QUEUE, HELLO_BYTES};
 use super::session::Session;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
-use super::wire::handshake::{BUS_V1, HOST_BUS, Hello, HelloError, parse_hello, take_line};
+use super::wire::handshake::{BUS_V1, HEARTBEAT, HOST_BUS, Hello, HelloError, parse_hello, take_line};
 use nix::sys::socket::{Backlog, listen};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -159,7 +159,8 @@ impl Lobby {
                 let sent = timeout(self.bus.limits.write_time, writer.write_all(line.as_bytes())).await;
                 if matches!(sent, Ok(Ok(()))) {
                     let Granted { presence, role, place } = *session;
-                    Session::new(&self.bus, presence, role, reader, writer, input).run().await;
+                    let beats = hello.has(HEARTBEAT);
+                    Session::new(&self.bus, presence, role, beats, (reader, writer), input).run().await;
                     drop(place);
                 } else {
                     tracing::info!(vm = %hello.name, remote = %peer.address, "session: gone before its first frame");

@@ -46,6 +46,14 @@ struct Place {
     scanner: Scanner,
 }
 
+/// Where in a segment a reader was: the next one need not look for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    seq: u64,
+    first_lsn: u64,
+    at: u64,
+}
+
 impl Place {
     fn end_lsn(&self) -> u64 {
         self.next.map_or(u64::MAX, |next| next.first_lsn)
@@ -60,6 +68,33 @@ impl Reader {
     /// The seq that comes next.
     pub fn next_seq(&self) -> u64 {
         self.next_seq
+    }
+
+    /// Where it is, for a reader that goes on later.
+    pub fn mark(&self) -> Option<Mark> {
+        let place = self.place.as_ref()?;
+        Some(Mark { seq: self.next_seq, first_lsn: place.segment.first_lsn, at: place.scanner.at() })
+    }
+
+    /// Goes where an earlier reader of the same journal was, if that helps.
+    ///
+    /// # Errors
+    /// The segment cannot be opened.
+    pub fn resume(&mut self, mark: Mark) -> io::Result<()> {
+        if mark.seq == self.next_seq
+            && let Some((segment, next)) = self.map.after(mark.first_lsn)
+        {
+            let file = match self.disk.open(&segment_name(segment.first_lsn)) {
+                Ok(file) => file,
+                // Retention took it: the first read says so.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            let mut scanner = Scanner::new(file, salt(self.map.journal, segment.first_lsn));
+            scanner.go(mark.at);
+            self.place = Some(Place { segment, next, scanner });
+        }
+        Ok(())
     }
 
     /// Hands durable events to `each`, in order, until about `bytes` of them were handed out.

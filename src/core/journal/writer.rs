@@ -61,6 +61,11 @@ impl Committed {
         })
     }
 
+    /// The first event's seq.
+    pub fn first_seq(&self) -> Option<u64> {
+        self.events.first().map(|e| e.seq)
+    }
+
     /// The last event's seq.
     pub fn last_seq(&self) -> Option<u64> {
         self.events.last().map(|e| e.seq)

@@ -4,6 +4,7 @@
 //! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
 //! frame is a [`Refusal`], never the end of the session. Owner: `session.rs`.
 
+use super::subscribe::{Subscribe, parse_subscribe, parse_unsubscribe};
 use crate::core::event::{Batch, Draft, Publish, string_body};
 use crate::core::identity::VmName;
 use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
@@ -24,6 +25,10 @@ pub enum Frame<'a> {
     PublishAll(Vec<Publish<'a>>),
     /// A sign of life that wants an answer.
     Heartbeat,
+    /// A wish to be sent events.
+    Subscribe(Subscribe),
+    /// The subscription of this name is to end.
+    Unsubscribe(Box<str>),
     /// The host wants a VM to be remembered no longer.
     Forget(VmName),
 }
@@ -69,9 +74,9 @@ impl<'a> From<Fields<'a>> for Publish<'a> {
 /// Reads one frame.
 ///
 /// # Errors
-/// What `ack` says in the refusal (`publish` or `forget` when the frame says so, else `frame`), and one of the codes
+/// What `ack` says in the refusal (the frame's type when it is a known one, else `frame`), and one of the codes
 /// `not-utf8`, `bad-json`, `not-an-object`, `too-deep`, `duplicate-field`, `bad-field`, `no-type`,
-/// `unknown-type`, `too-many-events`, `bad-name`.
+/// `unknown-type`, `too-many-events`, `bad-name`, or of [`parse_subscribe`] and [`parse_unsubscribe`].
 pub fn parse(body: &[u8]) -> Result<Frame<'_>, (&'static str, Refusal)> {
     parse_fields(body).map_err(|refusal| (refused_type(body), refusal))
 }
@@ -86,6 +91,8 @@ fn refused_type(body: &[u8]) -> &'static str {
     match serde_json::from_slice::<Type<'_>>(body) {
         Ok(said) if body.trim_ascii_start().starts_with(b"{") => match said.kind.0.as_ref() {
             "publish" => "publish",
+            "subscribe" => "subscribe",
+            "unsubscribe" => "unsubscribe",
             "forget" => "forget",
             _ => "frame",
         },
@@ -107,6 +114,11 @@ pub fn parse_event(line: &[u8]) -> Result<Publish<'_>, Refusal> {
 }
 
 fn fields(body: &[u8]) -> Result<Fields<'_>, Refusal> {
+    text(body).and_then(|text| serde_json::from_str(text).map_err(|e| refusal(&e)))
+}
+
+/// The text of what looks like an object.
+fn text(body: &[u8]) -> Result<&str, Refusal> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Refusal::new("not-utf8", format!("the frame is not UTF-8: {e}")))?;
     if depth_exceeds(body, JSON_DEPTH) {
@@ -118,17 +130,21 @@ fn fields(body: &[u8]) -> Result<Fields<'_>, Refusal> {
             Err(error) => refusal(&error),
         });
     }
-    serde_json::from_str(text).map_err(|e| refusal(&e))
+    Ok(text)
 }
 
 fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
-    let fields = fields(body)?;
+    let text = text(body)?;
+    let fields: Fields<'_> = serde_json::from_str(text).map_err(|e| refusal(&e))?;
     match fields.kind.as_ref().map(|k| k.0.as_ref()) {
         Some("publish") => match fields.events {
             Some(events) => Ok(Frame::PublishAll(parse_events(events)?)),
             None => Ok(Frame::Publish(fields.into())),
         },
         Some("heartbeat") => Ok(Frame::Heartbeat),
+        // Their fields are looked at only here: a publish may have ones of the same names that are ignored.
+        Some("subscribe") => parse_subscribe(text).map(Frame::Subscribe),
+        Some("unsubscribe") => parse_unsubscribe(text).map(Frame::Unsubscribe),
         Some("forget") => forgotten(fields.vm).map(Frame::Forget),
         Some(kind) => {
             Err(Refusal::new("unknown-type", format!("this broker has no frame of type '{kind:.64}'")))
@@ -196,7 +212,7 @@ fn parse_events(raw: &RawValue) -> Result<Vec<Publish<'_>>, Refusal> {
 
 /// serde says what is wrong in words only; the words of these two are part of its interface in practice,
 /// and a test below holds them.
-fn refusal(error: &serde_json::Error) -> Refusal {
+pub(super) fn refusal(error: &serde_json::Error) -> Refusal {
     let reason = error.to_string();
     let code = match error.classify() {
         serde_json::error::Category::Data if reason.starts_with("duplicate field") => "duplicate-field",
@@ -238,7 +254,7 @@ fn depth_exceeds(json: &[u8], limit: usize) -> bool {
 }
 
 /// Appends one frame whose body `write` writes.
-fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let at = out.len();
     out.extend_from_slice(&[0; 4]);
     write(out);
@@ -298,6 +314,11 @@ pub fn heartbeat_ack(out: &mut Vec<u8>) {
 /// Appends the answer to a `forget` that was done.
 pub fn forget_ack(out: &mut Vec<u8>) {
     framed(out, |out| out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"forget\",\"status\":\"ok\"}"));
+}
+
+/// Appends the broker's own sign of life.
+pub fn heartbeat(out: &mut Vec<u8>) {
+    framed(out, |out| out.extend_from_slice(b"{\"type\":\"heartbeat\"}"));
 }
 
 /// Appends the frame that comes before the broker ends a session.

@@ -9,6 +9,8 @@ use crate::core::limits::HELLO_BYTES;
 
 /// The capability that opens a session of frames.
 pub const BUS_V1: &str = "bus-v1";
+/// The capability that asks for heartbeats of the broker.
+pub const HEARTBEAT: &str = "heartbeat";
 /// The capability that asks for the host's rights.
 pub const HOST_BUS: &str = "host-bus";
 

@@ -1,0 +1,74 @@
+//! Reads the journal for subscriptions that are behind.
+//!
+//! Always holds: a step is bounded in what it reads and in what it makes; a seq that cannot be read is said, to each
+//! subscription that was owed it. Blocks, for files do. Owner: [`super::Delivery`], which runs a few at a time.
+
+use super::subscription::Plan;
+use crate::core::event::Event;
+use crate::core::journal::read::{Mark, Read, Reader};
+use crate::core::limits::{CATCH_UP_BYTES, OUTPUT_BYTES};
+use crate::core::wire::subscribe::{event, gap};
+use std::io;
+
+/// What a step came to.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Frames, in order.
+    pub frames: Vec<u8>,
+    /// How many of them are events.
+    pub events: usize,
+    /// How many of them say that something is gone.
+    pub gaps: usize,
+    /// Everything before this seq was looked at.
+    pub next: u64,
+    /// It is the end of what is durable.
+    pub is_end: bool,
+    /// Where to go on.
+    pub mark: Option<Mark>,
+}
+
+/// Reads on for `plan`, and makes about as much as a session takes at a time.
+///
+/// # Errors
+/// The journal cannot be read.
+pub fn read(reader: &mut Reader, plan: &Plan) -> io::Result<Step> {
+    let mut step = Step { next: plan.at, ..Step::default() };
+    let mut looked_at = 0;
+    // Each event may be wanted by all of them.
+    let share = (OUTPUT_BYTES / plan.wanted.len().max(1)).max(1);
+    while step.frames.len() < OUTPUT_BYTES && looked_at < CATCH_UP_BYTES {
+        // Events of one topic come one behind the other.
+        let (mut topic, mut wanted): (Vec<u8>, Vec<usize>) = (Vec::new(), Vec::new());
+        let Step { frames, events, .. } = &mut step;
+        let mut each = |found: Event<'_>| {
+            looked_at += found.line.len();
+            if topic != found.topic() || topic.is_empty() {
+                topic = found.topic().to_vec();
+                let text = std::str::from_utf8(&topic).unwrap_or_default();
+                wanted.clear();
+                wanted.extend((0..plan.wanted.len()).filter(|i| plan.wanted[*i].2.wants(text)));
+            }
+            for (_, next, interest) in wanted.iter().map(|i| &plan.wanted[*i]) {
+                if found.seq >= *next {
+                    event(frames, interest.head(), found.line);
+                    *events += 1;
+                }
+            }
+        };
+        match reader.read(share, &mut each)? {
+            Read::Events(_) => {}
+            Read::Gap { from, to } => {
+                for (_, next, interest) in plan.wanted.iter().filter(|(_, next, _)| *next <= to) {
+                    gap(&mut step.frames, interest.head(), from.max(*next), to);
+                    step.gaps += 1;
+                }
+            }
+            Read::End => {
+                step.is_end = true;
+                break;
+            }
+        }
+    }
+    (step.next, step.mark) = (reader.next_seq(), reader.mark());
+    Ok(step)
+}

@@ -1,0 +1,122 @@
+//! The way from the router to one session: a bounded queue.
+//!
+//! ```text
+//! router ──offer──▶ [chunk, chunk, left, chunk …] ──pop──▶ session ──▶ socket
+//!                    └ full: the subscription leaves here and reads the journal from there on
+//! ```
+//!
+//! Always holds: at most so many events and bytes wait (invariant 6), but for one chunk that finds nothing waiting;
+//! whoever offers never waits (invariant 7); a chunk that found no room is followed by no other of its subscription.
+//! Owner: the session; the router has it as long as it subscribes.
+
+use super::interest::Chunk;
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// What a session takes out.
+#[derive(Debug)]
+pub enum Item {
+    /// Events of the subscription of that number.
+    Chunk(u32, Chunk),
+    /// The subscription of that number gets no more here: what is from this seq on is to be read from the journal.
+    Left(u32, u64),
+}
+
+/// The queue of one session.
+#[derive(Debug)]
+pub struct Outlet {
+    queue: Mutex<Queue>,
+    ready: Notify,
+    most_events: usize,
+    most_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    events: usize,
+    bytes: usize,
+    /// The first seq that found no room, of what was not looked at yet.
+    overflowed: Option<u64>,
+}
+
+impl Outlet {
+    /// An empty queue for so many events and bytes.
+    pub fn new(most_events: usize, most_bytes: usize) -> Self {
+        Outlet { queue: Mutex::default(), ready: Notify::new(), most_events, most_bytes }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts `chunks` of the subscription `id` in, as far as there is room; false when there was none for all of them,
+    /// and the subscription has left.
+    pub fn offer(&self, id: u32, chunks: &[Chunk]) -> bool {
+        let mut queue = self.lock();
+        for chunk in chunks {
+            let has_room = queue.events + chunk.events <= self.most_events
+                && queue.bytes + chunk.frames.len() <= self.most_bytes;
+            if !has_room && queue.events > 0 {
+                queue.leave(id, chunk.from);
+                self.ready.notify_one();
+                return false;
+            }
+            queue.events += chunk.events;
+            queue.bytes += chunk.frames.len();
+            queue.items.push_back(Item::Chunk(id, chunk.clone()));
+        }
+        self.ready.notify_one();
+        true
+    }
+
+    /// The subscription `id` leaves at `from`: the router could not keep up.
+    pub fn leave(&self, id: u32, from: u64) {
+        self.lock().leave(id, from);
+        self.ready.notify_one();
+    }
+
+    /// The next item, if there is one.
+    pub fn pop(&self) -> Option<Item> {
+        let mut queue = self.lock();
+        let item = queue.items.pop_front();
+        if let Some(Item::Chunk(_, chunk)) = &item {
+            queue.events -= chunk.events;
+            queue.bytes -= chunk.frames.len();
+        }
+        item
+    }
+
+    /// Whether something waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().items.is_empty()
+    }
+
+    /// Events that wait.
+    pub fn events(&self) -> usize {
+        self.lock().events
+    }
+
+    /// The first seq that found no room since the last call.
+    pub fn take_overflow(&self) -> Option<u64> {
+        self.lock().overflowed.take()
+    }
+
+    /// Resolves when something was put in since it last did.
+    pub async fn ready(&self) {
+        self.ready.notified().await;
+    }
+
+    /// The next [`Outlet::ready`] resolves at once.
+    pub fn wake(&self) {
+        self.ready.notify_one();
+    }
+}
+
+impl Queue {
+    fn leave(&mut self, id: u32, from: u64) {
+        self.items.push_back(Item::Left(id, from));
+        self.overflowed.get_or_insert(from);
+    }
+}

@@ -1,0 +1,172 @@
+//! What one session subscribes to, and how far each subscription has come. Next: the peer's socket.
+//!
+//! ```text
+//!             read to the head, joined
+//!   behind ─────────────────────────────▶ live      events come from the router
+//!      ▲  events are read from the journal  │
+//!      └────────────────────────────────────┘
+//!                 no room in the queue: pressed
+//! ```
+//!
+//! Always holds: a subscription gets each event it wants once, in order, whichever way it comes: `next` only grows; a
+//! session has so many patterns at most (invariant 6). Pure. Owner: the session.
+
+use super::interest::Interest;
+use crate::core::refusal::Refusal;
+use std::sync::Arc;
+
+/// Where a subscription's events come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The router, as they are committed.
+    Live,
+    /// The journal.
+    Behind {
+        /// Because there was no room, and not because it began there.
+        pressed: bool,
+    },
+}
+
+/// One subscription.
+#[derive(Debug)]
+pub struct Subscription {
+    /// Its number in its session; never used again.
+    pub id: u32,
+    /// What it wants.
+    pub interest: Arc<Interest>,
+    /// It was sent everything that it wants before this seq.
+    pub next: u64,
+    /// Where the rest comes from.
+    pub source: Source,
+}
+
+/// What some subscriptions are to be sent from the journal.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to begin.
+    pub at: u64,
+    /// For whom: its number, its next seq, what it wants.
+    pub wanted: Vec<(u32, u64, Arc<Interest>)>,
+}
+
+/// All subscriptions of one session.
+#[derive(Debug, Default)]
+pub struct Subscriptions {
+    list: Vec<Subscription>,
+    last_id: u32,
+}
+
+impl Subscriptions {
+    /// Whether `interest` may be added to at most `most` patterns; `Some(next)` when it is there already.
+    ///
+    /// # Errors
+    /// `sub-exists`, `too-many-subscriptions`.
+    pub fn check(&self, interest: &Interest, most: usize) -> Result<Option<u64>, Refusal> {
+        let (name, count) = (interest.sub(), interest.patterns().len());
+        match self.list.iter().find(|old| old.interest.sub() == name) {
+            Some(old) if *old.interest == *interest => Ok(Some(old.next)),
+            Some(_) => {
+                let reason = format!(
+                    "the session has a subscription '{name:.64}' of something else; unsubscribe it first"
+                );
+                Err(Refusal::new("sub-exists", reason))
+            }
+            None if self.patterns() + count > most => {
+                let reason = format!("a session subscribes at most {most} patterns");
+                Err(Refusal::new("too-many-subscriptions", reason))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn patterns(&self) -> usize {
+        self.list.iter().map(|subscription| subscription.interest.patterns().len()).sum()
+    }
+
+    /// Adds a subscription that was checked; it is behind. Its number.
+    pub fn add(&mut self, interest: Arc<Interest>, next: u64) -> u32 {
+        self.last_id += 1;
+        let source = Source::Behind { pressed: false };
+        self.list.push(Subscription { id: self.last_id, interest, next, source });
+        self.last_id
+    }
+
+    /// Takes the subscription of that name out.
+    pub fn remove(&mut self, sub: &str) -> Option<Subscription> {
+        let i = self.list.iter().position(|subscription| subscription.interest.sub() == sub)?;
+        Some(self.list.remove(i))
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Subscription> {
+        self.list.iter()
+    }
+
+    /// The one of that number; none when it was unsubscribed.
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Subscription> {
+        self.list.iter_mut().find(|subscription| subscription.id == id)
+    }
+
+    /// What is to be read for those that are behind.
+    pub fn plan(&self) -> Option<Plan> {
+        let behind = self.list.iter().filter(|s| s.source != Source::Live);
+        let wanted: Vec<_> = behind.map(|s| (s.id, s.next, s.interest.clone())).collect();
+        let at = wanted.iter().map(|(_, next, _)| *next).min()?;
+        Some(Plan { at, wanted })
+    }
+
+    /// The next seq of the one that is furthest behind.
+    pub fn behind(&self) -> Option<u64> {
+        self.list.iter().filter(|s| s.source != Source::Live).map(|s| s.next).min()
+    }
+
+    /// Whether one is behind because there was no room.
+    pub fn is_pressed(&self) -> bool {
+        self.list.iter().any(|s| s.source == Source::Behind { pressed: true })
+    }
+
+    /// What they want, as it was typed.
+    pub fn topics(&self) -> Vec<Box<str>> {
+        self.list.iter().flat_map(|s| s.interest.topics()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::topic::Pattern;
+
+    fn interest(sub: &str, patterns: &[&str]) -> Arc<Interest> {
+        let patterns: Vec<Pattern> = patterns.iter().map(|p| Pattern::parse(p).unwrap()).collect();
+        Arc::new(Interest::new(sub.into(), &patterns))
+    }
+
+    #[test]
+    fn names_are_taken_once_and_patterns_are_counted() {
+        let mut all = Subscriptions::default();
+        let code = |checked: Result<Option<u64>, Refusal>| checked.map_err(|refusal| refusal.code);
+        assert_eq!(all.check(&interest("a", &["a"]), 2), Ok(None));
+        let id = all.add(interest("a", &["a"]), 7);
+        assert_eq!(all.check(&interest("a", &["a", "a"]), 2), Ok(Some(7)));
+        assert_eq!(code(all.check(&interest("a", &["b"]), 2)), Err("sub-exists"));
+        assert_eq!(code(all.check(&interest("b", &["b", "c"]), 2)), Err("too-many-subscriptions"));
+        assert_eq!(all.check(&interest("b", &["b"]), 2), Ok(None));
+        assert_eq!(all.remove("a").unwrap().id, id);
+        assert!(all.remove("a").is_none() && all.get_mut(id).is_none());
+        assert_ne!(all.add(interest("a", &["a"]), 7), id);
+    }
+
+    #[test]
+    fn those_behind_are_read_for_from_the_furthest_on() {
+        let mut all = Subscriptions::default();
+        let ids = [5, 3, 9].map(|next| all.add(interest(&next.to_string(), &["a"]), next));
+        assert_eq!((all.plan().unwrap().at, all.behind()), (3, Some(3)));
+        all.get_mut(ids[1]).unwrap().source = Source::Live;
+        let plan = all.plan().unwrap();
+        assert_eq!((plan.at, plan.wanted.len(), all.is_pressed()), (5, 2, false));
+        all.get_mut(ids[0]).unwrap().source = Source::Behind { pressed: true };
+        assert!(all.is_pressed());
+        ids.iter().for_each(|id| all.get_mut(*id).unwrap().source = Source::Live);
+        assert!(all.plan().is_none() && all.behind().is_none());
+    }
+}

@@ -1,0 +1,307 @@
+//! The bus-v1 session. Next: `journal/commit.rs` for what is published, `delivery/router.rs` for what comes back.
+//!
+//! ```text
+//! open ──frames──▶ open ──────────────────────────────────────────────┐ acks owed are waited for,
+//!   ├ peer closed its side, broken framing, nothing heard for 60 s,    ├▶ close frame ─▶ linger ─▶ over
+//!   │ the broker drains, the journal failed                            │
+//!   └ the socket took no byte for 10 s while something waited ─────────┴▶ over
+//! ```
+//!
+//! One task a session, which reads, writes and waits for the disk side by side: `publishing.rs` is the way to the
+//! journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs` when it takes too long. Always
+//! holds: a frame that is refused ends nothing; whatever ends the session, its presence and its subscriptions end
+//! exactly once, with it (a drop). Owner: `door`, which runs it to its end.
+
+mod output;
+mod publishing;
+mod pulse;
+mod subscribing;
+
+use super::bus::{Bus, Ending};
+use super::clock;
+use super::end::End;
+use super::events::BusEvent;
+use super::identity::Role;
+use super::ids::IdSource;
+use super::limits::OUTPUT_BYTES;
+use super::status::Presence;
+use super::stream::{Reader, Writer, linger};
+use super::wire::frame;
+use output::{Output, SLICES};
+use publishing::Publishing;
+use pulse::{Due, Pulse};
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use subscribing::Subscribing;
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// The read buffer begins so small, and grows with a busy peer.
+const READ_MIN: usize = 4 * 1024;
+const READ_MAX: usize = 128 * 1024;
+/// Stands for never.
+const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// One session.
+pub struct Session<'a> {
+    bus: &'a Bus,
+    presence: Presence,
+    role: Role,
+    id: u64,
+    ids: IdSource,
+    begun: Instant,
+    pulse: Pulse,
+    reader: Reader,
+    writer: Writer,
+    /// What was read and not taken yet.
+    input: Vec<u8>,
+    /// The last read filled the buffer: there was more.
+    filled: bool,
+    output: Output,
+    publishing: Publishing,
+    subscribing: Subscribing,
+    ending: watch::Receiver<Ending>,
+}
+
+impl<'a> Session<'a> {
+    /// A session of a peer that was let in and may want heartbeats; `input` is what it sent behind its hello.
+    pub fn new(
+        bus: &'a Bus,
+        presence: Presence,
+        role: Role,
+        wants_heartbeats: bool,
+        (reader, writer): (Reader, Writer),
+        input: Vec<u8>,
+    ) -> Self {
+        let limits = &bus.limits;
+        let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time);
+        Session {
+            bus,
+            presence,
+            role,
+            id: bus.next_session_id(),
+            ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
+            begun: Instant::now(),
+            pulse: Pulse::new(limits.idle_time, limits.write_time, heartbeat_time),
+            reader,
+            writer,
+            input,
+            filled: false,
+            output: Output::default(),
+            publishing: Publishing::default(),
+            subscribing: Subscribing::new(bus.delivery.clone(), limits),
+            ending: bus.ending.clone(),
+        }
+    }
+
+    /// Its number in records.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Runs it to its end.
+    pub async fn run(mut self) {
+        let mut end = self.serve().await;
+        self.subscribing.clear();
+        if end.says_goodbye() {
+            end = self.settle(end).await;
+        }
+        self.signal(end.reason(), "disconnect", "the session ended");
+        if end.says_goodbye() {
+            self.output.own(|out| frame::close(out, end.reason(), end.retry_after_ms()));
+            if self.flush().await.is_ok() {
+                linger(&self.bus.limits, &mut self.reader, &mut self.writer).await;
+            }
+        }
+    }
+
+    /// Since it began.
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    async fn serve(&mut self) -> End {
+        let (mut ending, outlet) = (self.ending.clone(), self.subscribing.outlet.clone());
+        let ended = ended(&mut ending);
+        let alarm = sleep_until(self.begun + LONG);
+        tokio::pin!(ended, alarm);
+        loop {
+            if let Err(end) = self.take_frames().await {
+                return end;
+            }
+            self.deliver();
+            if let Err(end) = self.write_some().await {
+                return end;
+            }
+            // What is left when the output has room must not wait for something to happen.
+            if self.output.len() < OUTPUT_BYTES {
+                self.subscribing.read_on();
+                if !outlet.is_empty() {
+                    outlet.wake();
+                }
+            }
+            let may_read = self.may_read();
+            self.pulse.reads(may_read, self.now());
+            self.make_room();
+            self.arm(alarm.as_mut());
+            tokio::select! {
+                biased;
+                why = &mut ended => return why.into(),
+                written = poll_fn(|cx| poll_write(&mut self.writer, &self.output, cx)), if !self.output.is_empty() => {
+                    if let Err(end) = self.wrote(written) {
+                        return end;
+                    }
+                }
+                outcome = self.publishing.outcome(), if !self.publishing.owed.is_empty() => {
+                    self.answer_front(outcome).await;
+                    self.answer_ready().await;
+                }
+                read = self.reader.read_buf(&mut self.input), if may_read => match read {
+                    Ok(0) => return End::PeerClosed,
+                    Ok(_) => self.filled = self.input.len() == self.input.capacity(),
+                    Err(_) => return End::IoError,
+                },
+                Some(step) = self.subscribing.step(), if self.subscribing.is_reading() => {
+                    if let Err(end) = self.take_step(step) {
+                        return end;
+                    }
+                }
+                () = outlet.ready() => {}
+                () = &mut alarm => if let Err(end) = self.look() {
+                    return end;
+                },
+            }
+        }
+    }
+
+    /// Sets the alarm when something is due before it rings, or it rang.
+    fn arm(&self, mut alarm: Pin<&mut Sleep>) {
+        let due = self.begun + self.pulse.next().min(LONG);
+        if due < alarm.deadline() || alarm.is_elapsed() {
+            alarm.as_mut().reset(due);
+        }
+    }
+
+    /// Does what is due.
+    fn look(&mut self) -> Result<(), End> {
+        while let Some(due) = self.pulse.look(self.now()) {
+            match due {
+                Due::Heartbeat => {
+                    self.output.own(frame::heartbeat);
+                    self.signal("heartbeat", "sent", "nothing was heard for a while");
+                }
+                Due::Silent => return Err(End::HeartbeatTimeout),
+                Due::Retry(after) => {
+                    let detail = format!("{} bytes wait and none was taken for {after:?}", self.output.len());
+                    self.signal(End::SlowConsumer.reason(), "retry", &detail);
+                }
+                Due::Slow => return Err(End::SlowConsumer),
+            }
+        }
+        Ok(())
+    }
+
+    /// Room for the next read: twice as much when the last one filled it, little again when all is quiet.
+    fn make_room(&mut self) {
+        let room = self.input.capacity();
+        if self.publishing.owed.is_empty() && self.input.is_empty() && room > READ_MIN && !self.filled {
+            (self.input, self.publishing.unused) = (Vec::with_capacity(READ_MIN), None);
+            self.output.shrink();
+        } else if self.filled || self.input.len() == room {
+            self.input.reserve(
+                (2 * room).clamp(READ_MIN, READ_MAX).max(self.input.len() + READ_MIN) - self.input.len(),
+            );
+            self.filled = false;
+        }
+    }
+
+    /// Writes as much as the socket takes at once.
+    async fn write_some(&mut self) -> Result<(), End> {
+        while !self.output.is_empty() {
+            let written = poll_fn(|cx| match poll_write(&mut self.writer, &self.output, cx) {
+                Poll::Ready(written) => Poll::Ready(Some(written)),
+                Poll::Pending => Poll::Ready(None),
+            });
+            match written.await {
+                Some(written) => self.wrote(written)?,
+                None => {
+                    self.pulse.sticks(self.now());
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wrote(&mut self, written: io::Result<usize>) -> Result<(), End> {
+        match written {
+            Ok(0) | Err(_) => Err(End::IoError),
+            Ok(written) => {
+                self.output.advance(written);
+                self.pulse.flows();
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes all of the output.
+    async fn flush(&mut self) -> Result<(), End> {
+        let alarm = sleep_until(self.begun + LONG);
+        tokio::pin!(alarm);
+        // Nothing is read any more: only the socket's steps are due.
+        self.pulse.reads(false, self.now());
+        loop {
+            self.write_some().await?;
+            if self.output.is_empty() {
+                return Ok(());
+            }
+            self.arm(alarm.as_mut());
+            tokio::select! {
+                written = poll_fn(|cx| poll_write(&mut self.writer, &self.output, cx)) => self.wrote(written)?,
+                () = &mut alarm => self.look()?,
+            }
+        }
+    }
+
+    /// Waits for what is owed, so that its acks stand before the close frame.
+    async fn settle(&mut self, end: End) -> End {
+        while !self.publishing.owed.is_empty() {
+            let outcome = self.publishing.outcome().await;
+            self.answer_front(outcome).await;
+            if let Err(end) = self.flush().await {
+                return end;
+            }
+        }
+        end
+    }
+
+    fn signal(&self, reason: &str, action: &'static str, detail: &str) {
+        let vm = self.presence.vm().name.as_str();
+        let timestamp = clock::wall_ms() / 1000;
+        tracing::info!(vm, session = self.id, reason, action, detail, "session");
+        self.bus.recorder.bus_event(&BusEvent { timestamp, vm, session: self.id, reason, action, detail });
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        // What is still owed is owed to nobody.
+        self.presence.vm().answered(self.publishing.in_flight());
+    }
+}
+
+/// Writes some of `output`, in one call.
+fn poll_write(writer: &mut Writer, output: &Output, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut slices = [IoSlice::new(b""); SLICES];
+    let count = output.slices(&mut slices);
+    Pin::new(writer).poll_write_vectored(cx, &slices[..count])
+}
+
+/// Resolves when sessions must end, with why.
+async fn ended(ending: &mut watch::Receiver<Ending>) -> Ending {
+    ending.wait_for(|e| *e != Ending::No).await.map_or(Ending::Draining, |e| *e)
+}

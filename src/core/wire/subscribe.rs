@@ -1,0 +1,280 @@
+//! What a guest says of a subscription, and what the broker says of it.
+//!
+//! Always holds: a delivered frame is a head of its own and the shared bytes of the event; whatever is wrong with a
+//! wish is a [`Refusal`]. Pure. Owner: `session/subscribing.rs`, and `delivery` for the events.
+
+use super::frame::{framed, refusal};
+use crate::core::event::{Text, string_body};
+use crate::core::limits::{ID_BYTES, PATTERNS, SUB_BYTES};
+use crate::core::refusal::Refusal;
+use crate::core::topic::Pattern;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+/// Where a subscription begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Behind everything that is durable by now.
+    Latest,
+    /// At the oldest event that can be read.
+    Earliest,
+    /// At this seq.
+    Seq(u64),
+    /// At the first event that is not older; milliseconds since 1970.
+    Ts(u64),
+    /// Behind the newest event of this id.
+    Id(String),
+}
+
+/// A wish to be sent events.
+#[derive(Debug)]
+pub struct Subscribe {
+    /// Its name within the session.
+    pub sub: Box<str>,
+    /// An event of any of them comes, once.
+    pub patterns: Vec<Pattern>,
+    /// Where it begins.
+    pub from: From,
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow, default)]
+    topic: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    topics: Option<Vec<Text<'a>>>,
+    #[serde(borrow, default)]
+    sub: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    from: Option<&'a RawValue>,
+    #[serde(default)]
+    group: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Place {
+    seq: Option<u64>,
+    ts: Option<u64>,
+    id: Option<String>,
+}
+
+/// Reads the body of a frame that is a `subscribe`.
+///
+/// # Errors
+/// `bad-field`, `duplicate-field`, `bad-pattern`, `bad-sub`, `bad-from`, `too-many-subscriptions`, `no-groups`.
+pub fn parse_subscribe(body: &str) -> Result<Subscribe, Refusal> {
+    let fields: Fields<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
+    if fields.group.is_some() {
+        return Err(Refusal::new(
+            "no-groups",
+            "this broker has no consumer groups; subscribe without 'group'",
+        ));
+    }
+    let from = fields.from.map_or(Ok(From::Latest), parse_from)?;
+    let pattern = |text: &Text<'_>| {
+        Pattern::parse(&text.0).map_err(|e| Refusal::new("bad-pattern", format!("'{:.64}': {e}", text.0)))
+    };
+    let (sub, patterns) = match (fields.sub, fields.topic, fields.topics) {
+        (_, Some(_), Some(_)) => {
+            return Err(Refusal::new("bad-field", "either 'topic' or 'topics', not both"));
+        }
+        (_, None, None) => return Err(Refusal::new("bad-field", "a subscription has a 'topic' or 'topics'")),
+        (None, None, Some(_)) => {
+            return Err(Refusal::new("bad-sub", "with 'topics' the subscription needs a name: 'sub'"));
+        }
+        (sub, Some(topic), None) => {
+            let patterns = vec![pattern(&topic)?];
+            (sub.unwrap_or(topic), patterns)
+        }
+        (Some(_), None, Some(topics)) if topics.is_empty() => {
+            return Err(Refusal::new("bad-field", "topics is empty"));
+        }
+        (Some(_), None, Some(topics)) if topics.len() > PATTERNS => {
+            return Err(Refusal::new("too-many-subscriptions", format!("topics are at most {PATTERNS}")));
+        }
+        (Some(sub), None, Some(topics)) => (sub, topics.iter().map(pattern).collect::<Result<_, _>>()?),
+    };
+    Ok(Subscribe { sub: check_sub(&sub.0)?, patterns, from })
+}
+
+/// Reads the body of a frame that is an `unsubscribe`: the name of the subscription.
+///
+/// # Errors
+/// `bad-field`, `duplicate-field`, `bad-sub`.
+pub fn parse_unsubscribe(body: &str) -> Result<Box<str>, Refusal> {
+    let fields: Fields<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
+    match fields.sub.or(fields.topic) {
+        Some(sub) => check_sub(&sub.0),
+        None => Err(Refusal::new("bad-field", "which subscription: 'sub' or 'topic'")),
+    }
+}
+
+fn check_sub(sub: &str) -> Result<Box<str>, Refusal> {
+    if sub.is_empty() || sub.len() > SUB_BYTES || sub.chars().any(char::is_control) {
+        let reason = format!("a subscription's name is 1-{SUB_BYTES} bytes without control characters");
+        return Err(Refusal::new("bad-sub", reason));
+    }
+    Ok(sub.into())
+}
+
+fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
+    let wrong = || {
+        Refusal::new(
+            "bad-from",
+            r#"from is "latest", "earliest", {"seq":1 or more}, {"ts":milliseconds} or {"id":"…"}"#,
+        )
+    };
+    match raw.get() {
+        "null" | "\"latest\"" => return Ok(From::Latest),
+        "\"earliest\"" => return Ok(From::Earliest),
+        text if !text.starts_with('{') => return Err(wrong()),
+        _ => {}
+    }
+    match serde_json::from_str(raw.get()).map_err(|_| wrong())? {
+        Place { seq: Some(seq), ts: None, id: None } if seq > 0 => Ok(From::Seq(seq)),
+        Place { seq: None, ts: Some(ts), id: None } => Ok(From::Ts(ts)),
+        Place { seq: None, ts: None, id: Some(id) } if (1..=ID_BYTES).contains(&id.len()) => Ok(From::Id(id)),
+        _ => Err(wrong()),
+    }
+}
+
+/// Appends the ack of a subscription whose next event is `next_seq` or a later one; `gap` was asked for and is gone.
+pub fn subscribe_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, gap: Option<(u64, u64)>) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"subscribe\",\"status\":\"ok\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"next_seq\":{next_seq}").as_bytes());
+        if let Some((from, to)) = gap {
+            out.extend_from_slice(format!(",\"gap\":{{\"from\":{from},\"to\":{to}}}").as_bytes());
+        }
+        out.push(b'}');
+    });
+}
+
+/// Appends the ack of the end of a subscription.
+pub fn unsubscribe_ack(out: &mut Vec<u8>, sub: &str) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"unsubscribe\",\"status\":\"ok\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(b"\"}");
+    });
+}
+
+/// How the events of a subscription begin: everything before `"seq":`.
+pub fn event_head(sub: &str) -> Box<[u8]> {
+    let mut head = b"{\"type\":\"event\",\"sub\":\"".to_vec();
+    string_body(&mut head, sub);
+    head.extend_from_slice(b"\",");
+    head.into()
+}
+
+/// Appends a delivered event: a head of [`event_head`], and the event's line.
+pub fn event(out: &mut Vec<u8>, head: &[u8], line: &[u8]) {
+    // From `"seq":` on, without the newline.
+    let shared = line.get(1..line.len().saturating_sub(1)).unwrap_or_default();
+    let length = (head.len() + shared.len()) as u32;
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(head);
+    out.extend_from_slice(shared);
+}
+
+/// Appends what says that these seqs cannot be read any more, for the subscription of this [`event_head`].
+pub fn gap(out: &mut Vec<u8>, head: &[u8], from: u64, to: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"gap\"");
+        out.extend_from_slice(head.strip_prefix(b"{\"type\":\"event\"").unwrap_or_default());
+        out.extend_from_slice(format!("\"from\":{from},\"to\":{to}}}").as_bytes());
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::limits::{EVENT_BYTES, FRAME_BYTES};
+    use proptest::prelude::*;
+
+    fn code(body: &str) -> &'static str {
+        parse_subscribe(body).map(drop).map_err(|refusal| refusal.code).unwrap_err()
+    }
+
+    #[test]
+    fn wishes() {
+        let wish = parse_subscribe(r#"{"topic":"a.*"}"#).unwrap();
+        assert_eq!((&*wish.sub, wish.patterns[0].as_str(), wish.from), ("a.*", "a.*", From::Latest));
+        for (from, want) in [
+            (r#""latest""#, From::Latest),
+            ("null", From::Latest),
+            (r#""earliest""#, From::Earliest),
+            (r#"{"seq":7}"#, From::Seq(7)),
+            (r#"{"ts":0,"new":1}"#, From::Ts(0)),
+            (r#"{"id":"x"}"#, From::Id("x".into())),
+        ] {
+            assert_eq!(parse_subscribe(&format!(r#"{{"topic":"a","from":{from}}}"#)).unwrap().from, want);
+        }
+        let wish = parse_subscribe(r#"{"topics":["a","b.>"],"sub":"s"}"#).unwrap();
+        assert_eq!((&*wish.sub, wish.patterns.len()), ("s", 2));
+        assert_eq!(&*parse_unsubscribe(r#"{"topic":"a"}"#).unwrap(), "a");
+        assert_eq!(&*parse_unsubscribe(r#"{"topic":"a","sub":"s"}"#).unwrap(), "s");
+    }
+
+    #[test]
+    fn every_refusal_has_its_code() {
+        let many = format!(r#"{{"sub":"s","topics":[{}"a"]}}"#, "\"a\",".repeat(PATTERNS));
+        for (body, want) in [
+            (r#"{}"#, "bad-field"),
+            (r#"{"topic":7}"#, "bad-field"),
+            (r#"{"topic":"a","topics":["b"]}"#, "bad-field"),
+            (r#"{"topics":[],"sub":"s"}"#, "bad-field"),
+            (r#"{"topic":"a","topic":"b"}"#, "duplicate-field"),
+            (r#"{"topics":["a"]}"#, "bad-sub"),
+            (r#"{"topic":"a","sub":""}"#, "bad-sub"),
+            (r#"{"topic":"a","sub":"\u0007"}"#, "bad-sub"),
+            (r#"{"topic":"a..b"}"#, "bad-pattern"),
+            (r#"{"topic":"a.>.b"}"#, "bad-pattern"),
+            (r#"{"topic":""}"#, "bad-pattern"),
+            (&many, "too-many-subscriptions"),
+            (r#"{"topic":"a","from":7}"#, "bad-from"),
+            (r#"{"topic":"a","from":"newest"}"#, "bad-from"),
+            (r#"{"topic":"a","from":{}}"#, "bad-from"),
+            (r#"{"topic":"a","from":[1]}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"seq":0}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"seq":-1}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"seq":"1"}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"seq":1,"ts":1}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"id":""}}"#, "bad-from"),
+            (r#"{"topic":"a","group":"g"}"#, "no-groups"),
+        ] {
+            assert_eq!(code(body), want, "{body}");
+        }
+    }
+
+    proptest! {
+        /// Any name fits the frames that carry it, and comes back.
+        #[test]
+        fn frames_are_frames(sub in "[ -~é\"\\\\]{1,100}", seq in any::<u64>()) {
+            let line = format!("{{\"seq\":{seq},\"x\":1}}\n");
+            let head = event_head(&sub);
+            let mut out = Vec::new();
+            event(&mut out, &head, line.as_bytes());
+            gap(&mut out, &head, 1, seq);
+            subscribe_ack(&mut out, &sub, seq, Some((1, 2)));
+            unsubscribe_ack(&mut out, &sub);
+            let mut rest = &out[..];
+            for kind in ["event", "gap", "ack", "ack"] {
+                let body = crate::core::wire::codec::first_frame(rest).unwrap().unwrap();
+                let value: serde_json::Value = serde_json::from_slice(body).unwrap();
+                prop_assert_eq!(value["type"].as_str(), Some(kind));
+                prop_assert_eq!(value["sub"].as_str(), Some(&*sub));
+                rest = &rest[4 + body.len()..];
+            }
+            prop_assert!(rest.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_longest_event_fits_a_frame() {
+        // No character takes more room in JSON than these, for a name has no control characters.
+        assert!(event_head(&"\"".repeat(SUB_BYTES)).len() + EVENT_BYTES <= FRAME_BYTES);
+    }
+}
