@@ -1,20 +1,14 @@
 //! The bus-v1 session. Next: `journal/commit.rs` for what is published, `delivery/router.rs` for what comes back.
 //!
-//! ```text
-//! open ──frames──▶ open ──────────────────────────────────────────────┐ acks owed are waited for,
-//!   ├ peer closed its side, broken framing, nothing heard for 60 s,    ├▶ close frame ─▶ linger ─▶ over
-//!   │ the broker drains, the journal failed                            │
-//!   └ the socket took no byte for 10 s while something waited ─────────┴▶ over
-//! ```
-//!
-//! One task a session, which reads, writes and waits for the disk side by side: `publishing.rs` is the way to the
-//! journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs` when it takes too long. Always
-//! holds: a frame that is refused ends nothing; whatever ends the session, its presence and its subscriptions end
-//! exactly once, with it (a drop). Owner: `door`, which runs it to its end.
+//! `state.rs` has the drawing. One task a session, which reads, writes and waits for the disk side by side:
+//! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs`
+//! when it takes too long. Always holds: a frame that is refused ends nothing; whatever ends the session, its presence
+//! and its subscriptions end exactly once, with it (a drop). Owner: `door`, which runs it to its end.
 
 mod output;
 mod publishing;
 mod pulse;
+pub mod state;
 mod subscribing;
 
 use super::bus::{Bus, Ending};
@@ -30,6 +24,7 @@ use super::wire::frame;
 use output::{Output, SLICES};
 use publishing::Publishing;
 use pulse::{Due, Pulse};
+use state::{Input, State};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -78,6 +73,7 @@ impl<'a> Session<'a> {
         input: Vec<u8>,
     ) -> Self {
         let limits = &bus.limits;
+        let publishing = Publishing::new(presence.vm().clone());
         let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time);
         Session {
             bus,
@@ -92,7 +88,7 @@ impl<'a> Session<'a> {
             input,
             filled: false,
             output: Output::default(),
-            publishing: Publishing::default(),
+            publishing,
             subscribing: Subscribing::new(bus.delivery.clone(), limits),
             ending: bus.ending.clone(),
         }
@@ -106,15 +102,21 @@ impl<'a> Session<'a> {
     /// Runs it to its end.
     pub async fn run(mut self) {
         let mut end = self.serve().await;
+        let mut state = State::Open.next(Input::Ended(end));
         self.subscribing.clear();
-        if end.says_goodbye() {
-            end = self.settle(end).await;
+        if state == State::Settling {
+            let settled = self.settle().await;
+            end = settled.err().unwrap_or(end);
+            state = state.next(settled.map_or_else(Input::Ended, |()| Input::Settled));
         }
         self.signal(end.reason(), "disconnect", "the session ended");
-        if end.says_goodbye() {
+        if state == State::Closing {
             self.output.own(|out| frame::close(out, end.reason(), end.retry_after_ms()));
             if self.flush().await.is_ok() {
-                linger(&self.bus.limits, &mut self.reader, &mut self.writer).await;
+                let Session { bus, mut reader, mut writer, presence, publishing, .. } = self;
+                // To everybody but the peer it is gone.
+                drop((presence, publishing));
+                linger(&bus.limits, &mut reader, &mut writer).await;
             }
         }
     }
@@ -268,15 +270,13 @@ impl<'a> Session<'a> {
     }
 
     /// Waits for what is owed, so that its acks stand before the close frame.
-    async fn settle(&mut self, end: End) -> End {
+    async fn settle(&mut self) -> Result<(), End> {
         while !self.publishing.owed.is_empty() {
             let outcome = self.publishing.outcome().await;
             self.answer_front(outcome).await;
-            if let Err(end) = self.flush().await {
-                return end;
-            }
+            self.flush().await?;
         }
-        end
+        Ok(())
     }
 
     fn signal(&self, reason: &str, action: &'static str, detail: &str) {
@@ -284,13 +284,6 @@ impl<'a> Session<'a> {
         let timestamp = clock::wall_ms() / 1000;
         tracing::info!(vm, session = self.id, reason, action, detail, "session");
         self.bus.recorder.bus_event(&BusEvent { timestamp, vm, session: self.id, reason, action, detail });
-    }
-}
-
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        // What is still owed is owed to nobody.
-        self.presence.vm().answered(self.publishing.in_flight());
     }
 }
 

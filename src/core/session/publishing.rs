@@ -11,9 +11,11 @@ use crate::core::identity::Role;
 use crate::core::journal::{NotCommitted, Outcome, Receipt};
 use crate::core::limits::{BATCH_BYTES, OUTPUT_BYTES};
 use crate::core::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_committed};
+use crate::core::status::Vm;
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::frame;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -29,8 +31,8 @@ pub(super) struct Owed {
 }
 
 /// What of a session's publishes is not acked yet.
-#[derive(Default)]
 pub(super) struct Publishing {
+    vm: Arc<Vm>,
     pub owed: VecDeque<Owed>,
     /// A batch that came back, for its memory.
     pub unused: Option<Batch>,
@@ -41,9 +43,8 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    /// Events on the way to the disk.
-    pub fn in_flight(&self) -> usize {
-        self.owed.iter().map(|owed| owed.in_flight).sum()
+    pub fn new(vm: Arc<Vm>) -> Self {
+        Publishing { vm, owed: VecDeque::new(), unused: None, events: 0, bytes: 0, patience: None }
     }
 
     /// The outcome of the oldest round, which there is; `None` when it waits for none.
@@ -52,6 +53,13 @@ impl Publishing {
             Some(outcome) => Some(outcome.await.unwrap_or(Err(NotCommitted::Unknown))),
             None => None,
         }
+    }
+}
+
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        // What is still owed is owed to nobody.
+        self.vm.answered(self.owed.iter().map(|owed| owed.in_flight).sum());
     }
 }
 
