@@ -10,6 +10,7 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
+use super::counters::Counting;
 use super::descriptors::raise_descriptors;
 use super::door::listen::{Doors, Handed, ListenError};
 use super::door::{Lobby, unix};
@@ -111,7 +112,9 @@ pub async fn run(
     let places = share_descriptors(&mut config.limits);
     let Config { root, limits, tcp, unix, handed } = &mut config;
     let vms = Arc::new(VmTable::new(limits.vms));
-    let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
+    let counters = Arc::<Counting>::default();
+    let (to_recorder, to_supervisor) = (recorder.clone(), supervisor.clone());
+    let status = StatusKeeper::start(root, vms.clone(), to_recorder, counters.clone(), to_supervisor);
     let status = status.map_err(failed("status"))?;
 
     // Until the doors open nobody was told anything: a shutdown needs no drain.
@@ -146,7 +149,7 @@ pub async fn run(
     };
     status.attach(journal.clone(), logs.clone());
 
-    let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), ended.clone());
+    let bus = Bus::new(limits.clone(), vms, recorder, counters, logs.clone(), journal.clone(), ended.clone());
     let (alive, mut all_gone) = mpsc::channel(1);
     let lobby = Lobby::new(Arc::new(bus), places, alive);
     let doors = Doors::open(tcp, unix, &root.socket(), std::mem::take(handed)).await?;

@@ -3,6 +3,7 @@
 //! Always holds: what comes in through [`Bus::publish`] is bounded by a byte permit held until its outcome
 //! (invariant 6). Owner: `broker.rs` makes one and shares it.
 
+use super::counters::Counting;
 use super::event::Batch;
 use super::events::Recorder;
 use super::identity::{Role, VmName};
@@ -37,6 +38,8 @@ pub struct Bus {
     pub vms: Arc<VmTable>,
     /// Where signals go.
     pub recorder: Arc<Recorder>,
+    /// What the broker counts.
+    pub counters: Arc<Counting>,
     /// The copies that a host's publisher waits for.
     pub logs: Arc<Logs>,
     /// Places for sessions.
@@ -54,6 +57,7 @@ impl Bus {
         limits: Limits,
         vms: Arc<VmTable>,
         recorder: Arc<Recorder>,
+        counters: Arc<Counting>,
         logs: Arc<Logs>,
         journal: Arc<Journal>,
         ending: watch::Receiver<Ending>,
@@ -65,6 +69,7 @@ impl Bus {
             limits,
             vms,
             recorder,
+            counters,
             logs,
             ending,
             journal,

@@ -15,12 +15,13 @@ use super::bus::{Bus, Ending};
 use super::clock;
 use super::end::End;
 use super::event::Batch;
-use super::events::BusEvent;
+use super::events::Signals;
 use super::identity::Role;
 use super::ids::IdSource;
 use super::journal::{NotCommitted, Outcome, Receipt};
 use super::limits::BATCH_BYTES;
 use super::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_committed};
+use super::signals::Signal;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
 use super::wire::codec::{LENGTH_BYTES, first_frame};
@@ -54,6 +55,7 @@ pub struct Session<'a> {
     presence: Presence,
     role: Role,
     id: u64,
+    signals: Signals,
     ids: IdSource,
     reader: Reader,
     writer: Writer,
@@ -84,11 +86,13 @@ impl<'a> Session<'a> {
         writer: Writer,
         input: Vec<u8>,
     ) -> Self {
+        let (id, vm) = (bus.next_session_id(), presence.vm().name.clone());
         Session {
             bus,
             presence,
             role,
-            id: bus.next_session_id(),
+            id,
+            signals: Signals::new(bus.recorder.clone(), bus.counters.clone(), vm, id),
             ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
             reader,
             writer,
@@ -116,7 +120,7 @@ impl<'a> Session<'a> {
             End::SlowConsumer => End::SlowConsumer,
             end => self.settle(end).await,
         };
-        self.signal(end.reason(), "disconnect", "the session ended");
+        self.signals.say(Signal::Ended(end), "the session ended");
         if end != End::SlowConsumer && end != End::IoError {
             frame::close(&mut self.output, end.reason(), end.retry_after_ms());
             if self.write_out().await.is_ok() {
@@ -306,11 +310,11 @@ impl<'a> Session<'a> {
         let mut written = 0;
         while written < self.output.len() {
             let since = Instant::now();
-            let mut steps = WRITE_RETRIES.iter();
+            let mut steps = (0..).zip(WRITE_RETRIES);
             loop {
                 let step = steps.next();
                 let wait = step
-                    .map_or(self.bus.limits.write_time, |s| Duration::from_secs(*s))
+                    .map_or(self.bus.limits.write_time, |(_, s)| Duration::from_secs(s))
                     .min(self.bus.limits.write_time);
                 match timeout_at(since + wait, self.writer.write(&self.output[written..])).await {
                     Ok(Ok(0)) | Ok(Err(_)) => return Err(End::IoError),
@@ -318,15 +322,13 @@ impl<'a> Session<'a> {
                         written += n;
                         break;
                     }
-                    Err(_) if step.is_none() || wait == self.bus.limits.write_time => {
-                        return Err(End::SlowConsumer);
-                    }
                     Err(_) => {
-                        let detail = format!(
-                            "{} bytes wait and none was taken for {wait:?}",
-                            self.output.len() - written
-                        );
-                        self.signal(End::SlowConsumer.reason(), "retry", &detail);
+                        let Some((step, _)) = step.filter(|_| wait < self.bus.limits.write_time) else {
+                            return Err(End::SlowConsumer);
+                        };
+                        let left = self.output.len() - written;
+                        let detail = format_args!("{left} bytes wait and none was taken for {wait:?}");
+                        self.signals.say(Signal::WriteRetry(step), detail);
                     }
                 }
             }
@@ -348,13 +350,6 @@ impl<'a> Session<'a> {
             }
         }
         end
-    }
-
-    fn signal(&self, reason: &str, action: &'static str, detail: &str) {
-        let vm = self.presence.vm().name.as_str();
-        let timestamp = clock::wall_ms() / 1000;
-        tracing::info!(vm, session = self.id, reason, action, detail, "session");
-        self.bus.recorder.bus_event(&BusEvent { timestamp, vm, session: self.id, reason, action, detail });
     }
 }
 

@@ -5,6 +5,7 @@
 //! Owner: `broker.rs`; one thread writes.
 
 use super::clock;
+use super::counters::{Counters, Counting};
 use super::events::Recorder;
 use super::journal::Journal;
 use super::limits::DAMAGE_SHOWN;
@@ -26,6 +27,7 @@ const STATUS_TICKS: u32 = 8;
 pub struct StatusKeeper {
     vms: Arc<VmTable>,
     recorder: Arc<Recorder>,
+    counters: Arc<Counting>,
     supervisor: Arc<dyn Supervisor>,
     inner: Mutex<Inner>,
 }
@@ -48,6 +50,7 @@ impl StatusKeeper {
         root: &StateRoot,
         vms: Arc<VmTable>,
         recorder: Arc<Recorder>,
+        counters: Arc<Counting>,
         supervisor: Arc<dyn Supervisor>,
     ) -> io::Result<Arc<Self>> {
         let now = Now { boot_ms: clock::boot_ms(), wall_ms: clock::wall_ms(), boot_id: clock::boot_id() };
@@ -77,13 +80,14 @@ impl StatusKeeper {
             listeners: Vec::new(),
             journal,
             signals_dropped: 0,
+            counters: Counters::default(),
             logs_stalled: None,
-            vms: vms.records(),
+            vms: vms.records(0),
         };
         let mut writer = StatusWriter::open(root)?;
         writer.write(&snapshot)?;
         let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
-        let status = Arc::new(StatusKeeper { vms, recorder, supervisor, inner: Mutex::new(inner) });
+        let status = Arc::new(StatusKeeper { vms, recorder, counters, supervisor, inner: Mutex::new(inner) });
         let keeper = status.clone();
         let keep = move || {
             for tick in 0u32.. {
@@ -161,9 +165,9 @@ impl StatusKeeper {
         if !changed {
             return true;
         }
-        snapshot.signals_dropped = self.recorder.dropped();
+        (snapshot.signals_dropped, snapshot.counters) = (self.recorder.dropped(), self.counters.read());
         (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
-        snapshot.vms = self.vms.records();
+        snapshot.vms = self.vms.records(snapshot.journal.head_seq);
         let written = writer.write(snapshot);
         match &written {
             Err(error) if !*write_failed => tracing::error!(%error, "status: cannot be written"),
