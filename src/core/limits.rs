@@ -58,7 +58,7 @@ pub const DAMAGE_SHOWN: usize = 16;
 /// The most topics that status shows of a VM; how many more there are is said …
 pub const TOPICS_SHOWN: usize = 64;
 /// … and the most bytes of all VMs' topics; each VM has the same share, and room for one topic in any case.
-pub const TOPICS_SHOWN_BYTES: usize = 4 * 1024 * 1024;
+pub const TOPICS_SHOWN_BYTES: usize = 1024 * 1024;
 /// The events that `castra bus publish --jsonl` sends ahead of their acks; less than a session may have unacked,
 /// so that a broker never stops reading it …
 pub const PIPELINE_EVENTS: usize = 3072;

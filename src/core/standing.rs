@@ -84,8 +84,10 @@ impl Together {
         let mut all = Together::default();
         for session in sessions {
             let topics = session.topics.lock().unwrap_or_else(PoisonError::into_inner);
-            all.topics.extend(topics.first.iter().map(|topic| topic.to_string()));
-            all.topics_more += topics.more;
+            // What does not fit of one session's topics does not fit of all of them; the first of these ends the list.
+            let shown = (fitting(&topics.first, bytes) + 1).min(topics.first.len());
+            all.topics.extend(topics.first[..shown].iter().map(|topic| topic.to_string()));
+            all.topics_more += topics.more + (topics.first.len() - shown) as u64;
             all.queued += session.queued.load(Relaxed);
             all.lag = all.lag.max((head_seq + 1).saturating_sub(session.behind.load(Relaxed)));
         }
@@ -93,18 +95,23 @@ impl Together {
             all.topics.sort_unstable();
             all.topics.dedup();
         }
-        let mut room = bytes;
-        let fits = |topic: &&String| {
-            let left = room.checked_sub(topic.len());
-            room = left.unwrap_or(room);
-            left.is_some()
-        };
-        let shown = all.topics.iter().take(TOPICS_SHOWN).take_while(fits).count();
-        let shown = shown.max(1).min(all.topics.len());
+        let shown = fitting(&all.topics, bytes);
         all.topics_more += (all.topics.len() - shown) as u64;
         all.topics.truncate(shown);
         all
     }
+}
+
+/// How many of these topics may be shown.
+fn fitting(topics: &[impl AsRef<str>], bytes: usize) -> usize {
+    let mut room = bytes;
+    let fits = |topic: &&_| {
+        let left = room.checked_sub(AsRef::<str>::as_ref(*topic).len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let shown = topics.iter().take(TOPICS_SHOWN).take_while(fits).count();
+    shown.max(1).min(topics.len())
 }
 
 #[cfg(test)]

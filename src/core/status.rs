@@ -441,9 +441,9 @@ pub(super) mod tests {
             presence.standing().topics(topics.clone());
             presence
         };
-        let few: Vec<Presence> = (0..100).map(enter).collect();
+        let few: Vec<Presence> = (0..60).map(enter).collect();
         assert!(table.records(0).iter().all(|vm| vm.topics.len() == 64 && vm.topics_more == 0));
-        let many: Vec<Presence> = (100..10_000).map(enter).collect();
+        let many: Vec<Presence> = (60..10_000).map(enter).collect();
         let records = table.records(0);
         assert!(records.iter().all(|vm| vm.topics.len() == 1 && vm.topics_more == 63));
         drop((few, many));
