@@ -36,7 +36,7 @@ pub struct Bus {
     pub limits: Limits,
     /// Presence: who was heard of when.
     pub vms: Arc<VmTable>,
-    /// Where signals go.
+    /// Where signals go, and are counted.
     pub recorder: Arc<Recorder>,
     /// The copies that a host's publisher waits for.
     pub logs: Arc<Logs>,

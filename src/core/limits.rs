@@ -73,6 +73,10 @@ pub const REACHABLE_MS: i64 = 45_000;
 pub const UNRESPONSIVE_MS: i64 = 5_000;
 /// The most ranges of damage that status shows; the broker's log has them all.
 pub const DAMAGE_SHOWN: usize = 16;
+/// The most topics that status shows of a VM; how many more there are is said …
+pub const TOPICS_SHOWN: usize = 64;
+/// … and the most bytes of all VMs' topics; each VM has the same share, and room for one topic in any case.
+pub const TOPICS_SHOWN_BYTES: usize = 1024 * 1024;
 /// The events that `castra bus publish --jsonl` sends ahead of their acks; less than a session may have unacked,
 /// so that a broker never stops reading it …
 pub const PIPELINE_EVENTS: usize = 3072;
@@ -82,6 +86,8 @@ pub const PIPELINE_BYTES: usize = 768 * 1024;
 pub const FINDINGS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
+/// The same signal of one session is said at most once in this time; what is folded is counted and said later.
+pub const SIGNAL_FOLD: Duration = Duration::from_secs(5 * 60);
 
 /// The bounds that can be set. `Limits::default()` is the documented table; what each may be set to stands in
 /// `config/table.rs`.

@@ -23,6 +23,7 @@ mod publish_lost;
 mod refusals;
 mod sentences;
 mod service;
+mod signals;
 mod start;
 mod status;
 mod status_cli;

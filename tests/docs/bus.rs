@@ -3,11 +3,13 @@
 use crate::markdown::{Block, blocks, code, hex, kebab_literals, read, root, table, ticked};
 use bytes::BytesMut;
 use castra::core::config::{SETTINGS, Setting, Settings};
+use castra::core::counters::Counters;
 use castra::core::end::End;
 use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
 use castra::core::limits;
 use castra::core::refusal::Refusal;
+use castra::core::signals::Signal;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
@@ -18,13 +20,14 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "src/core/bus.rs",
     "src/core/event.rs",
     "src/core/identity.rs",
     "src/core/session.rs",
     "src/core/owed.rs",
     "src/core/end.rs",
+    "src/core/signals.rs",
     "src/core/door/mod.rs",
     "src/core/wire/codec.rs",
     "src/core/wire/frame.rs",
@@ -238,6 +241,39 @@ fn codes_and_reasons_are_those_of_the_code() {
     assert_eq!(names, literals_behind("src/core/end.rs", "End::"), "{DOC}, Close reasons, and End::reason");
 }
 
+#[test]
+fn signals_are_those_of_the_code() {
+    let said = |signal: Signal| (signal.reason().to_owned(), signal.action().to_owned());
+    let ends = table(&read(DOC), "Signals").pop().unwrap();
+    assert_eq!((ends[0].as_str(), ticked(&ends[1])), ("a close reason", "disconnect"));
+    for end in [End::PeerClosed, End::HeartbeatTimeout, End::JournalFailed] {
+        assert_eq!(said(Signal::Ended(end)), (end.reason().to_owned(), "disconnect".to_owned()));
+    }
+    let listed: Vec<(String, String)> = table(&read(DOC), "Signals")
+        .iter()
+        .filter(|row| row[0].starts_with('`'))
+        .map(|row| (ticked(&row[0]).to_owned(), ticked(&row[1]).to_owned()))
+        .collect();
+    let signals =
+        [Signal::HeartbeatSent, Signal::BackPressureEntered, Signal::BackPressureLeft, Signal::WriteRetry(0)];
+    assert_eq!(listed, signals.map(said));
+    for signal in signals {
+        match signal {
+            Signal::HeartbeatSent
+            | Signal::BackPressureEntered
+            | Signal::BackPressureLeft
+            | Signal::WriteRetry(_)
+            | Signal::Ended(_) => {} // A new one goes here, above, and into the table.
+        }
+    }
+    // Each way to end has a counter of its name.
+    let counted = serde_json::to_value(Counters::<u64>::default()).unwrap();
+    let counted: BTreeSet<&str> =
+        counted["disconnects"].as_object().unwrap().keys().map(String::as_str).collect();
+    let reasons = table(&read(DOC), "Close reasons");
+    assert_eq!(counted, reasons.iter().map(|row| ticked(&row[0])).collect());
+}
+
 /// The first literals behind each `marker` (`End::X => "x"`, `Refusal::new("x"`), on its line or the next.
 fn literals_behind(path: &str, marker: &str) -> BTreeSet<String> {
     let text: String = code(&root().join(path)).into_iter().map(|(_, line)| line + "\n").collect();
@@ -283,6 +319,9 @@ fn limits_are_those_of_limits_rs() {
         ("LOG_BYTES", limits::LOG_BYTES),
         ("LOG_FILES", u64::from(limits::LOG_FILES)),
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
+        ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
+        ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),
+        ("TOPICS_SHOWN_BYTES", limits::TOPICS_SHOWN_BYTES as u64),
     ]
     .into();
     // What can be set is in the table of settings, under its own name: so a limit that is not there is found.

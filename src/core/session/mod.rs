@@ -12,12 +12,12 @@ pub mod state;
 mod subscribing;
 
 use super::bus::{Bus, Ending};
-use super::clock;
 use super::end::End;
-use super::events::BusEvent;
+use super::events::Signals;
 use super::identity::Role;
 use super::ids::IdSource;
 use super::limits::OUTPUT_BYTES;
+use super::signals::Signal;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
 use super::wire::frame;
@@ -47,6 +47,7 @@ pub struct Session<'a> {
     presence: Presence,
     role: Role,
     id: u64,
+    signals: Signals,
     ids: IdSource,
     begun: Instant,
     pulse: Pulse,
@@ -73,13 +74,13 @@ impl<'a> Session<'a> {
         input: Vec<u8>,
     ) -> Self {
         let limits = &bus.limits;
-        let publishing = Publishing::new(presence.vm().clone());
+        let (id, vm) = (bus.next_session_id(), presence.vm().clone());
         let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time);
         Session {
             bus,
-            presence,
             role,
-            id: bus.next_session_id(),
+            id,
+            signals: Signals::new(bus.recorder.clone(), vm.name.clone(), id),
             ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
             begun: Instant::now(),
             pulse: Pulse::new(limits.idle_time, limits.write_time, heartbeat_time),
@@ -88,9 +89,10 @@ impl<'a> Session<'a> {
             input,
             filled: false,
             output: Output::default(),
-            publishing,
-            subscribing: Subscribing::new(bus.delivery.clone(), limits),
+            publishing: Publishing::new(vm.clone()),
+            subscribing: Subscribing::new(bus.delivery.clone(), presence.standing().clone(), limits),
             ending: bus.ending.clone(),
+            presence,
         }
     }
 
@@ -109,13 +111,12 @@ impl<'a> Session<'a> {
             end = settled.err().unwrap_or(end);
             state = state.next(settled.map_or_else(Input::Ended, |()| Input::Settled));
         }
-        self.signal(end.reason(), "disconnect", "the session ended");
+        self.signals.say(Signal::Ended(end), "the session ended");
         if state == State::Closing {
             self.output.own(|out| frame::close(out, end.reason(), end.retry_after_ms()));
             if self.flush().await.is_ok() {
-                let Session { bus, mut reader, mut writer, presence, publishing, .. } = self;
                 // To everybody but the peer it is gone.
-                drop((presence, publishing));
+                let Session { bus, mut reader, mut writer, .. } = self;
                 linger(&bus.limits, &mut reader, &mut writer).await;
             }
         }
@@ -194,12 +195,13 @@ impl<'a> Session<'a> {
             match due {
                 Due::Heartbeat => {
                     self.output.own(frame::heartbeat);
-                    self.signal("heartbeat", "sent", "nothing was heard for a while");
+                    self.signals.say(Signal::HeartbeatSent, "nothing was heard for a while");
                 }
                 Due::Silent => return Err(End::HeartbeatTimeout),
-                Due::Retry(after) => {
-                    let detail = format!("{} bytes wait and none was taken for {after:?}", self.output.len());
-                    self.signal(End::SlowConsumer.reason(), "retry", &detail);
+                Due::Retry(step, after) => {
+                    let bytes = self.output.len();
+                    let detail = format_args!("{bytes} bytes wait and none was taken for {after:?}");
+                    self.signals.say(Signal::WriteRetry(step), detail);
                 }
                 Due::Slow => return Err(End::SlowConsumer),
             }
@@ -277,13 +279,6 @@ impl<'a> Session<'a> {
             self.flush().await?;
         }
         Ok(())
-    }
-
-    fn signal(&self, reason: &str, action: &'static str, detail: &str) {
-        let vm = self.presence.vm().name.as_str();
-        let timestamp = clock::wall_ms() / 1000;
-        tracing::info!(vm, session = self.id, reason, action, detail, "session");
-        self.bus.recorder.bus_event(&BusEvent { timestamp, vm, session: self.id, reason, action, detail });
     }
 }
 
