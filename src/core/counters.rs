@@ -131,16 +131,7 @@ mod tests {
 
     #[test]
     fn each_signal_has_its_counter() {
-        let ends = [
-            End::PeerClosed,
-            End::FrameEmpty,
-            End::FrameTooLarge,
-            End::IoError,
-            End::HeartbeatTimeout,
-            End::SlowConsumer,
-            End::Draining,
-            End::JournalFailed,
-        ];
+        let ends = End::ALL;
         let names = serde_json::to_value(Disconnects::<u64>::default()).unwrap();
         assert_eq!(names.as_object().unwrap().len(), ends.len());
         let others = [

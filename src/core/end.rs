@@ -1,6 +1,6 @@
 //! Why sessions end, and what is said of it.
 //!
-//! Always holds: each reason has one name, in close frames, records and logs alike. Pure. Owner: `session.rs`.
+//! Always holds: each reason has one name, in close frames, records and logs alike. Pure. Owner: the session.
 
 use super::bus::Ending;
 use super::wire::codec::CodecError;

@@ -1,4 +1,4 @@
-//! The commit thread: group commit. Next: `delivery/router.rs`, for now `logs.rs`.
+//! The commit thread: group commit. Next: `delivery/router.rs`.
 //!
 //! It drains what is waiting, one write, one fdatasync, then releases the acks in order; whatever arrives
 //! meanwhile is the next commit. So a commit costs the same for one VM as for a thousand. Always holds: a
