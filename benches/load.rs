@@ -193,7 +193,7 @@ async fn commits(vms: usize, body: &[u8], time: Duration) {
         }
         let since = Instant::now();
         let outcomes: Vec<_> =
-            batches.into_iter().map(|(batch, permit)| journal.submit(batch, permit)).collect();
+            (1..).zip(batches).map(|(lane, (batch, permit))| journal.submit(lane, batch, permit)).collect();
         for outcome in outcomes {
             outcome.await.unwrap().unwrap();
         }

@@ -43,8 +43,11 @@ pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;
 /// A session's events enter the journal in batches that stop growing at this size, in bytes. A frame
 /// adds 512 KiB at most, so a batch always fits the smallest segment.
 pub const BATCH_BYTES: usize = 128 * 1024;
-/// One commit writes about this much before it syncs, in bytes.
+/// One commit takes whole rounds, a batch of every session that waits, until it has this much, in bytes.
 pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
+/// The bytes that one session may have under way are at most this part of what is free of those of all sessions:
+/// the 16th. 64 sessions that flood come to 51 MiB of 64, each the same, and 13 MiB are free for the others.
+pub const WINDOW_SHARE: usize = 16;
 /// Each log file rotates at this size …
 pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.

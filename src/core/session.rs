@@ -251,7 +251,7 @@ impl<'a> Session<'a> {
             None
         } else {
             self.presence.vm().published(in_flight, clock::boot_ms());
-            Some(self.bus.publish(batch).await)
+            Some(self.bus.publish(self.id, batch).await)
         };
         self.unacked_events += events;
         self.unacked_bytes += bytes;

@@ -1,8 +1,8 @@
 //! The journal: the only truth. One global order of events, durable before anybody else sees them.
 //!
 //! ```text
-//! submit ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
-//!                ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
+//! submit ─▶ inbox.rs ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
+//!                             ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
 //! ```
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
@@ -14,6 +14,7 @@ mod commit;
 mod damage;
 pub mod disk;
 pub mod held;
+mod inbox;
 pub mod inspect;
 mod look;
 pub mod read;
@@ -23,6 +24,7 @@ pub mod retain;
 mod scan;
 pub mod segment;
 pub mod spare;
+mod turns;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
@@ -33,14 +35,14 @@ pub use recover::Report;
 use super::clock::wall_ms;
 use super::event::Batch;
 use super::limits::Limits;
-use commit::{CommitLoop, Message, Observer, Submission};
+use commit::{CommitLoop, Observer, Submission};
 use disk::Disk;
+use inbox::Inbox;
 use read::Reader;
 use segment::Map;
 use spare::Spares;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -107,16 +109,10 @@ impl Opened {
     ) -> io::Result<Journal> {
         let Opened { disk, map, writer, .. } = self;
         let spares = Arc::new(Spares::default());
-        let (inbox, receiver) = channel();
+        let (inbox, rounds) = inbox::open();
         let observer = Callbacks { committed, failed: Some(failed) };
-        let commit = CommitLoop {
-            writer,
-            spares: spares.clone(),
-            inbox: receiver,
-            observer,
-            waiting: Vec::new(),
-            dead: false,
-        };
+        let commit =
+            CommitLoop { writer, spares: spares.clone(), rounds, observer, waiting: Vec::new(), dead: false };
         let committer =
             std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run())?;
         {
@@ -143,17 +139,23 @@ pub struct Journal {
     disk: Arc<dyn Disk>,
     map: Arc<Map>,
     spares: Arc<Spares>,
-    inbox: Sender<Message>,
+    inbox: Inbox,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Journal {
     /// Hands a batch to the commit thread; its outcome comes when it is durable or refused. The permit is
-    /// given back then.
-    pub fn submit(&self, batch: Batch, permit: OwnedSemaphorePermit) -> oneshot::Receiver<Outcome> {
+    /// given back then. Batches of one `lane` (a session's number) keep their order; the first that waits in a
+    /// lane is in the next commit that begins, whatever stands in the others.
+    pub fn submit(
+        &self,
+        lane: u64,
+        batch: Batch,
+        permit: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
         // After the end the submission is dropped with its reply, which says so.
-        let _ = self.inbox.send(Message::Submit(Submission { batch, reply, permit }));
+        self.inbox.submit(lane, Submission { batch, reply, permit });
         outcome
     }
 
@@ -161,7 +163,7 @@ impl Journal {
     /// end it is an error.
     pub fn probe(&self) -> oneshot::Receiver<()> {
         let (alive, answer) = oneshot::channel();
-        let _ = self.inbox.send(Message::Probe(alive));
+        self.inbox.probe(alive);
         answer
     }
 
@@ -188,7 +190,7 @@ impl Journal {
 
     /// Commits what was submitted and says that all is durable. Blocks; the keeper ends by itself.
     pub fn stop(&self) {
-        let _ = self.inbox.send(Message::Stop);
+        self.inbox.end();
         let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = committer.map(JoinHandle::join);
         // The committer may have needed one. A spare that is just being filled is nothing to wait for.
