@@ -17,6 +17,7 @@ pub mod held;
 mod inbox;
 pub mod inspect;
 mod look;
+mod lookup;
 pub mod read;
 pub mod record;
 mod recover;
@@ -30,6 +31,7 @@ pub mod writer;
 pub use commit::{NotCommitted, Outcome, Receipt};
 pub use damage::{Damage, Found};
 pub use look::OpenError;
+pub use lookup::SeqAt;
 pub use recover::Report;
 
 use super::clock::wall_ms;
@@ -83,6 +85,22 @@ impl Opened {
     pub fn readers(&self) -> impl Fn(u64) -> Reader + Send + use<> {
         let (disk, map) = (self.disk.clone(), self.map.clone());
         move |seq| Reader::new(disk.clone(), map.clone(), seq)
+    }
+
+    /// As [`Journal::seq_at`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seq_at(&self, ts: u64) -> io::Result<SeqAt> {
+        lookup::seq_at(&self.disk, &self.map, ts)
+    }
+
+    /// As [`Journal::seq_after_id`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seq_after_id(&self, id: &str) -> io::Result<Option<u64>> {
+        lookup::seq_after_id(&self.disk, &self.map, id)
     }
 
     /// As [`Journal::check_sealed`].
@@ -175,6 +193,25 @@ impl Journal {
     /// Reads from `seq` on.
     pub fn reader(&self, seq: u64) -> Reader {
         Reader::new(self.disk.clone(), self.map.clone(), seq)
+    }
+
+    /// Where reading from a time on begins; `ts` is wall time in milliseconds. Blocks, for a few reads of a
+    /// segment, and holds no lock meanwhile.
+    ///
+    /// # Errors
+    /// A segment cannot be opened or read.
+    pub fn seq_at(&self, ts: u64) -> io::Result<SeqAt> {
+        lookup::seq_at(&self.disk, &self.map, ts)
+    }
+
+    /// The seq behind the newest event with this id, of whatever VM; `None` when no event that can be read has
+    /// it. Blocks, for as long as reading the journal back to that event takes (all of it when there is none:
+    /// about a second for a GiB), and holds no lock meanwhile.
+    ///
+    /// # Errors
+    /// A segment cannot be opened or read.
+    pub fn seq_after_id(&self, id: &str) -> io::Result<Option<u64>> {
+        lookup::seq_after_id(&self.disk, &self.map, id)
     }
 
     /// There is no room for the next segment.
