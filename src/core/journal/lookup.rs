@@ -84,7 +84,7 @@ pub(super) fn seq_after_id(disk: &Arc<dyn Disk>, map: &Arc<Map>, id: &str) -> io
         let mut found = None;
         while reader.next_seq() < end {
             reader.read(WINDOW, &mut |event| {
-                if event.seq < end && event.has_id(&encoded) {
+                if event.has_id(&encoded) {
                     found = Some(event.seq + 1);
                 }
             })?;
