@@ -46,8 +46,8 @@ pub const BATCH_BYTES: usize = 128 * 1024;
 /// One commit takes whole rounds, a batch of every session that waits, until it has this much, in bytes.
 pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// The bytes that one session may have under way are at most this part of what is free of those of all sessions:
-/// the 16th. 64 sessions that flood come to 51 MiB of 64, each the same, and 13 MiB are free for the others.
-pub const WINDOW_SHARE: usize = 16;
+/// the 32nd. 64 sessions that flood settle at 43 MiB of 64, each the same, and 21 MiB are free for the others.
+pub const WINDOW_SHARE: usize = 32;
 /// Each log file rotates at this size …
 pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.

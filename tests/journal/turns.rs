@@ -264,7 +264,10 @@ fn one_event_behind_a_flood_is_in_the_next_commit() {
     assert_eq!(slow.try_recv().unwrap().unwrap().batch.len(), 1);
     let with_it: Vec<usize> = (0..256).filter(|i| flood[*i].try_recv().is_ok()).collect();
     let last = with_it.last().unwrap();
-    assert!(with_it.len().is_multiple_of(16) && with_it.len() < 256 && *last == with_it.len() - 1, "{with_it:?}");
+    assert!(
+        with_it.len().is_multiple_of(16) && with_it.len() < 256 && *last == with_it.len() - 1,
+        "{with_it:?}"
+    );
     journal.open();
     journal.journal.stop();
 }
