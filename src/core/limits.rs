@@ -47,7 +47,7 @@ pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;
 /// A session's events enter the journal in batches that stop growing at this size, in bytes. A frame
 /// adds 512 KiB at most, so a batch always fits the smallest segment.
 pub const BATCH_BYTES: usize = 128 * 1024;
-/// One commit writes about this much before it syncs, in bytes.
+/// One commit takes whole rounds, a batch of every session that waits, until it has this much, in bytes.
 pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Frames for one feed are handed to its subscribers in pieces of so many events at the most …
 pub const CHUNK_EVENTS: usize = 256;
@@ -63,6 +63,9 @@ pub const CATCH_UP_READS: usize = 4;
 pub const ROUTER_BYTES: usize = 16 * 1024 * 1024;
 /// Topics whose subscribers are remembered; with one more all are looked up anew.
 pub const ROUTES_CACHED: usize = 4096;
+/// The bytes that one session may have under way are at most this part of what is free of those of all sessions:
+/// the 32nd. 64 sessions that flood settle at 43 MiB of 64, each the same, and 21 MiB are free for the others.
+pub const WINDOW_SHARE: usize = 32;
 /// Each log file rotates at this size …
 pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.

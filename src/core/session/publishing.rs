@@ -70,13 +70,17 @@ impl Session<'_> {
     }
 
     fn has_window(&self) -> bool {
-        self.publishing.events < self.bus.limits.unacked_events
-            && self.publishing.bytes < self.bus.limits.unacked_bytes
+        self.publishing.events < self.bus.limits.unacked_events && self.publishing.bytes < self.most_bytes()
+    }
+
+    /// What may be under way: the session's own limit, and its share of what is free for all.
+    fn most_bytes(&self) -> usize {
+        self.bus.limits.unacked_bytes.min(self.bus.window_bytes())
     }
 
     fn fits(&self, round: &Round) -> bool {
         self.publishing.events + round.events() < self.bus.limits.unacked_events
-            && self.publishing.bytes + round.bytes() < self.bus.limits.unacked_bytes
+            && self.publishing.bytes + round.bytes() < self.most_bytes()
     }
 
     /// Turns what was read into rounds, as far as the window goes.
@@ -146,7 +150,7 @@ impl Session<'_> {
             None
         } else {
             self.presence.vm().published(in_flight, clock::boot_ms());
-            Some(self.bus.publish(batch).await)
+            Some(self.bus.publish(self.id, batch).await)
         };
         let publishing = &mut self.publishing;
         publishing.events += events;
