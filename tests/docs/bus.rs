@@ -276,6 +276,7 @@ fn limits_are_those_of_limits_rs() {
         ("ACCEPT_QUEUE", limits::ACCEPT_QUEUE as u64),
         ("PIPELINE_EVENTS", limits::PIPELINE_EVENTS as u64),
         ("PIPELINE_BYTES", limits::PIPELINE_BYTES as u64),
+        ("FOLLOW_BYTES", limits::FOLLOW_BYTES as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
         ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),
         ("BATCH_BYTES", limits::BATCH_BYTES as u64),

@@ -1,10 +1,11 @@
 //! bus-v1 on the wire, pure: bytes in, values out. `docs/BUS.md` is its specification.
 //!
 //! [`handshake`]: the hello line and its answers. [`codec`]: bytes to frames and back. [`frame`]: what a
-//! frame says, and the frames the broker sends. [`publish`]: what a client says of an event. Nothing here knows
-//! a socket, a file or a clock. Owner: doors and sessions, and `client.rs` at the other end.
+//! frame says, and the frames the broker sends. [`publish`]: what a client says of an event. [`received`]: what a
+//! client hears. Nothing here knows a socket, a file or a clock. Owner: doors and sessions, and `client.rs` at the other end.
 
 pub mod codec;
 pub mod frame;
 pub mod handshake;
 pub mod publish;
+pub mod received;
