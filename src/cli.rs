@@ -123,7 +123,7 @@ pub enum BusCommand {
     /// Publish as the host; ends when it is durable and in the logs
     #[command(after_help = publish::HELP)]
     Publish(Box<PublishArgs>),
-    /// Print events as they are published, or run a command for each; goes on where it was when the broker restarts
+    /// Print events as they are published, or run a command for each; resumes by itself
     #[command(after_help = subscribe::HELP)]
     Subscribe(Box<SubscribeArgs>),
     /// Print the bus's logs; works without a broker and never waits for one

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a command is told of its event beside the line.
 #[derive(Deserialize)]
@@ -35,19 +35,31 @@ pub struct Running(Arc<Mutex<Option<Pid>>>);
 impl Running {
     /// Whether one runs.
     pub fn is_any(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.lock().is_some()
     }
 
     /// Sends a signal to its whole group.
     pub fn signal(&self, signal: Signal) {
-        if let Some(pid) = *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(pid) = *self.lock() {
             // It may have ended.
             let _ = killpg(pid, signal);
         }
     }
 
-    fn set(&self, pid: Option<Pid>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    /// Starts one; who asks meanwhile waits for that.
+    fn start(&self, command: &mut Command) -> io::Result<Child> {
+        let mut running = self.lock();
+        let child = command.spawn()?;
+        *running = i32::try_from(child.id()).ok().map(Pid::from_raw);
+        Ok(child)
+    }
+
+    fn ended(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -67,14 +79,13 @@ impl Exec {
         command.arg("-c").arg(&self.command).stdin(Stdio::piped()).process_group(0);
         command.env("CASTRA_SEQ", facts.seq.to_string()).env("CASTRA_TS", facts.ts.to_string());
         command.env("CASTRA_ID", &*facts.id).env("CASTRA_VM", &*facts.vm).env("CASTRA_TOPIC", &*facts.topic);
-        let mut child = command.spawn()?;
-        self.running.set(i32::try_from(child.id()).ok().map(Pid::from_raw));
+        let mut child = self.running.start(&mut command)?;
         if let Some(mut stdin) = child.stdin.take() {
             // It need not read.
             let _ = stdin.write_all(line);
         }
         let status = child.wait();
-        self.running.set(None);
+        self.running.ended();
         status
     }
 }

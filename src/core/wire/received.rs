@@ -277,7 +277,8 @@ mod tests {
         ]) {
             let before = body.clone();
             if let Ok(Received::Event { line, .. }) = Received::parse(&mut body) {
-                prop_assert!(!line.contains(&b'\n') && line.starts_with(b"{\"seq\":"));
+                let is_line = !line.contains(&b'\n') && line.starts_with(b"{\"seq\":");
+                prop_assert!(is_line);
             } else {
                 prop_assert_eq!(body, before, "what is no event stays as it was");
             }
