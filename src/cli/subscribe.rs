@@ -54,7 +54,7 @@ Exit codes:
 /// `castra bus subscribe`.
 #[derive(Args, Debug)]
 pub struct SubscribeArgs {
-    /// Topics or patterns (* is one token, a last > is one or more) [default: >]
+    /// Topics or patterns (* is one token, a last > is one or more); none: '>'
     #[arg(value_name = "PATTERN")]
     pub patterns: Vec<String>,
     /// Begin here: latest, earliest, @SEQ, id:ID or TIME

@@ -82,9 +82,11 @@ impl Session {
         );
     }
 
-    /// Delivers events as [`line`] has them.
+    /// Delivers events as [`line`] has them, to a peer that may have enough of them.
     pub fn events(&mut self, seqs: impl IntoIterator<Item = u64>) {
-        seqs.into_iter().for_each(|seq| self.send_bytes(delivered(&line(seq, "t", &seq.to_string()))));
+        for seq in seqs {
+            let _ = self.try_send(delivered(&line(seq, "t", &seq.to_string())));
+        }
     }
 
     pub fn close(&mut self, reason: &str) {
