@@ -1,7 +1,7 @@
 //! `castra bus subscribe` and the real broker: nothing is printed twice or left out, though it is killed.
 
 use crate::subscribe_cli::{Subscriber, command};
-use crate::support::{Broker, castra};
+use crate::support::{Broker, castra, eventually};
 use crate::tail::publish;
 use nix::sys::signal::Signal;
 use std::path::Path;
@@ -20,6 +20,7 @@ fn it_prints_what_the_log_has() {
     (1..=5).for_each(|n| publish(&mut guest, n));
     guest.ask(r#"{"type":"publish","topic":"vm:web","id":"mail","payload":{"to": "web"}}"#);
     guest.ask(r#"{"type":"publish","topic":"a.b","payload":"last"}"#);
+    eventually("the log", || (broker.log("bus").len() == 7).then_some(()));
     let log = castra().arg("--state-root").arg(dir.path()).args(["bus", "tail", "-q", "-o", "json"]).output();
     let log = String::from_utf8(log.unwrap().stdout).unwrap();
     let lines: Vec<&str> = log.lines().collect();
@@ -78,7 +79,7 @@ fn nothing_twice_and_nothing_left_out_over_kills_and_restarts() {
     assert!(crate::subscribe_cli::is_quiet(&subscriber));
     let want: String = (1..=acked).map(|n| format!("{n} ")).collect();
     let seen = || std::fs::read_to_string(dir.path().join("seen")).unwrap_or_default();
-    crate::support::eventually("all commands", || (seen().len() >= want.len()).then_some(()));
+    eventually("all commands", || (seen().len() >= want.len()).then_some(()));
     assert_eq!(seen(), want);
     running.signal(Signal::SIGTERM);
     assert_eq!(running.end().0, Some(0));
