@@ -8,6 +8,7 @@ mod logs;
 mod man;
 mod publish;
 mod status;
+mod subscribe;
 mod tail;
 mod verify;
 mod vm;
@@ -19,6 +20,7 @@ pub use logs::LogsArgs;
 pub use man::ManArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
+pub use subscribe::SubscribeArgs;
 pub use tail::{Output, TailArgs};
 pub use verify::VerifyArgs;
 pub use vm::{ForgetArgs, VmCommand};
@@ -121,6 +123,9 @@ pub enum BusCommand {
     /// Publish as the host; ends when it is durable and in the logs
     #[command(after_help = publish::HELP)]
     Publish(Box<PublishArgs>),
+    /// Print events as they are published, or run a command for each; resumes by itself
+    #[command(after_help = subscribe::HELP)]
+    Subscribe(Box<SubscribeArgs>),
     /// Print the bus's logs; works without a broker and never waits for one
     #[command(after_help = tail::HELP)]
     Tail(TailArgs),

@@ -17,6 +17,7 @@ mod publish;
 mod service;
 mod status;
 mod status_table;
+mod subscribe;
 mod tail;
 mod terminal;
 mod verify;
@@ -73,7 +74,11 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
     }
     let mut config = config::load(named(cli.config).as_deref())?;
     let root = config.state_root(named(cli.state_root));
-    if !matches!(cli.command, Command::Broker(_) | Command::Bus(BusCommand::Publish(_))) {
+    let looks_itself = matches!(
+        cli.command,
+        Command::Broker(_) | Command::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
+    );
+    if !looks_itself {
         given::check_root(&root)?;
     }
     match cli.command {
@@ -87,6 +92,7 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
             }
         }
         Command::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
+        Command::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
         Command::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
         Command::Completions(args) => completions::run(&args),
         Command::Logs(args) => logs::run(&root, &args),
@@ -109,6 +115,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Status(args) => args.json,
         Command::Broker(args) => args.log_format.as_deref() == Some("json"),
         Command::Bus(BusCommand::Publish(args)) => args.json,
+        Command::Bus(BusCommand::Subscribe(args)) => args.json,
         Command::Vm(VmCommand::Forget(args)) => args.json,
         Command::Verify(args) => args.json,
         Command::Backup(args) => args.json,

@@ -85,6 +85,9 @@ pub const TOPICS_SHOWN_BYTES: usize = 1024 * 1024;
 pub const PIPELINE_EVENTS: usize = 3072;
 /// … and their frames, in bytes.
 pub const PIPELINE_BYTES: usize = 768 * 1024;
+/// What `castra bus subscribe` has received and not yet printed or handed to its command, in bytes; then it
+/// receives no further.
+pub const FOLLOW_BYTES: usize = 1024 * 1024;
 /// The most findings that `castra verify` shows of the journal, and of each log; the rest is counted.
 pub const FINDINGS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.

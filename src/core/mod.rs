@@ -37,6 +37,7 @@
 //! 11. *Views may fail, the journal goes on.* A view that cannot be written is counted, said, and rebuilt; it
 //!     never stops a commit.
 
+pub mod backoff;
 pub mod backup;
 pub mod broker;
 pub mod burst;
@@ -51,6 +52,7 @@ pub mod door;
 pub mod end;
 pub mod event;
 pub mod events;
+pub mod follow;
 pub mod identity;
 pub mod ids;
 pub mod journal;

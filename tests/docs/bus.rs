@@ -371,6 +371,7 @@ fn limits_are_those_of_limits_rs() {
         ("ACCEPT_QUEUE", limits::ACCEPT_QUEUE as u64),
         ("PIPELINE_EVENTS", limits::PIPELINE_EVENTS as u64),
         ("PIPELINE_BYTES", limits::PIPELINE_BYTES as u64),
+        ("FOLLOW_BYTES", limits::FOLLOW_BYTES as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
         ("SUB_BYTES", limits::SUB_BYTES as u64),
         ("PATTERNS", limits::PATTERNS as u64),
