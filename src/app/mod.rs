@@ -4,6 +4,7 @@
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`main`].
 
 mod backup;
+mod bench;
 mod broker;
 mod completions;
 mod config;
@@ -73,7 +74,7 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
     }
     let mut config = config::load(named(cli.config).as_deref())?;
     let root = config.state_root(named(cli.state_root));
-    if !matches!(cli.command, Command::Broker(_) | Command::Bus(BusCommand::Publish(_))) {
+    if !matches!(cli.command, Command::Broker(_) | Command::Bus(BusCommand::Publish(_)) | Command::Bench(_)) {
         given::check_root(&root)?;
     }
     match cli.command {
@@ -94,6 +95,7 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(&root, &args),
         Command::Verify(args) => verify::run(&root, &args),
         Command::Backup(args) => backup::run(&root, &args),
+        Command::Bench(command) => bench::run(&root, &command),
         Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
     }
 }
@@ -112,6 +114,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Vm(VmCommand::Forget(args)) => args.json,
         Command::Verify(args) => args.json,
         Command::Backup(args) => args.json,
+        Command::Bench(command) => bench::common(command).json,
         Command::Bus(BusCommand::Tail(_)) | Command::Completions(_) | Command::Logs(_) | Command::Man(_) => {
             false
         }

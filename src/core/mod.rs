@@ -36,6 +36,7 @@
 //!     never stops a commit.
 
 pub mod backup;
+pub mod bench;
 pub mod broker;
 pub mod burst;
 pub mod bus;
