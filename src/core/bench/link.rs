@@ -65,6 +65,11 @@ impl<'a> Said<'a> {
         self.kind.0 == "ack" && (ack == Some(of) || ack == Some("frame"))
     }
 
+    /// Whether it delivers an event.
+    pub fn is_event(&self) -> bool {
+        self.kind.0 == "event"
+    }
+
     /// The code of a refusal, and its reason.
     pub fn refused(&self) -> Option<(&str, &str)> {
         let good = self.status.as_ref().is_some_and(|status| status.0 == "ok");

@@ -72,12 +72,11 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// How far the subscribers' average is behind a publisher that sent so many events; nothing is behind when there
-    /// are none.
+    /// How far the subscribers' average is behind a publisher that sent so many events: endlessly when none is left.
     fn behind(&self, sent: u64) -> u64 {
         let (subscribers, gone) = (self.subscribers.load(Relaxed), self.gone.load(Relaxed));
         let received = self.delivered.load(Relaxed).saturating_sub(gone);
-        received.checked_div(subscribers).map_or(0, |average| sent.saturating_sub(average))
+        received.checked_div(subscribers).map_or(u64::MAX, |average| sent.saturating_sub(average))
     }
 
     /// A subscriber is gone that received so many.

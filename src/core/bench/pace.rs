@@ -62,7 +62,7 @@ impl Alarm {
         let timer = Fd(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?);
         #[allow(
             deprecated,
-            reason = "what takes its place is unsafe for types that may change their fd; this one does not"
+            reason = "its successor asks for a promise that this type keeps: its fd never changes"
         )]
         let fd = AsyncFd::new(timer)?;
         Ok(Alarm { fd, set: None })

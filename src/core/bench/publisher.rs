@@ -56,7 +56,7 @@ pub struct Published {
     pub latency: Histogram,
     /// Sessions that ended before their time, by their reasons.
     pub ended: BTreeMap<String, u64>,
-    /// When the last thing happened.
+    /// When the last ack came, or sending ended.
     pub last: Option<Instant>,
 }
 
@@ -189,7 +189,11 @@ impl Publisher<'_> {
     fn take_acks(&mut self, link: &mut Link) -> Result<(), String> {
         let (now, acked) = (self.term.now(), self.done.acked);
         let end = link.take(|body| self.take_ack(body, now));
-        self.meter.acked.fetch_add(self.done.acked - acked, Relaxed);
+        let more = self.done.acked - acked;
+        if more > 0 {
+            self.meter.acked.fetch_add(more, Relaxed);
+            self.done.last = Some(Instant::now());
+        }
         end
     }
 
@@ -229,11 +233,11 @@ impl Publisher<'_> {
         }
         let due = self.job.pace.map_or(0, |pace| pace.due_before(self.term.now().min(self.term.length())));
         self.done.unsent = due.saturating_sub(self.done.sent);
+        self.done.last = Some(Instant::now());
     }
 
     fn end(mut self, why: Option<String>) -> Published {
         self.done.unanswered = self.in_flight.len() as u64;
-        self.done.last = Some(Instant::now());
         if let Some(why) = why {
             self.stop();
             *self.done.ended.entry(why).or_default() += 1;

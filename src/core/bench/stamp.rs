@@ -4,11 +4,10 @@
 //! of a fixed width, then `x`. So it is written by copying, and read without a JSON tree. Always holds: what is no
 //! event of this run is none. Pure. Owner: the publishers write stamps, the subscribers read them.
 
-use crate::core::event::{Batch, Publish, Text};
+use crate::core::event::{Batch, Publish, Text, string_body};
 use crate::core::identity::VmName;
 use crate::core::limits::NAME_BYTES;
 use crate::core::refusal::Refusal;
-use crate::core::wire::codec::LENGTH_BYTES;
 use crate::core::wire::publish::write_body;
 use serde_json::value::RawValue;
 
@@ -62,7 +61,7 @@ impl Template {
             frame[at..at + RUN].copy_from_slice(&digits);
         }
         let mut ack = b"{\"type\":\"ack\",\"ack\":\"publish\",\"status\":\"ok\",\"topic\":\"".to_vec();
-        crate::core::event::string_body(&mut ack, topic);
+        string_body(&mut ack, topic);
         ack.extend_from_slice(b"\",\"seq\":");
         Ok(Template { frame, stamp, run: digits, size, ack })
     }
@@ -115,9 +114,6 @@ fn write_hex(out: &mut [u8], mut value: u64) {
 fn read_hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |value, digit| Some(value << 4 | u64::from((*digit as char).to_digit(16)?)))
 }
-
-/// The bytes of a frame in front of its body are no part of it.
-const _: () = assert!(LENGTH_BYTES == size_of::<u32>());
 
 #[cfg(test)]
 mod tests {

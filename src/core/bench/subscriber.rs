@@ -4,7 +4,7 @@
 //! what is still to come no longer than while something comes. Owner: the task that `load.rs` starts.
 
 use super::histogram::Histogram;
-use super::link::Link;
+use super::link::{Link, Said};
 use super::seen::Seen;
 use super::stamp::Template;
 use super::{Meter, Term};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-/// What all events of this protocol begin with.
+/// What events usually begin with.
 const EVENT: &[u8] = b"{\"type\":\"event\"";
 /// When nothing came for so long after the publisher's end, nothing will.
 const QUIET: Duration = Duration::from_secs(2);
@@ -83,7 +83,7 @@ fn take(
 ) -> Result<(), String> {
     let (now, before, again) = (term.now(), done.seen.events, done.seen.repeated);
     let end = link.take(|body| {
-        if !body.starts_with(EVENT) {
+        if !body.starts_with(EVENT) && !Said::read(body).is_some_and(|said| said.is_event()) {
             return false;
         }
         // Others may publish about the same.
