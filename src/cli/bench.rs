@@ -103,6 +103,7 @@ pub const IDLE_HELP: &str = concat!(
 Opens sessions that subscribe and then say nothing but heartbeats, and asks each of them at the
 end whether it is still there. When the broker runs on this machine and is the one of the state
 root (--state-root), its memory before and with them is shown, and how much each of them takes.
+A broker that has held more sessions before takes no new memory for these: start a fresh one.
 
 --json prints one object: schema, bench, broker, topic, connections, duration_ms, elapsed_ms,
 interrupted, sessions_ended (reasons and how often), connect_ms (until all were subscribed),
