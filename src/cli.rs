@@ -2,6 +2,7 @@
 //! castra.toml > defaults.
 
 mod backup;
+mod bench;
 mod broker;
 mod completions;
 mod logs;
@@ -14,6 +15,9 @@ mod verify;
 mod vm;
 
 pub use backup::BackupArgs;
+pub use bench::{
+    BenchArgs, BenchCommand, BenchDeliverArgs, BenchFanoutArgs, BenchIdleArgs, BenchPublishArgs,
+};
 pub use broker::BrokerArgs;
 pub use completions::CompletionsArgs;
 pub use logs::LogsArgs;
@@ -109,6 +113,9 @@ pub enum Command {
     /// Copy everything of a broker, running or not, to a folder
     #[command(after_help = backup::HELP)]
     Backup(BackupArgs),
+    /// Load a broker, this one or another, and print how fast it is
+    #[command(subcommand, after_help = bench::HELP)]
+    Bench(BenchCommand),
     /// Print what makes a shell complete this program's commands and flags
     #[command(after_help = completions::HELP)]
     Completions(CompletionsArgs),

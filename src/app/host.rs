@@ -1,7 +1,7 @@
 //! A session with the broker as the host, for the commands that need one.
 //!
 //! Always holds: when there is no session, nothing was sent, and the sentence says why. Owner: `publish/`,
-//! `subscribe/` and `vm_forget.rs`.
+//! `subscribe/` and `vm_forget.rs`; `bench/` checks its path here.
 
 use super::failure::{Exit, Failure};
 use super::given::check_root;
@@ -78,8 +78,11 @@ pub fn no_session(root: &StateRoot, error: ClientError) -> Failure {
     }
 }
 
-/// A socket of this state root cannot be.
-fn check_path(root: &StateRoot) -> Result<(), Failure> {
+/// A socket of this state root can be.
+///
+/// # Errors
+/// Its path is too long.
+pub fn check_path(root: &StateRoot) -> Result<(), Failure> {
     let socket = root.socket();
     let bytes = socket.as_os_str().len();
     if bytes <= PATH_BYTES {

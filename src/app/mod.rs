@@ -4,6 +4,7 @@
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`main`].
 
 mod backup;
+mod bench;
 mod broker;
 mod completions;
 mod config;
@@ -76,7 +77,9 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
     let root = config.state_root(named(cli.state_root));
     let looks_itself = matches!(
         cli.command,
-        Command::Broker(_) | Command::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
+        Command::Broker(_)
+            | Command::Bench(_)
+            | Command::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
     );
     if !looks_itself {
         given::check_root(&root)?;
@@ -100,6 +103,7 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(&root, &args),
         Command::Verify(args) => verify::run(&root, &args),
         Command::Backup(args) => backup::run(&root, &args),
+        Command::Bench(command) => bench::run(&root, &command),
         Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
     }
 }
@@ -119,6 +123,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Vm(VmCommand::Forget(args)) => args.json,
         Command::Verify(args) => args.json,
         Command::Backup(args) => args.json,
+        Command::Bench(command) => bench::common(command).json,
         Command::Bus(BusCommand::Tail(_)) | Command::Completions(_) | Command::Logs(_) | Command::Man(_) => {
             false
         }

@@ -152,6 +152,11 @@ impl Client {
         (self.sender, self.receiver)
     }
 
+    /// Its halves, and what was read and not taken yet, for somebody who has a loop of its own.
+    pub fn into_parts(self) -> (Reader, Writer, BytesMut) {
+        (self.receiver.reader, self.sender.writer, self.receiver.input)
+    }
+
     /// As [`Sender::send`].
     ///
     /// # Errors

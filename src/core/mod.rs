@@ -39,6 +39,7 @@
 
 pub mod backoff;
 pub mod backup;
+pub mod bench;
 pub mod broker;
 pub mod burst;
 pub mod bus;

@@ -172,3 +172,37 @@ pub fn play<T: Send + 'static>(
     let broker = FakeBroker::start(root);
     std::thread::spawn(move || script(broker.session("hello vm:host capabilities=bus-v1,host-bus")))
 }
+
+/// The same for `count` guests, each with its hello and a thread of its own.
+pub fn play_guests(
+    root: &Path,
+    count: usize,
+    script: impl Fn(&str, Session) + Clone + Send + 'static,
+) -> JoinHandle<()> {
+    let listener = UnixListener::bind(root.join("castra.sock")).unwrap();
+    std::thread::spawn(move || {
+        let guest = |_| {
+            let ((hello, session), script) = (greet(&listener, "ok session=0123"), script.clone());
+            std::thread::spawn(move || script(&hello, session))
+        };
+        let guests: Vec<_> = (0..count).map(guest).collect();
+        guests.into_iter().for_each(|guest| guest.join().unwrap());
+    })
+}
+
+/// The same for one guest who gets this answer to its hello, and nothing else.
+pub fn answer_hello(root: &Path, answer: &'static str) -> JoinHandle<()> {
+    let listener = UnixListener::bind(root.join("castra.sock")).unwrap();
+    std::thread::spawn(move || drop(greet(&listener, answer)))
+}
+
+fn greet(listener: &UnixListener, answer: &str) -> (String, Session) {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = BufReader::new(stream);
+    stream.get_mut().write_all(b"castra-broker 0.1.0 ready\n").unwrap();
+    let mut hello = String::new();
+    stream.read_line(&mut hello).unwrap();
+    stream.get_mut().write_all(format!("{answer}\n").as_bytes()).unwrap();
+    (hello, Session { stream })
+}
