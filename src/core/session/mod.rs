@@ -137,8 +137,13 @@ impl<'a> Session<'a> {
                 return end;
             }
             self.deliver();
+            let was_full = self.is_output_full();
             if let Err(end) = self.write_some().await {
                 return end;
+            }
+            // Frames that were read already and had to wait for the output wait for nothing else.
+            if was_full && !self.is_output_full() {
+                continue;
             }
             // What is left when the output has room must not wait for something to happen.
             if self.output.len() < OUTPUT_BYTES {

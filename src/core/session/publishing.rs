@@ -66,7 +66,12 @@ impl Drop for Publishing {
 impl Session<'_> {
     /// Whether more may be read: the window is open, and the peer takes its answers.
     pub(super) fn may_read(&self) -> bool {
-        self.has_window() && self.output.len() < 2 * OUTPUT_BYTES
+        self.has_window() && !self.is_output_full()
+    }
+
+    /// Whether so much waits for the peer that nothing more is taken from it.
+    pub(super) fn is_output_full(&self) -> bool {
+        self.output.len() >= 2 * OUTPUT_BYTES
     }
 
     fn has_window(&self) -> bool {
@@ -87,7 +92,7 @@ impl Session<'_> {
     pub(super) async fn take_frames(&mut self) -> Result<(), End> {
         let input = std::mem::take(&mut self.input);
         let (mut taken, mut broken) = (0, None);
-        while self.has_window() && self.output.len() < 2 * OUTPUT_BYTES && broken.is_none() {
+        while self.has_window() && !self.is_output_full() && broken.is_none() {
             let before = taken;
             let now = clock::wall_ms();
             let mut round = Round::reusing(self.publishing.unused.take());
