@@ -22,6 +22,10 @@ use std::thread::JoinHandle;
 /// So much is handed out before whoever wants to join has its turn, in bytes.
 const TURN_BYTES: usize = 1024 * 1024;
 
+/// Frames of all feeds together are handed out when there are so many bytes, so that many feeds of the same topics take
+/// no more memory than that.
+const MADE_BYTES: usize = 8 * 1024 * 1024;
+
 #[derive(Debug)]
 struct Member {
     outlet: Arc<Outlet>,
@@ -274,7 +278,6 @@ impl Routes {
                     self.skip_to(commit.first_seq().unwrap_or(self.next));
                 }
                 self.frame(commit, &mut touched);
-                self.next = commit.last_seq().map_or(self.next, |last| last + 1);
             }
             self.hand_out(&mut touched);
         }
@@ -301,9 +304,10 @@ impl Routes {
         }
     }
 
-    /// Makes the frames of one commit, for every feed that wants some; `touched` are those that have any.
+    /// Goes over one commit and makes its frames, for every feed that wants some; `touched` are those that have any.
     fn frame(&mut self, commit: &Committed, touched: &mut Vec<u32>) {
         let mut last: (&[u8], Option<Arc<[u32]>>) = (b"", None);
+        let mut made = 0;
         for event in commit.events() {
             let topic = event.topic();
             if last.1.is_none() || last.0 != topic {
@@ -315,7 +319,13 @@ impl Routes {
                         touched.push(*number);
                     }
                     feed.chunks.push(feed.interest.head(), &event);
+                    made += event.line.len();
                 }
+            }
+            self.next = event.seq + 1;
+            if made > MADE_BYTES {
+                self.hand_out(touched);
+                made = 0;
             }
         }
     }
