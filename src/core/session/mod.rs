@@ -26,6 +26,7 @@ use super::ids::IdSource;
 use super::limits::OUTPUT_BYTES;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
+use super::wire::codec::first_frame;
 use super::wire::frame;
 use output::{Output, SLICES};
 use publishing::Publishing;
@@ -138,6 +139,10 @@ impl<'a> Session<'a> {
             self.deliver();
             if let Err(end) = self.write_some().await {
                 return end;
+            }
+            // Frames were left because their answers had no room; now there is some, and nothing may happen any more.
+            if self.may_read() && !matches!(first_frame(&self.input), Ok(None)) {
+                continue;
             }
             // What is left when the output has room must not wait for something to happen.
             if self.output.len() < OUTPUT_BYTES {
