@@ -26,6 +26,8 @@ mod service;
 mod start;
 mod status;
 mod status_cli;
+mod subscribe;
+mod subscribe_ends;
 mod tail;
 mod tail_cursor;
 mod tail_follow;

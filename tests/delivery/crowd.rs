@@ -466,7 +466,10 @@ impl Guest {
             }
             (From::Id(id), None) => {
                 let stored = self.scene.world.stored();
-                stored.get(next as usize - 2).is_some_and(|event| event.id == *id)
+                (next as usize)
+                    .checked_sub(2)
+                    .and_then(|at| stored.get(at))
+                    .is_some_and(|event| event.id == *id)
             }
             _ => false,
         }

@@ -75,3 +75,9 @@ fn every_subscriber_sees_exactly_what_its_patterns_select() {
         );
     }
 }
+
+/// The same with subscriptions that begin at times and behind ids.
+#[test]
+fn every_subscriber_sees_it_from_times_and_ids_too() {
+    crowds("times_and_ids", 60, true);
+}
