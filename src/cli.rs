@@ -2,23 +2,29 @@
 //! castra.toml > defaults.
 
 mod backup;
+mod bench;
 mod broker;
 mod completions;
 mod logs;
 mod man;
 mod publish;
 mod status;
+mod subscribe;
 mod tail;
 mod verify;
 mod vm;
 
 pub use backup::BackupArgs;
+pub use bench::{
+    BenchArgs, BenchCommand, BenchDeliverArgs, BenchFanoutArgs, BenchIdleArgs, BenchPublishArgs,
+};
 pub use broker::BrokerArgs;
 pub use completions::CompletionsArgs;
 pub use logs::LogsArgs;
 pub use man::ManArgs;
 pub use publish::PublishArgs;
 pub use status::StatusArgs;
+pub use subscribe::SubscribeArgs;
 pub use tail::{Output, TailArgs};
 pub use verify::VerifyArgs;
 pub use vm::{ForgetArgs, VmCommand};
@@ -107,6 +113,9 @@ pub enum Command {
     /// Copy everything of a broker, running or not, to a folder
     #[command(after_help = backup::HELP)]
     Backup(BackupArgs),
+    /// Load a broker, this one or another, and print how fast it is
+    #[command(subcommand, after_help = bench::HELP)]
+    Bench(BenchCommand),
     /// Print what makes a shell complete this program's commands and flags
     #[command(after_help = completions::HELP)]
     Completions(CompletionsArgs),
@@ -121,6 +130,9 @@ pub enum BusCommand {
     /// Publish as the host; ends when it is durable and in the logs
     #[command(after_help = publish::HELP)]
     Publish(Box<PublishArgs>),
+    /// Print events as they are published, or run a command for each; resumes by itself
+    #[command(after_help = subscribe::HELP)]
+    Subscribe(Box<SubscribeArgs>),
     /// Print the bus's logs; works without a broker and never waits for one
     #[command(after_help = tail::HELP)]
     Tail(TailArgs),

@@ -1,11 +1,15 @@
-//! What was typed, checked before anything is done with it: a VM's name, an expression, a state root.
+//! What was typed, checked before anything is done with it: a VM's name, a pattern, a time, an expression, a state root.
 //!
 //! Always holds: what is refused is named as it was typed. Owner: the commands.
 
 use super::failure::{Exit, Failure};
+use crate::core::clock;
 use crate::core::identity::VmName;
 use crate::core::state_root::StateRoot;
 use crate::core::tail::filter::Grep;
+use crate::core::tail::when::{When, WhenError};
+use crate::core::topic::Pattern;
+use jiff::tz::TimeZone;
 use nix::unistd::{AccessFlags, access};
 use std::io;
 
@@ -21,6 +25,23 @@ pub fn vm_name(text: &str) -> Result<VmName, Failure> {
         return Err(bad(format!("{name} is no VM's name; what everybody published is shown without --vm")));
     }
     Ok(name)
+}
+
+/// Reads a pattern.
+///
+/// # Errors
+/// It is none.
+pub fn pattern(text: &str) -> Result<Pattern, Failure> {
+    let why = |e| format!("{text:?} is no topic and no pattern: {e}");
+    Pattern::parse(text).map_err(|e| Failure::new(Exit::BadData, "bad-pattern", why(e)))
+}
+
+/// Reads a time, or a seq; local times are those of this machine.
+///
+/// # Errors
+/// It is neither.
+pub fn when(text: &str) -> Result<When, WhenError> {
+    When::parse(text, clock::wall_ms(), &TimeZone::system())
 }
 
 /// Reads an expression.

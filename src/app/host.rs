@@ -1,7 +1,7 @@
 //! A session with the broker as the host, for the commands that need one.
 //!
-//! Always holds: when there is no session, nothing was sent, and the sentence says why. Owner: `publish/` and
-//! `vm_forget.rs`.
+//! Always holds: when there is no session, nothing was sent, and the sentence says why. Owner: `publish/`,
+//! `subscribe/` and `vm_forget.rs`; `bench/` checks its path here.
 
 use super::failure::{Exit, Failure};
 use super::given::check_root;
@@ -10,20 +10,29 @@ use crate::core::door::unix::PATH_BYTES;
 use crate::core::state_root::{Holder, StateRoot};
 use std::io;
 
-const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
+/// What the host says of itself.
+pub const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 
 /// Connects to the broker of `root`.
 ///
 /// # Errors
 /// No broker answers, it may not be spoken to, or it gives no session; nothing was sent.
 pub async fn connect(root: &StateRoot) -> Result<Client, Failure> {
-    check_root(root)?;
-    check_path(root)?;
+    check(root)?;
     Client::connect(&Target::Unix(root.socket()), HELLO).await.map_err(|error| no_session(root, error))
 }
 
+/// Whether there can be a socket of `root`, and whether this user may look.
+///
+/// # Errors
+/// There cannot, or may not.
+pub fn check(root: &StateRoot) -> Result<(), Failure> {
+    check_root(root)?;
+    check_path(root)
+}
+
 /// There is no session.
-fn no_session(root: &StateRoot, error: ClientError) -> Failure {
+pub fn no_session(root: &StateRoot, error: ClientError) -> Failure {
     let (socket, path) = (root.socket(), root.path().display());
     let at = socket.display();
     match error {
@@ -37,12 +46,16 @@ fn no_session(root: &StateRoot, error: ClientError) -> Failure {
         }
         ClientError::Refused(reason) if reason == "reserved-identity" => {
             let why =
-                "reserved-identity: only the broker's user and root publish as the host; nothing was sent";
+                "reserved-identity: only the broker's user and root speak as the host; nothing was sent";
             Failure::new(Exit::Refused, reason, why)
         }
         ClientError::Refused(reason) => {
             let why = format!("{reason}: the broker gave no session; nothing was sent, try again");
             Failure::new(Exit::TryAgain, reason, why)
+        }
+        ClientError::Connect(error) if error.kind() == io::ErrorKind::TimedOut => {
+            let why = format!("the broker on {at} does not answer; 'castra status' says how it is");
+            Failure::new(Exit::NoBroker, "no-answer", why)
         }
         ClientError::Connect(error) => {
             let why = match root.lock_holder() {
@@ -65,8 +78,11 @@ fn no_session(root: &StateRoot, error: ClientError) -> Failure {
     }
 }
 
-/// A socket of this state root cannot be.
-fn check_path(root: &StateRoot) -> Result<(), Failure> {
+/// A socket of this state root can be.
+///
+/// # Errors
+/// Its path is too long.
+pub fn check_path(root: &StateRoot) -> Result<(), Failure> {
     let socket = root.socket();
     let bytes = socket.as_os_str().len();
     if bytes <= PATH_BYTES {

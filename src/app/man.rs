@@ -28,7 +28,10 @@ const FILES: [(&str, &str); 14] = [
     ("logs/broker.log", "The broker's own log."),
     ("logs/checkpoint", "How far the logs are known to be on the disk."),
     ("handshakes/handshake-events.jsonl", "A record of each handshake."),
-    ("handshakes/bus-events.jsonl", "A record of each session that ended, and of sockets that take nothing."),
+    (
+        "handshakes/bus-events.jsonl",
+        "A record of what sessions met: heartbeats, back-pressure, sockets that take nothing, and their ends.",
+    ),
 ];
 
 /// What is read from the environment beside the variables of flags.

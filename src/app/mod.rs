@@ -4,6 +4,7 @@
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`main`].
 
 mod backup;
+mod bench;
 mod broker;
 mod completions;
 mod config;
@@ -17,6 +18,7 @@ mod publish;
 mod service;
 mod status;
 mod status_table;
+mod subscribe;
 mod tail;
 mod terminal;
 mod verify;
@@ -73,7 +75,13 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
     }
     let mut config = config::load(named(cli.config).as_deref())?;
     let root = config.state_root(named(cli.state_root));
-    if !matches!(cli.command, Command::Broker(_) | Command::Bus(BusCommand::Publish(_))) {
+    let looks_itself = matches!(
+        cli.command,
+        Command::Broker(_)
+            | Command::Bench(_)
+            | Command::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
+    );
+    if !looks_itself {
         given::check_root(&root)?;
     }
     match cli.command {
@@ -87,6 +95,7 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
             }
         }
         Command::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
+        Command::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
         Command::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
         Command::Completions(args) => completions::run(&args),
         Command::Logs(args) => logs::run(&root, &args),
@@ -94,6 +103,7 @@ fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
         Command::Status(args) => status::run(&root, &args),
         Command::Verify(args) => verify::run(&root, &args),
         Command::Backup(args) => backup::run(&root, &args),
+        Command::Bench(command) => bench::run(&root, &command),
         Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
     }
 }
@@ -109,9 +119,11 @@ fn wants_json(command: &Command) -> bool {
         Command::Status(args) => args.json,
         Command::Broker(args) => args.log_format.as_deref() == Some("json"),
         Command::Bus(BusCommand::Publish(args)) => args.json,
+        Command::Bus(BusCommand::Subscribe(args)) => args.json,
         Command::Vm(VmCommand::Forget(args)) => args.json,
         Command::Verify(args) => args.json,
         Command::Backup(args) => args.json,
+        Command::Bench(command) => bench::common(command).json,
         Command::Bus(BusCommand::Tail(_)) | Command::Completions(_) | Command::Logs(_) | Command::Man(_) => {
             false
         }

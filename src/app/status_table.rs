@@ -64,6 +64,9 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path) -> io::Result<()> 
     if report.broker.signals_dropped > 0 {
         warn(format!("{} records of signals were dropped", report.broker.signals_dropped))?;
     }
+    if let Some(text) = lost(report) {
+        writeln!(out, "{}", cut(&text, width))?;
+    }
     if report.vms.is_empty() {
         return writeln!(out, "{}", cut("no VM has said hello yet", width));
     }
@@ -98,6 +101,20 @@ fn hint(state: State, root: &Path) -> Option<String> {
         }
         State::Starting | State::Running | State::Draining => None,
     }
+}
+
+/// What was lost since the broker started, if anything: it may be long ago and is no alarm.
+fn lost(report: &Report) -> Option<String> {
+    report.broker.uptime_ms?;
+    let ends = &report.broker.counters.disconnects;
+    let counts = [
+        ("slow consumers closed", ends.slow_consumer),
+        ("sessions timed out", ends.heartbeat_timeout),
+        ("gaps", report.broker.counters.gaps),
+    ];
+    let counted = counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}"));
+    let counted = counted.collect::<Vec<_>>().join(" · ");
+    (!counted.is_empty()).then(|| format!("since its start: {counted}"))
 }
 
 fn cells(vm: &VmReport) -> Vec<String> {
@@ -160,7 +177,7 @@ fn legend() -> [String; 4] {
         ),
         "BUS      subscribed, or a session that is not, or - for none".to_owned(),
         "BUS AGE  time since its last publish or heartbeat".to_owned(),
-        "LAG      events that its slowest subscription has still to get".to_owned(),
+        "LAG      events that its slowest subscription is behind; 0 when it is live".to_owned(),
     ]
 }
 

@@ -1,8 +1,11 @@
-//! Numbers as people say them: ages, sizes, counts.
+//! Numbers and lists as people say them: ages, sizes, counts, topics.
 //!
 //! Always holds: what scripts read has none of these. Pure. Owner: the commands.
 
 use std::time::Duration;
+
+/// So many topics are named at the most.
+const NAMED: usize = 8;
 
 /// A time as people say it: two units at the most.
 pub fn age(ms: i64) -> String {
@@ -16,6 +19,22 @@ pub fn age(ms: i64) -> String {
 /// `1 segment`, `2 segments`.
 pub fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Topics, the first ones of many.
+pub fn list(topics: &[String]) -> String {
+    match topics.len() {
+        0 => "nothing".to_owned(),
+        n if n <= NAMED => topics.join(" "),
+        n => format!("{} and {} more", topics[..NAMED].join(" "), n - NAMED),
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    String::from_utf8_lossy(&groups.join(&b',')).into_owned()
 }
 
 /// Bytes for people.

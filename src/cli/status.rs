@@ -34,6 +34,20 @@ Fields of --json (ages are milliseconds, null when never):
   broker.logs_stalled          why the logs are not being written, or null
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written
+  broker.counters              since the broker started; those of the last one when offline:
+    .sessions_opened           sessions that began
+    .disconnects               how many ended, by reason: an object with a number for each
+                               close reason of docs/BUS.md, as in .disconnects[\"slow-consumer\"]
+    .heartbeats_sent           signs of life that the broker asked for
+    .back_pressure_entered, .back_pressure_left
+                               subscriptions that left live delivery for the journal, and
+                               that came back
+    .write_retries             times that a socket which takes nothing was recorded
+    .signals_folded            signals that were not said at once: the same of a session is
+                               said every 5 min at most
+    .delivered_live, .delivered_from_journal
+                               events that went to subscribers, by where they came from
+    .gaps                      ranges that subscribers were told are gone
   reachable                    any VM is
   last_handshake_vm, last_handshake_age_ms   the VM that said hello last
   vms[].name                   as it said in its hello
@@ -44,9 +58,13 @@ Fields of --json (ages are milliseconds, null when never):
   vms[].identity               what proves its name: name (nothing)
   vms[].sessions               open bus sessions
   vms[].bus_subscribed         it has subscribed to something
-  vms[].topics                 to what, names and patterns, sorted
-  vms[].queued                 events that wait in the queues of its sessions
-  vms[].lag                    events that its slowest subscription has still to get
+  vms[].topics                 to what, names and patterns, sorted, each once; at most 64,
+                               less when those of all VMs were more than 1 MiB
+  vms[].topics_more            how many topics there are beside these; what several sessions
+                               subscribe to may count more than once
+  vms[].queued                 events that wait in the broker for its sessions
+  vms[].lag                    events that its slowest subscription is behind head_seq; 0 when
+                               all are live
   vms[].in_flight              publishes that wait for the disk";
 
 /// `castra status`.

@@ -3,10 +3,10 @@
 //! Always holds: a frame that is handed out was whole; nothing waits longer than the caller's timeout.
 //! Owner: whoever connected.
 
-use super::event::Text;
 use super::limits::HELLO_BYTES;
 use super::stream::{Reader, Writer};
 use super::wire::codec::{CodecError, FrameCodec, LENGTH_BYTES, first_frame};
+use super::wire::received::{Ack, Received};
 use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -95,30 +95,6 @@ pub struct Reply {
     pub id: Option<String>,
 }
 
-/// An ack, borrowed from what was received: what a publisher who knows what it sent looks at.
-#[derive(Debug, Deserialize)]
-#[allow(missing_docs, reason = "the fields of docs/BUS.md")]
-pub struct Ack<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Text<'a>,
-    #[serde(borrow)]
-    ack: Option<Text<'a>>,
-    #[serde(borrow)]
-    status: Option<Text<'a>>,
-    #[serde(borrow)]
-    pub code: Option<Text<'a>>,
-    #[serde(borrow)]
-    pub reason: Option<Text<'a>>,
-    pub seq: Option<u64>,
-}
-
-impl Ack<'_> {
-    /// Whether it was done.
-    pub fn is_ok(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| status.0 == "ok")
-    }
-}
-
 /// One session.
 pub struct Client {
     sender: Sender,
@@ -174,6 +150,11 @@ impl Client {
     /// Both directions, for tasks of their own.
     pub fn split(self) -> (Sender, Receiver) {
         (self.sender, self.receiver)
+    }
+
+    /// Its halves, and what was read and not taken yet, for somebody who has a loop of its own.
+    pub fn into_parts(self) -> (Reader, Writer, BytesMut) {
+        (self.receiver.reader, self.sender.writer, self.receiver.input)
     }
 
     /// As [`Sender::send`].
@@ -273,6 +254,27 @@ impl Receiver {
                 }
                 let length = LENGTH_BYTES + body.len();
                 self.input.advance(length);
+            }
+            if any {
+                return Ok(());
+            }
+            self.more().await?;
+        }
+    }
+
+    /// Waits for frames of any kind, and hands out, in order, all that came together. When it is dropped before it
+    /// is done, nothing is lost.
+    ///
+    /// # Errors
+    /// The connection failed, or what came is no frame.
+    pub async fn each(&mut self, mut take: impl FnMut(Received<'_>)) -> Result<(), ClientError> {
+        let mut any = false;
+        loop {
+            while let Some(length) = first_frame(&self.input).map_err(broken)?.map(<[u8]>::len) {
+                let body = &mut self.input[LENGTH_BYTES..LENGTH_BYTES + length];
+                take(Received::parse(body).map_err(|e| ClientError::Protocol(e.to_string()))?);
+                self.input.advance(LENGTH_BYTES + length);
+                any = true;
             }
             if any {
                 return Ok(());

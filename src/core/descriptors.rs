@@ -1,7 +1,7 @@
 //! How many files this process may have open.
 //!
 //! Always holds: the soft limit is the hard one, or as it was where the system does not allow that. Owner:
-//! `broker.rs`, `verify/pass.rs` and `backup.rs`, which share out what there is.
+//! `broker.rs`, `verify/pass.rs` and `backup.rs`, which share out what there is, and `castra bench`.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 

@@ -1,6 +1,6 @@
 //! Why sessions end, and what is said of it.
 //!
-//! Always holds: each reason has one name, in close frames, records and logs alike. Pure. Owner: `session.rs`.
+//! Always holds: each reason has one name, in close frames, records and logs alike. Pure. Owner: the session.
 
 use super::bus::Ending;
 use super::wire::codec::CodecError;
@@ -29,6 +29,19 @@ pub enum End {
 }
 
 impl End {
+    /// All of them.
+    pub const ALL: [End; 9] = [
+        End::PeerClosed,
+        End::FrameEmpty,
+        End::FrameTooLarge,
+        End::IoError,
+        End::HeartbeatTimeout,
+        End::SlowConsumer,
+        End::ReadFailed,
+        End::Draining,
+        End::JournalFailed,
+    ];
+
     /// Stable, kebab-case.
     pub fn reason(self) -> &'static str {
         match self {
@@ -42,11 +55,6 @@ impl End {
             End::Draining => "draining",
             End::JournalFailed => "journal-failed",
         }
-    }
-
-    /// Whether the peer can still be told: what it is owed, and a close frame.
-    pub fn says_goodbye(self) -> bool {
-        !matches!(self, End::SlowConsumer | End::IoError)
     }
 
     /// When it makes sense to come back, in milliseconds.

@@ -293,6 +293,14 @@ impl<'a> Event<'a> {
         self.line.get(self.layout.topic()).unwrap_or_default()
     }
 
+    /// Its id is this one, encoded as [`string_body`] does.
+    pub fn has_id(&self, encoded: &[u8]) -> bool {
+        let end = (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len());
+        let head = self.line.get(..end).unwrap_or_default();
+        // Quotes inside an id have a backslash before them: these six bytes are where it begins.
+        head.strip_suffix(encoded).is_some_and(|head| head.ends_with(b"\"id\":\""))
+    }
+
     /// The VM whose mailbox (`vm:<name>`) this was sent to. A name has nothing that JSON escapes.
     pub fn mailbox(&self) -> Option<&'a [u8]> {
         self.topic().strip_prefix(b"vm:")

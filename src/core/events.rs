@@ -1,14 +1,19 @@
 //! Observable signals: what happened, for files that people and scripts read.
 //!
-//! `handshakes/handshake-events.jsonl` has a record per handshake, `handshakes/bus-events.jsonl` one per
-//! back-pressure, timeout or disconnect, `logs/broker.log` the broker's own lines. Always holds: whoever
-//! signals never waits for the disk; what does not fit the queue is counted and said in `status`
-//! (invariant 11); each file rotates like a log. Owner: `broker.rs`; one thread writes.
+//! `handshakes/handshake-events.jsonl` has a record per handshake, `handshakes/bus-events.jsonl` one per signal of
+//! a session (`signals.rs`), `logs/broker.log` the broker's own lines. Always holds: whoever signals never waits
+//! for the disk; what does not fit the queue is counted and said in `status` (invariant 11); each file rotates
+//! like a log. Owner: `broker.rs`; one thread writes. Each session owns its [`Signals`].
 
+use super::clock;
+use super::counters::Counting;
+use super::identity::VmName;
 use super::limits::{LOG_BYTES, SIGNALS_QUEUED};
 use super::rotation::rotate;
+use super::signals::{Limiter, Signal, Verdict};
 use super::state_root::StateRoot;
 use serde::Serialize;
+use std::fmt::Display;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -17,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use tokio::time::Instant;
 
 /// One handshake, as `handshake-events.jsonl` has it.
 #[derive(Debug, Serialize)]
@@ -47,11 +53,57 @@ pub struct BusEvent<'a> {
     /// Which session; not its token.
     pub session: u64,
     /// Stable, kebab-case.
-    pub reason: &'a str,
-    /// `retry` or `disconnect`.
+    pub reason: &'static str,
+    /// What was done; one word, stable.
     pub action: &'static str,
+    /// How many before it were not said; not there when none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub folded: u64,
     /// For people.
     pub detail: &'a str,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// What one session signals: counted each time, said as a log line and a record unless it was said lately.
+#[derive(Debug)]
+pub struct Signals {
+    recorder: Arc<Recorder>,
+    vm: VmName,
+    session: u64,
+    limiter: Limiter,
+    since: Instant,
+}
+
+impl Signals {
+    /// Those of a session that begins, which is counted; `session` is its number in records.
+    pub fn new(recorder: Arc<Recorder>, vm: VmName, session: u64) -> Self {
+        recorder.counters.sessions_opened.fetch_add(1, Relaxed);
+        Signals { recorder, vm, session, limiter: Limiter::default(), since: Instant::now() }
+    }
+
+    /// Signals. The detail is not written out unless it is said. Behind the session's end there is nothing more to
+    /// signal, and nothing is.
+    pub fn say(&mut self, signal: Signal, detail: impl Display) {
+        let verdict = self.limiter.judge(signal, self.since.elapsed());
+        if verdict == Verdict::Over {
+            return;
+        }
+        let counters = &self.recorder.counters;
+        counters.signal(signal);
+        let Verdict::Say { folded } = verdict else {
+            counters.signals_folded.fetch_add(1, Relaxed);
+            return;
+        };
+        let (vm, session, detail) = (self.vm.as_str(), self.session, detail.to_string());
+        let (reason, action, detail) = (signal.reason(), signal.action(), detail.as_str());
+        let if_any = (folded > 0).then_some(folded);
+        tracing::info!(vm, session, reason, action, folded = if_any, detail, "session");
+        let timestamp = clock::wall_ms() / 1000;
+        self.recorder.bus_event(&BusEvent { timestamp, vm, session, reason, action, folded, detail });
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -71,6 +123,8 @@ enum Job {
 /// Takes signals and never waits.
 #[derive(Debug)]
 pub struct Recorder {
+    /// What the broker counts.
+    pub counters: Counting,
     queue: SyncSender<Job>,
     dropped: AtomicU64,
     reopen: Arc<AtomicBool>,
@@ -92,6 +146,7 @@ impl Recorder {
         let (queue, jobs) = sync_channel(SIGNALS_QUEUED);
         let reopen = Arc::<AtomicBool>::default();
         let recorder = Arc::new(Recorder {
+            counters: Counting::default(),
             queue,
             dropped: AtomicU64::new(0),
             reopen: reopen.clone(),

@@ -47,7 +47,7 @@ pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;
 /// A session's events enter the journal in batches that stop growing at this size, in bytes. A frame
 /// adds 512 KiB at most, so a batch always fits the smallest segment.
 pub const BATCH_BYTES: usize = 128 * 1024;
-/// One commit writes about this much before it syncs, in bytes.
+/// One commit takes whole rounds, a batch of every session that waits, until it has this much, in bytes.
 pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Frames for one feed are handed to its subscribers in pieces of so many events at the most …
 pub const CHUNK_EVENTS: usize = 256;
@@ -63,6 +63,9 @@ pub const CATCH_UP_READS: usize = 4;
 pub const ROUTER_BYTES: usize = 16 * 1024 * 1024;
 /// Topics whose subscribers are remembered; with one more all are looked up anew.
 pub const ROUTES_CACHED: usize = 4096;
+/// The bytes that one session may have under way are at most this part of what is free of those of all sessions:
+/// the 32nd. 64 sessions that flood settle at 43 MiB of 64, each the same, and 21 MiB are free for the others.
+pub const WINDOW_SHARE: usize = 32;
 /// Each log file rotates at this size …
 pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.
@@ -73,15 +76,24 @@ pub const REACHABLE_MS: i64 = 45_000;
 pub const UNRESPONSIVE_MS: i64 = 5_000;
 /// The most ranges of damage that status shows; the broker's log has them all.
 pub const DAMAGE_SHOWN: usize = 16;
+/// The most topics that status shows of a VM; how many more there are is said …
+pub const TOPICS_SHOWN: usize = 64;
+/// … and the most bytes of all VMs' topics; each VM has the same share, and room for one topic in any case.
+pub const TOPICS_SHOWN_BYTES: usize = 1024 * 1024;
 /// The events that `castra bus publish --jsonl` sends ahead of their acks; less than a session may have unacked,
 /// so that a broker never stops reading it …
 pub const PIPELINE_EVENTS: usize = 3072;
 /// … and their frames, in bytes.
 pub const PIPELINE_BYTES: usize = 768 * 1024;
+/// What `castra bus subscribe` has received and not yet printed or handed to its command, in bytes; then it
+/// receives no further.
+pub const FOLLOW_BYTES: usize = 1024 * 1024;
 /// The most findings that `castra verify` shows of the journal, and of each log; the rest is counted.
 pub const FINDINGS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
+/// The same signal of one session is said at most once in this time; what is folded is counted and said later.
+pub const SIGNAL_FOLD: Duration = Duration::from_secs(5 * 60);
 
 /// The bounds that can be set. `Limits::default()` is the documented table; what each may be set to stands in
 /// `config/table.rs`.

@@ -5,11 +5,12 @@
 //! ```text
 //! guest ──frames──▶ door ──▶ session ──▶ journal (group commit, fdatasync) ──▶ ack
 //!                                           │ committed batch
-//!                                           └──▶ per-VM logs, bus.log   (later: subscribers, groups, relays)
+//!                                           ├──▶ live subscribers
+//!                                           └──▶ per-VM logs, bus.log   (later: groups, relays)
 //! ```
 //!
-//! **The path of one published frame:** `wire/codec.rs` → `session.rs` → `journal/commit.rs` → `logs.rs`.
-//! Each names the next on its first line.
+//! **The path of one published frame:** `wire/codec.rs` → `session/mod.rs` → `journal/commit.rs` →
+//! `delivery/router.rs` → `delivery/subscription.rs`. Each names the next on its first line.
 //!
 //! **Who may import whom.** `app` imports `core`, never back. Doors use [`bus`], never the journal. Pure
 //! modules (`PURE` in `tests/tidy.rs`, and `wire`) read no file, no socket and no clock. `tests/tidy.rs` holds these
@@ -17,7 +18,7 @@
 //!
 //! **Invariants**, quoted by number where they are kept:
 //!
-//! 1. *Durable first.* No ack and no reader passes `durable_seq`: the last event covered by an fdatasync that
+//! 1. *Durable first.* No ack, no delivery and no reader passes `durable_seq`: the last event covered by an fdatasync that
 //!    returned 0.
 //! 2. *Acked is never lost.* After any crash, opening the state root shows every acked event, once, in order,
 //!    in the journal and in its VM's log. No door listens before that is done.
@@ -28,26 +29,31 @@
 //! 5. *Only the torn tail is cut.* What was known to be durable and is unreadable is damage: it is kept,
 //!    reported with its range, and never silently dropped.
 //! 6. *Everything is bounded.* Every queue, line, frame, table and wait has a limit in [`limits`].
-//! 7. *Slow means disk.* (With delivery.)
+//! 7. *Slow means disk.* A subscriber that cannot keep up reads the journal at its own pace. It never grows memory and
+//!    never delays anybody else.
 //! 8. *Status never asks.* `castra status` reads what the broker maintains; it never waits for it.
 //! 9. *Timers are monotonic.* Wall time is data; a clock step disconnects nobody.
 //! 10. *An identity is proven or it is only a name.*
 //! 11. *Views may fail, the journal goes on.* A view that cannot be written is counted, said, and rebuilt; it
 //!     never stops a commit.
 
+pub mod backoff;
 pub mod backup;
+pub mod bench;
 pub mod broker;
 pub mod burst;
 pub mod bus;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod counters;
 pub mod delivery;
 pub mod descriptors;
 pub mod door;
 pub mod end;
 pub mod event;
 pub mod events;
+pub mod follow;
 pub mod identity;
 pub mod ids;
 pub mod journal;
@@ -63,6 +69,8 @@ pub mod repair;
 pub mod rotation;
 pub mod service;
 pub mod session;
+pub mod signals;
+pub mod standing;
 pub mod state_root;
 pub mod status;
 pub mod status_file;

@@ -2,7 +2,7 @@
 //!
 //! A [`Round`] is frames that were taken together: their events in one batch, and an answer for each frame.
 //! Always holds: answers come in the order of their frames; a refusal counts against the session's window
-//! like an event, so that nothing a peer sends grows without bound (invariant 6). Pure. Owner: `session.rs`.
+//! like an event, so that nothing a peer sends grows without bound (invariant 6). Pure. Owner: the session.
 
 use super::event::Batch;
 use super::identity::VmName;

@@ -12,8 +12,9 @@
 //! command that publishes lines.
 
 use super::burst::{Burst, Sent};
-use super::client::{Ack, Client, ClientError, Receiver, Sender};
+use super::client::{Client, ClientError, Receiver, Sender};
 use super::limits::PIPELINE_BYTES;
+use super::wire::received::Ack;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;

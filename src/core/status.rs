@@ -1,18 +1,21 @@
 //! Freshness: which VM was heard of when. What the broker maintains and `castra status` shows.
 //!
 //! ```text
-//! sessions ──stamps──▶ VmTable ──every ≤ 1 s──▶ Snapshot ──status_file──▶ `report` ──▶ `castra status`
+//! sessions ──stamps, standings──▶ VmTable ──every ≤ 1 s──▶ Snapshot ──status_file──▶ `report` ──▶ `castra status`
 //! ```
 //!
 //! Always holds: nothing here reads a clock, a stamp is milliseconds of CLOCK_BOOTTIME and an age is
-//! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store. Pure. Owner: the
-//! broker owns the table; the command owns the report.
+//! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store; what a session stands
+//! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
+use super::counters::Counters;
 use super::identity::VmName;
+use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
+use super::standing::{Standing, Together};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// The version of what `castra status --json` prints.
 pub const SCHEMA: u32 = 1;
@@ -26,7 +29,7 @@ pub struct Vm {
     handshake: AtomicI64,
     publish: AtomicI64,
     heartbeat: AtomicI64,
-    sessions: AtomicU32,
+    sessions: Mutex<Vec<Arc<Standing>>>,
     in_flight: AtomicI64,
     capabilities: Mutex<Vec<String>>,
     changed: Arc<AtomicBool>,
@@ -39,7 +42,7 @@ impl Vm {
             handshake: AtomicI64::new(NEVER),
             publish: AtomicI64::new(NEVER),
             heartbeat: AtomicI64::new(NEVER),
-            sessions: AtomicU32::new(0),
+            sessions: Mutex::default(),
             in_flight: AtomicI64::new(0),
             capabilities: Mutex::default(),
             changed,
@@ -76,43 +79,66 @@ impl Vm {
 
     /// Begins a session, unless it has `limit` already.
     pub fn open_session(self: &Arc<Self>, limit: usize) -> Option<Presence> {
-        let more = |n: u32| ((n as usize) < limit).then_some(n + 1);
-        self.sessions.fetch_update(Relaxed, Relaxed, more).ok()?;
+        let standing = {
+            let mut sessions = self.sessions();
+            if sessions.len() >= limit {
+                return None;
+            }
+            let standing = Arc::new(Standing::new(self.changed.clone()));
+            sessions.push(standing.clone());
+            standing
+        };
         self.changed.store(true, Relaxed);
-        Some(Presence(self.clone()))
+        Some(Presence { vm: self.clone(), standing })
     }
 
-    fn record(&self) -> VmRecord {
+    fn sessions(&self) -> MutexGuard<'_, Vec<Arc<Standing>>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, head_seq: u64, topic_bytes: usize) -> VmRecord {
         let stamp = |at: &AtomicI64| Some(at.load(Relaxed)).filter(|at| *at != NEVER);
+        let sessions = self.sessions();
+        let Together { topics, topics_more, queued, lag } = Together::of(&sessions, head_seq, topic_bytes);
         VmRecord {
             name: self.name.as_str().to_owned(),
             handshake: stamp(&self.handshake),
             publish: stamp(&self.publish),
             heartbeat: stamp(&self.heartbeat),
-            sessions: self.sessions.load(Relaxed),
+            sessions: u32::try_from(sessions.len()).unwrap_or(u32::MAX),
             in_flight: self.in_flight.load(Relaxed).max(0) as u64,
             capabilities: self.capabilities.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            // Nobody subscribes before there is delivery: no topics, no queue, no lag.
-            ..VmRecord::default()
+            topics,
+            topics_more,
+            queued,
+            lag,
         }
     }
 }
 
-/// A session of a VM, as long as it lives.
+/// One session of a VM, as long as it lives.
 #[derive(Debug)]
-pub struct Presence(Arc<Vm>);
+pub struct Presence {
+    vm: Arc<Vm>,
+    standing: Arc<Standing>,
+}
 
 impl Presence {
     /// Whose.
     pub fn vm(&self) -> &Arc<Vm> {
-        &self.0
+        &self.vm
+    }
+
+    /// Where this session stands; to be told.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.standing
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Relaxed);
-        self.0.changed.store(true, Relaxed);
+        self.vm.sessions().retain(|standing| !Arc::ptr_eq(standing, &self.standing));
+        self.vm.changed.store(true, Relaxed);
     }
 }
 
@@ -158,7 +184,7 @@ impl VmTable {
         }
         let mut vms = self.vms.write().unwrap_or_else(PoisonError::into_inner);
         if vms.len() >= self.limit && !vms.contains_key(name) {
-            let gone = vms.values().filter(|vm| vm.sessions.load(Relaxed) == 0);
+            let gone = vms.values().filter(|vm| !is_held(vm));
             let gone = gone.min_by_key(|vm| vm.handshake.load(Relaxed))?.name.clone();
             vms.remove(&gone);
         }
@@ -177,8 +203,7 @@ impl VmTable {
     pub fn forget(&self, name: &VmName) -> Forgotten {
         let mut vms = self.vms.write().unwrap_or_else(PoisonError::into_inner);
         let Some(vm) = vms.get(name) else { return Forgotten::Unknown };
-        // Whoever holds it besides the table has a session of it or is just opening one.
-        if Arc::strong_count(vm) > 1 {
+        if is_held(vm) {
             return Forgotten::HasSessions;
         }
         vms.remove(name);
@@ -191,10 +216,11 @@ impl VmTable {
         self.changed.swap(false, Relaxed)
     }
 
-    /// Every VM, by name.
-    pub fn records(&self) -> Vec<VmRecord> {
+    /// Every VM, by name, while `head_seq` is the newest event.
+    pub fn records(&self, head_seq: u64) -> Vec<VmRecord> {
         let vms = self.vms.read().unwrap_or_else(PoisonError::into_inner);
-        let mut records: Vec<VmRecord> = vms.values().map(|vm| vm.record()).collect();
+        let share = (TOPICS_SHOWN_BYTES / vms.len().max(1)).max(TOPIC_BYTES);
+        let mut records: Vec<VmRecord> = vms.values().map(|vm| vm.record(head_seq, share)).collect();
         records.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         records
     }
@@ -216,6 +242,11 @@ impl VmTable {
     }
 }
 
+/// Whoever holds a VM besides the table has a session of it or is just opening one.
+fn is_held(vm: &Arc<Vm>) -> bool {
+    Arc::strong_count(vm) > 1
+}
+
 /// A VM as the status file has it; stamps are CLOCK_BOOTTIME milliseconds. What an older broker did not
 /// write yet is as if it were nothing.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -230,6 +261,7 @@ pub struct VmRecord {
     pub in_flight: u64,
     pub capabilities: Vec<String>,
     pub topics: Vec<String>,
+    pub topics_more: u64,
     pub queued: u64,
     pub lag: u64,
 }
@@ -314,6 +346,9 @@ pub struct Snapshot {
     pub journal: JournalStatus,
     /// Signals that were dropped because their queue was full.
     pub signals_dropped: u64,
+    /// What it counted since it started. An older broker counted nothing.
+    #[serde(default)]
+    pub counters: Counters,
     /// Why the logs are not being written, if so.
     pub logs_stalled: Option<String>,
     /// The VMs.
@@ -362,8 +397,56 @@ pub(super) mod tests {
         assert!(table.knows(&name("old")) && table.knows(&name("third")) && !table.knows(&name("young")));
         let held = table.enter(&name("third"), 4).unwrap().open_session(1);
         assert!(held.is_some() && table.enter(&name("fourth"), 5).is_none(), "all have sessions");
-        drop(presence);
+        drop((presence, old));
         assert!(table.enter(&name("fourth"), 6).is_some() && !table.knows(&name("old")));
+    }
+
+    #[test]
+    fn what_a_session_stands_for_goes_with_it() {
+        let table = VmTable::new(9);
+        let vm = table.enter(&name("dev"), 1).unwrap();
+        let sessions: Vec<Presence> = (0..3).map(|_| vm.open_session(3).unwrap()).collect();
+        assert!(vm.open_session(3).is_none());
+        for (n, topic) in ["b", "a", "b"].into_iter().enumerate() {
+            sessions[n].standing().topics(vec![topic.into()]);
+            sessions[n].standing().queued(10);
+            sessions[n].standing().behind(Some(98 + n as u64));
+        }
+        let shown = || {
+            let record = table.records(100).remove(0);
+            (record.sessions, record.topics.join(" "), record.queued, record.lag)
+        };
+        assert_eq!(shown(), (3, "a b".into(), 30, 3));
+        // Who still holds its standing shows nothing of it.
+        let held = sessions[0].standing().clone();
+        let mut sessions = sessions.into_iter();
+        table.take_changed();
+        drop(sessions.next());
+        assert!(table.take_changed());
+        held.queued(1_000);
+        assert_eq!(shown(), (2, "a b".into(), 20, 2));
+        drop(sessions.next());
+        assert_eq!(shown(), (1, "b".into(), 10, 1));
+        drop(sessions);
+        assert_eq!(shown(), (0, "".into(), 0, 0));
+        assert!(vm.open_session(1).is_some(), "its places are free again");
+    }
+
+    #[test]
+    fn many_vms_with_many_topics_fit_the_status() {
+        let table = VmTable::new(10_000);
+        let topics: Vec<Box<str>> = (0..64).map(|n| format!("{n:0>250}").into()).collect();
+        let enter = |n: usize| {
+            let presence = table.enter(&name(&format!("vm-{n}")), 1).unwrap().open_session(1).unwrap();
+            presence.standing().topics(topics.clone());
+            presence
+        };
+        let few: Vec<Presence> = (0..60).map(enter).collect();
+        assert!(table.records(0).iter().all(|vm| vm.topics.len() == 64 && vm.topics_more == 0));
+        let many: Vec<Presence> = (60..10_000).map(enter).collect();
+        let records = table.records(0);
+        assert!(records.iter().all(|vm| vm.topics.len() == 1 && vm.topics_more == 63));
+        drop((few, many));
     }
 
     #[test]
@@ -388,7 +471,7 @@ pub(super) mod tests {
 
         let later = VmTable::new(9);
         later.remember(&snapshot.vms, 10_000, |stamp| snapshot.age(stamp, &now(1_500, 1, "a")));
-        assert_eq!(later.records()[0].handshake, Some(9_200));
+        assert_eq!(later.records(0)[0].handshake, Some(9_200));
     }
 
     /// What a broker with pid 7 on boot "a" would write.
@@ -406,8 +489,9 @@ pub(super) mod tests {
             listeners: Vec::new(),
             journal: JournalStatus::default(),
             signals_dropped: 0,
+            counters: Counters::default(),
             logs_stalled: None,
-            vms: table.records(),
+            vms: table.records(0),
         }
     }
 }

@@ -58,10 +58,15 @@ impl StatusWriter {
     /// somebody removed it.
     ///
     /// # Errors
-    /// A write failed, or there is no room for larger slots; the other slot says what it said.
+    /// A write failed, there is no room for larger slots, or the snapshot is larger than a slot may be; the other
+    /// slot says what it said.
     pub fn write(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         let mut bytes = vec![0; HEAD];
         serde_json::to_writer(&mut bytes, snapshot)?;
+        if bytes.len() > SLOT_MAX {
+            // A file that no reader takes would be worse than an old one.
+            return Err(io::Error::other(format!("{} bytes are more than it may have", bytes.len())));
+        }
         let sequence = self.sequence + 1;
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..16].copy_from_slice(&sequence.to_le_bytes());

@@ -5,6 +5,7 @@
 //! Owner: `broker.rs`; one thread writes.
 
 use super::clock;
+use super::counters::Counters;
 use super::events::Recorder;
 use super::journal::Journal;
 use super::limits::DAMAGE_SHOWN;
@@ -77,8 +78,9 @@ impl StatusKeeper {
             listeners: Vec::new(),
             journal,
             signals_dropped: 0,
+            counters: Counters::default(),
             logs_stalled: None,
-            vms: vms.records(),
+            vms: vms.records(0),
         };
         let mut writer = StatusWriter::open(root)?;
         writer.write(&snapshot)?;
@@ -161,9 +163,10 @@ impl StatusKeeper {
         if !changed {
             return true;
         }
-        snapshot.signals_dropped = self.recorder.dropped();
+        (snapshot.signals_dropped, snapshot.counters) =
+            (self.recorder.dropped(), self.recorder.counters.read());
         (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
-        snapshot.vms = self.vms.records();
+        snapshot.vms = self.vms.records(snapshot.journal.head_seq);
         let written = writer.write(snapshot);
         match &written {
             Err(error) if !*write_failed => tracing::error!(%error, "status: cannot be written"),

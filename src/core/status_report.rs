@@ -3,6 +3,7 @@
 //! Always holds: a broker that does not run, or does not answer, has no session and reaches no VM; nothing
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
+use super::counters::Counters;
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::state_root::Holder;
 use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
@@ -33,6 +34,7 @@ pub struct BrokerReport {
     pub journal: JournalStatus,
     pub logs_stalled: Option<String>,
     pub signals_dropped: u64,
+    pub counters: Counters,
 }
 
 /// One VM of a [`Report`].
@@ -47,6 +49,7 @@ pub struct VmReport {
     pub sessions: u32,
     pub bus_subscribed: bool,
     pub topics: Vec<String>,
+    pub topics_more: u64,
     pub last_publish_age_ms: Option<i64>,
     pub last_heartbeat_age_ms: Option<i64>,
     pub queued: u64,
@@ -76,6 +79,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 journal: JournalStatus::default(),
                 logs_stalled: None,
                 signals_dropped: 0,
+                counters: Counters::default(),
             },
             reachable: false,
             last_handshake_vm: None,
@@ -107,6 +111,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 sessions: if runs { vm.sessions } else { 0 },
                 bus_subscribed: runs && !vm.topics.is_empty(),
                 topics: if runs { vm.topics.clone() } else { Vec::new() },
+                topics_more: if runs { vm.topics_more } else { 0 },
                 last_publish_age_ms: age(vm.publish),
                 last_heartbeat_age_ms: age(vm.heartbeat),
                 queued: if runs { vm.queued } else { 0 },
@@ -129,6 +134,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             journal: snapshot.journal.clone(),
             logs_stalled: snapshot.logs_stalled.clone(),
             signals_dropped: snapshot.signals_dropped,
+            counters: snapshot.counters.clone(),
         },
         reachable: vms.iter().any(|vm| vm.reachable),
         last_handshake_vm: last.map(|vm| vm.name.clone()),

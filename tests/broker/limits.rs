@@ -131,6 +131,14 @@ fn who_never_reads_its_acks_is_cut_off_and_stops_nobody() {
     for (i, seconds) in [(1, 2), (2, 5), (3, 9)] {
         assert!((seconds - 1..=seconds + 3).contains(&(at[i] - at[0])), "{at:?}");
     }
+    assert!(events.iter().all(|r| r.get("folded").is_none()), "each was said: {events:?}");
+    let counters = eventually("the counters", || {
+        let counters = broker.status()["broker"]["counters"].take();
+        (counters["disconnects"]["slow-consumer"] == 1).then_some(counters)
+    });
+    assert_eq!((&counters["write_retries"], &counters["signals_folded"]), (&json!(3), &json!(0)));
+    let table = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    assert!(table.contains("\nsince its start: slow consumers closed 1\n"), "{table}");
     eventually("the end of its session", || {
         let status = broker.status();
         let vms = status["vms"].as_array()?;

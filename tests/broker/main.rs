@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bench;
 mod config;
 mod drain;
 mod exit_codes;
@@ -23,10 +24,15 @@ mod publish_lost;
 mod refusals;
 mod sentences;
 mod service;
+mod signals;
 mod start;
 mod status;
 mod status_cli;
 mod subscribe;
+mod subscribe_cli;
+mod subscribe_cli_broker;
+mod subscribe_cli_exec;
+mod subscribe_cli_resume;
 mod subscribe_ends;
 mod tail;
 mod tail_cursor;

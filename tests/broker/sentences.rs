@@ -14,7 +14,7 @@ fn run(root: &Path, args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 /// The commands that look at a state root.
-const COMMANDS: [&[&str]; 8] = [
+const COMMANDS: [&[&str]; 9] = [
     &["status"],
     &["vm", "forget", "web"],
     &["bus", "publish", "t"],
@@ -23,6 +23,7 @@ const COMMANDS: [&[&str]; 8] = [
     &["verify"],
     &["verify", "--repair-logs"],
     &["backup", "copy"],
+    &["bench", "publish"],
 ];
 
 #[test]

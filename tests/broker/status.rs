@@ -67,6 +67,7 @@ fn a_running_broker_shows_itself_and_its_vms() {
     assert_eq!(
         keys(own),
         [
+            "counters",
             "journal",
             "listeners",
             "logs_stalled",
@@ -103,7 +104,7 @@ fn a_running_broker_shows_itself_and_its_vms() {
     assert_eq!(
         second,
         json!({"name":"second","reachable":true,"last_handshake_age_ms":null,"capabilities":["bus-v1"],"identity":"name",
-               "sessions":1,"bus_subscribed":false,"topics":[],"last_publish_age_ms":null,"last_heartbeat_age_ms":null,
+               "sessions":1,"bus_subscribed":false,"topics":[],"topics_more":0,"last_publish_age_ms":null,"last_heartbeat_age_ms":null,
                "queued":0,"lag":0,"in_flight":0})
     );
     let first = &shown["vms"][0];

@@ -199,9 +199,7 @@ fn who_never_reads_is_closed_and_harms_nobody() {
         signals.iter().filter(|r| r["reason"] == reason).map(|r| r["action"].as_str().unwrap()).collect()
     };
     assert_eq!(of("slow-consumer"), ["retry", "disconnect"], "{signals:?}");
-    // The kernel takes some until it is full, too.
-    let pressed = of("back-pressure");
-    assert_eq!((pressed.first(), pressed.last()), (Some(&"entered"), Some(&"entered")), "{signals:?}");
+    assert_eq!(of("back-pressure").first(), Some(&"entered"), "{signals:?}");
     // What it can still read are whole frames, but for the last.
     let mut seqs = Vec::new();
     while let Some(event) = stuck.receive() {

@@ -33,6 +33,24 @@ fn drawn(text: &str) -> Vec<&str> {
 }
 
 #[test]
+fn a_bench_draws_what_it_counts() {
+    const NAME: &str = "a_bench_draws_what_it_counts";
+    if !has("script", &["--version"]) {
+        return skip(NAME, "script is not installed");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let program = env!("CARGO_BIN_EXE_castra");
+    let line = format!("'{program}' --state-root '{}' bench publish --duration 700ms", broker.root.display());
+    let output = on_terminal(&line).stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let lines = drawn(&text);
+    assert!(lines.iter().all(|line| line.starts_with("bench: ")), "{text:?}");
+    assert!(lines.iter().any(|line| line.contains(" of 700ms, ") && line.contains(" acked")), "{text:?}");
+}
+
+#[test]
 fn verify_and_backup_draw_on_a_terminal_alone() {
     const NAME: &str = "verify_and_backup_draw_on_a_terminal_alone";
     if !has("script", &["--version"]) {

@@ -3,14 +3,18 @@
 use crate::markdown::{Block, blocks, code, hex, kebab_literals, read, root, table, ticked};
 use bytes::BytesMut;
 use castra::core::config::{SETTINGS, Setting, Settings};
+use castra::core::counters::Counters;
 use castra::core::end::End;
 use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
 use castra::core::limits;
 use castra::core::refusal::Refusal;
+use castra::core::session::state::{Input, State};
+use castra::core::signals::Signal;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
+use castra::core::wire::subscribe;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_util::codec::Decoder;
@@ -18,17 +22,23 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 16] = [
     "src/core/bus.rs",
     "src/core/event.rs",
     "src/core/identity.rs",
-    "src/core/session.rs",
+    "src/core/session/mod.rs",
+    "src/core/session/publishing.rs",
+    "src/core/session/subscribing.rs",
+    "src/core/delivery/mod.rs",
+    "src/core/delivery/subscription.rs",
     "src/core/owed.rs",
     "src/core/end.rs",
+    "src/core/signals.rs",
     "src/core/door/mod.rs",
     "src/core/wire/codec.rs",
     "src/core/wire/frame.rs",
     "src/core/wire/handshake.rs",
+    "src/core/wire/subscribe.rs",
 ];
 
 #[test]
@@ -56,6 +66,10 @@ fn every_hex_example_decodes_to_what_it_says() {
         "hello",
         "publish",
         "events",
+        "subscribe",
+        "unsubscribe",
+        "event",
+        "gap",
         "heartbeat",
         "forget",
         "ack ok",
@@ -114,6 +128,18 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
                     refused.unwrap_or_else(|| panic!("{DOC}:{}: no frame before gets {want}", said.line));
                 frame::error_ack(&mut again, kind, &refusal, value["seq"].as_u64());
             }
+            ("event", _) => {
+                seen.insert("event".into());
+                let head = subscribe::event_head(text("sub"));
+                let line =
+                    want.replacen(&format!(r#""type":"event","sub":"{}","#, text("sub")), "", 1) + "\n";
+                subscribe::event(&mut again, &head, line.as_bytes());
+            }
+            ("gap", _) => {
+                seen.insert("gap".into());
+                let number = |field: &str| value[field].as_u64().unwrap();
+                subscribe::gap(&mut again, &subscribe::event_head(text("sub")), number("from"), number("to"));
+            }
             ("close", _) => {
                 seen.insert("close".into());
                 frame::close(&mut again, text("reason"), value["retry_after_ms"].as_u64().unwrap());
@@ -134,6 +160,14 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
     match ack["ack"].as_str().unwrap() {
         "heartbeat" => return frame::heartbeat_ack(out),
         "forget" => return frame::forget_ack(out),
+        "unsubscribe" => return subscribe::unsubscribe_ack(out, ack["sub"].as_str().unwrap()),
+        "subscribe" => {
+            let gap = ack["gap"]
+                .as_object()
+                .map(|gap| (gap["from"].as_u64().unwrap(), gap["to"].as_u64().unwrap()));
+            let (sub, next) = (ack["sub"].as_str().unwrap(), ack["next_seq"].as_u64().unwrap());
+            return subscribe::subscribe_ack(out, sub, next, gap);
+        }
         _ => {}
     }
     if let Some(seqs) = ack["seqs"].as_array() {
@@ -229,6 +263,11 @@ fn codes_and_reasons_are_those_of_the_code() {
         ("src/core/bus.rs", "Refusal::new(", "Refusals"),
         ("src/core/event.rs", "Refusal::new(", "Refusals"),
         ("src/core/wire/frame.rs", "Refusal::new(", "Refusals"),
+        ("src/core/wire/subscribe.rs", "Refusal::new(", "Refusals"),
+        ("src/core/delivery/mod.rs", "Refusal::new(", "Refusals"),
+        ("src/core/delivery/subscription.rs", "Refusal::new(", "Refusals"),
+        ("src/core/session/subscribing.rs", "Refusal::new(", "Refusals"),
+        ("src/core/identity.rs", "Refusal::new(", "Refusals"),
     ] {
         for code in literals_behind(path, marker) {
             assert!(column(title).contains(&code), "{path}: {code:?} is not in {DOC}, {title}");
@@ -236,6 +275,39 @@ fn codes_and_reasons_are_those_of_the_code() {
     }
     let names: BTreeSet<String> = column("Close reasons");
     assert_eq!(names, literals_behind("src/core/end.rs", "End::"), "{DOC}, Close reasons, and End::reason");
+}
+
+#[test]
+fn signals_are_those_of_the_code() {
+    let said = |signal: Signal| (signal.reason().to_owned(), signal.action().to_owned());
+    let ends = table(&read(DOC), "Signals").pop().unwrap();
+    assert_eq!((ends[0].as_str(), ticked(&ends[1])), ("a close reason", "disconnect"));
+    for end in [End::PeerClosed, End::HeartbeatTimeout, End::JournalFailed] {
+        assert_eq!(said(Signal::Ended(end)), (end.reason().to_owned(), "disconnect".to_owned()));
+    }
+    let listed: Vec<(String, String)> = table(&read(DOC), "Signals")
+        .iter()
+        .filter(|row| row[0].starts_with('`'))
+        .map(|row| (ticked(&row[0]).to_owned(), ticked(&row[1]).to_owned()))
+        .collect();
+    let signals =
+        [Signal::HeartbeatSent, Signal::BackPressureEntered, Signal::BackPressureLeft, Signal::WriteRetry(0)];
+    assert_eq!(listed, signals.map(said));
+    for signal in signals {
+        match signal {
+            Signal::HeartbeatSent
+            | Signal::BackPressureEntered
+            | Signal::BackPressureLeft
+            | Signal::WriteRetry(_)
+            | Signal::Ended(_) => {} // A new one goes here, above, and into the table.
+        }
+    }
+    // Each way to end has a counter of its name.
+    let counted = serde_json::to_value(Counters::<u64>::default()).unwrap();
+    let counted: BTreeSet<&str> =
+        counted["disconnects"].as_object().unwrap().keys().map(String::as_str).collect();
+    let reasons = table(&read(DOC), "Close reasons");
+    assert_eq!(counted, reasons.iter().map(|row| ticked(&row[0])).collect());
 }
 
 /// The first literals behind each `marker` (`End::X => "x"`, `Refusal::new("x"`), on its line or the next.
@@ -251,6 +323,29 @@ fn literals_behind(path: &str, marker: &str) -> BTreeSet<String> {
     }
     assert!(!found.is_empty(), "{path}: nothing behind {marker:?}");
     found
+}
+
+/// Every row of the table is what the enum does, and everything the enum does is a row.
+#[test]
+fn the_sessions_states_are_those_of_the_enum() {
+    let rows = table(&read(DOC), "The session");
+    let rows: Vec<_> = rows.into_iter().filter(|row| row.len() == 3 && row[0] != "–").collect();
+    let mut inputs = vec![
+        (Input::Granted, "a hello with".to_owned()),
+        (Input::Refused, "any other hello".to_owned()),
+        (Input::Settled, "the acks that were owed are sent".to_owned()),
+        (Input::Closed, "`close` is sent".to_owned()),
+    ];
+    inputs.extend(End::ALL.map(|end| (Input::Ended(end), format!("`{}`", end.reason()))));
+    for state in State::ALL {
+        for (input, words) in &inputs {
+            let row = rows.iter().find(|row| {
+                row[0].split(", ").any(|name| name == state.as_str()) && row[1].contains(words.as_str())
+            });
+            let next = row.map_or(state.as_str(), |row| row[2].as_str());
+            assert_eq!(state.next(*input).as_str(), next, "{DOC}, The session: {state:?}, {input:?}");
+        }
+    }
 }
 
 #[test]
@@ -276,13 +371,27 @@ fn limits_are_those_of_limits_rs() {
         ("ACCEPT_QUEUE", limits::ACCEPT_QUEUE as u64),
         ("PIPELINE_EVENTS", limits::PIPELINE_EVENTS as u64),
         ("PIPELINE_BYTES", limits::PIPELINE_BYTES as u64),
+        ("FOLLOW_BYTES", limits::FOLLOW_BYTES as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
+        ("SUB_BYTES", limits::SUB_BYTES as u64),
+        ("PATTERNS", limits::PATTERNS as u64),
+        ("CHUNK_EVENTS", limits::CHUNK_EVENTS as u64),
+        ("CHUNK_BYTES", limits::CHUNK_BYTES as u64),
+        ("OUTPUT_BYTES", limits::OUTPUT_BYTES as u64),
+        ("CATCH_UP_BYTES", limits::CATCH_UP_BYTES as u64),
+        ("CATCH_UP_READS", limits::CATCH_UP_READS as u64),
+        ("ROUTER_BYTES", limits::ROUTER_BYTES as u64),
+        ("ROUTES_CACHED", limits::ROUTES_CACHED as u64),
         ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),
         ("BATCH_BYTES", limits::BATCH_BYTES as u64),
         ("COMMIT_BYTES", limits::COMMIT_BYTES as u64),
+        ("WINDOW_SHARE", limits::WINDOW_SHARE as u64),
         ("LOG_BYTES", limits::LOG_BYTES),
         ("LOG_FILES", u64::from(limits::LOG_FILES)),
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
+        ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
+        ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),
+        ("TOPICS_SHOWN_BYTES", limits::TOPICS_SHOWN_BYTES as u64),
     ]
     .into();
     // What can be set is in the table of settings, under its own name: so a limit that is not there is found.

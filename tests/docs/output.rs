@@ -77,7 +77,8 @@ fn a_field_of_status_keeps_its_name_and_type() {
     insta::assert_snapshot!("status-table", without_ages(&text));
     // Every field is in the help.
     let help = String::from_utf8(castra().args(["status", "--help"]).output().unwrap().stdout).unwrap();
-    for names in [&shown, &shown["broker"], &shown["broker"]["journal"], &shown["vms"][0]] {
+    let broker = &shown["broker"];
+    for names in [&shown, broker, &broker["journal"], &broker["counters"], &shown["vms"][0]] {
         for name in names.as_object().unwrap().keys().filter(|name| !["broker", "vms"].contains(&&***name)) {
             assert!(help.contains(name.as_str()), "status --help does not say what {name} is");
         }
@@ -101,6 +102,9 @@ fn sentences_that_help() {
         &["bus", "tail", "a*"],
         &["bus", "tail", "--since", "yesterday"],
         &["bus", "tail", "--since", "1m", "--until", "2m"],
+        &["bus", "subscribe"],
+        &["bus", "subscribe", "--from", "soon"],
+        &["bus", "subscribe", "--broker", "7070", "--vm", "web"],
         &["logs"],
         &["verify"],
         &["backup", "/proc/x"],

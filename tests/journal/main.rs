@@ -6,15 +6,17 @@
 //! behind it stand at most the first of the batch under way, whole publishes only, and nothing that was
 //! refused; what was served once is served again after the next crash. Live readers never pass the acks.
 //!
-//! `sim.rs` is the disk, `model.rs` the check, `history.rs` the lives; `damage.rs` and `whole.rs` are tests of
-//! their own. `CASTRA_CRASH_POINTS=n` checks more; `CASTRA_SEED=n` replays one history (or damaged journal).
+//! `sim.rs` is the disk, `model.rs` the check, `history.rs` the lives; `damage.rs`, `lookup.rs`, `turns.rs` and `whole.rs`
+//! are tests of their own. `CASTRA_CRASH_POINTS=n` checks more; `CASTRA_SEED=n` replays one history (or damaged journal).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod damage;
 mod history;
+mod lookup;
 mod model;
 mod sim;
+mod turns;
 mod whole;
 
 use history::{Plan, history};

@@ -101,7 +101,7 @@ fn start(disk: &SimDisk, bytes: u64) -> Running {
 fn publish(journal: &Journal, rng: &mut Rng) -> Result<(u64, usize), NotCommitted> {
     let (batch, _) = draw_batch(rng, 2000);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-    let outcome = journal.submit(batch, permit).blocking_recv();
+    let outcome = journal.submit(rng.below(3), batch, permit).blocking_recv();
     outcome.unwrap_or(Err(NotCommitted::Unknown)).map(|receipt| (receipt.first_seq, receipt.batch.len()))
 }
 

@@ -6,6 +6,7 @@
 use super::failure::exit_of;
 use crate::app::failure::{Exit, Failure};
 use crate::app::terminal::Progress;
+use crate::app::words::grouped;
 use crate::core::event::string_body;
 use crate::core::pipeline::{Fate, Settled, Window};
 use std::io::{self, IsTerminal, Write};
@@ -149,11 +150,4 @@ impl Printer {
             });
         }
     }
-}
-
-/// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
-    String::from_utf8_lossy(&groups.join(&b',')).into_owned()
 }

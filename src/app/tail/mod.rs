@@ -6,7 +6,7 @@
 mod cursor;
 pub mod event_text;
 pub mod range;
-mod standing;
+pub mod standing;
 
 use super::status::look;
 use super::{Exit, Failure};

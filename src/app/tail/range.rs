@@ -3,16 +3,13 @@
 //! Always holds: what cannot be understood is refused before anything is printed. Owner: `mod.rs`.
 
 use crate::app::failure::{Exit, Failure};
-use crate::app::given::{grep, vm_name};
+use crate::app::given::{self, grep, pattern, vm_name};
 use crate::cli::TailArgs;
-use crate::core::clock;
 use crate::core::state_root::StateRoot;
 use crate::core::tail::chain::{Chain, Look, Place};
 use crate::core::tail::filter::Filter;
 use crate::core::tail::line::EventLine;
 use crate::core::tail::when::When;
-use crate::core::topic::Pattern;
-use jiff::tz::TimeZone;
 use std::io;
 use std::path::PathBuf;
 
@@ -45,17 +42,12 @@ impl Range {
             None => "bus".to_owned(),
             Some(vm) => vm_name(vm)?.to_string(),
         };
-        let pattern = |text: &String| {
-            let why = |e| format!("{text:?} is no topic and no pattern: {e}");
-            Pattern::parse(text).map_err(|e| Failure::new(Exit::BadData, "bad-pattern", why(e)))
-        };
         let filter = Filter {
-            patterns: args.patterns.iter().map(pattern).collect::<Result<_, _>>()?,
+            patterns: args.patterns.iter().map(|text| pattern(text)).collect::<Result<_, _>>()?,
             grep: args.grep.as_deref().map(grep).transpose()?,
         };
-        let (now, zone) = (clock::wall_ms(), TimeZone::system());
         let when = |flag: &str, text: &Option<String>| {
-            let parsed = text.as_deref().map(|text| When::parse(text, now, &zone)).transpose();
+            let parsed = text.as_deref().map(given::when).transpose();
             parsed.map_err(|e| Failure::new(Exit::BadData, "bad-time", format!("{flag}: {e}")))
         };
         let (since, until) = (when("--since", &args.since)?, when("--until", &args.until)?);

@@ -5,14 +5,11 @@
 //! `mod.rs`.
 
 use crate::app::status::look;
-use crate::app::words::age;
+use crate::app::words::{age, list};
 use crate::core::state_root::StateRoot;
 use crate::core::status::State;
 use crate::core::status_report::Report;
 use std::io::{self, Write};
-
-/// So many subscriptions are named at the most.
-const NAMED: usize = 8;
 
 /// What a line is about; its ages aside.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,12 +89,4 @@ impl Standing {
 pub fn say(line: &str) {
     // Nobody may be reading.
     let _ = writeln!(io::stderr(), "castra: {line}");
-}
-
-fn list(topics: &[String]) -> String {
-    match topics.len() {
-        0 => "nothing".to_owned(),
-        n if n <= NAMED => topics.join(" "),
-        n => format!("{} and {} more", topics[..NAMED].join(" "), n - NAMED),
-    }
 }

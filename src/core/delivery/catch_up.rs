@@ -16,9 +16,9 @@ pub struct Step {
     /// Frames, in order.
     pub frames: Vec<u8>,
     /// How many of them are events.
-    pub events: usize,
+    pub events: u64,
     /// How many of them say that something is gone.
-    pub gaps: usize,
+    pub gaps: u64,
     /// Everything before this seq was looked at.
     pub next: u64,
     /// It is the end of what is durable.

@@ -61,7 +61,7 @@ impl Delivery {
     /// Where a subscription that begins at `from` begins.
     ///
     /// # Errors
-    /// `seq-ahead`, `unknown-id`, `journal-unreadable`.
+    /// `seq-ahead`; `unknown-id`; `journal-unreadable`.
     pub async fn begin(&self, from: &From) -> Result<Beginning, Refusal> {
         let map = self.journal.map();
         let (first, head) = (map.first_seq(), map.durable_seq());
@@ -75,7 +75,51 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => Ok(Beginning { next: first, gap: Some((*seq, first - 1)) }),
             From::Seq(seq) => at(*seq),
-            From::Ts(_) | From::Id(_) => at(head + 1),
+            From::Ts(ts) => {
+                let ts = *ts;
+                let found = self.look_up(move |journal| journal.seq_at(ts)).await?;
+                Ok(Beginning { next: found.seq, gap: found.gap })
+            }
+            From::Id(id) => {
+                let wanted = id.clone();
+                match self.look_up(move |journal| journal.seq_after_id(&wanted)).await? {
+                    Some(next) => at(next),
+                    None => Err(Refusal::new(
+                        "unknown-id",
+                        format!("the journal has no event of the id '{id:.64}'"),
+                    )),
+                }
+            }
+        }
+    }
+
+    /// Looks something up in the journal, when its turn comes.
+    async fn look_up<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Journal) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let journal = self.journal.clone();
+        self.when_free(move || look(&journal)).await.map_err(|error| {
+            tracing::error!(%error, "journal: cannot be read to find where a subscription begins");
+            Refusal::new("journal-unreadable", format!("the journal cannot be read: {error}"))
+        })
+    }
+
+    /// Runs what blocks, when its turn comes.
+    fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
+        &self,
+        read: F,
+    ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {
+        let reads = self.reads.clone();
+        async move {
+            // Held until the read is done, also when nobody waits for it any more.
+            let permit = reads.acquire_owned().await;
+            let run = move || {
+                let result = read();
+                drop(permit);
+                result
+            };
+            tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
         }
     }
 
@@ -85,20 +129,13 @@ impl Delivery {
         plan: Plan,
         mark: Option<Mark>,
     ) -> impl Future<Output = io::Result<Step>> + Send + use<> {
-        let (journal, reads) = (self.journal.clone(), self.reads.clone());
-        async move {
-            // Held until the read is done, also when nobody waits for it any more.
-            let permit = reads.acquire_owned().await;
-            let read = move || {
-                let mut reader = journal.reader(plan.at);
-                if let Some(mark) = mark {
-                    reader.resume(mark)?;
-                }
-                let step = catch_up::read(&mut reader, &plan);
-                drop(permit);
-                step
-            };
-            tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
-        }
+        let journal = self.journal.clone();
+        self.when_free(move || {
+            let mut reader = journal.reader(plan.at);
+            if let Some(mark) = mark {
+                reader.resume(mark)?;
+            }
+            catch_up::read(&mut reader, &plan)
+        })
     }
 }

@@ -97,6 +97,11 @@ impl Subscriptions {
         Some(self.list.remove(i))
     }
 
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Subscription> {
         self.list.iter()

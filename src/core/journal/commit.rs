@@ -1,17 +1,20 @@
-//! The commit thread: group commit. Next: `delivery/router.rs`, for now `logs.rs`.
+//! The commit thread: group commit. Next: `delivery/router.rs`.
 //!
-//! It drains what is waiting, one write, one fdatasync, then releases the acks in order; whatever arrives
-//! meanwhile is the next commit. So a commit costs the same for one VM as for a thousand. Always holds: a
-//! reply says durable only after the fdatasync (invariant 1); after a failed one every waiting publisher is
-//! told `outcome-unknown`, once, and the process ends (invariant 3). Owner: [`super::Journal`].
+//! It takes what is waiting, one write, one fdatasync, then releases the acks in order; whatever arrives
+//! meanwhile is the next commit. So a commit costs the same for one VM as for a thousand. It takes whole
+//! rounds (`turns.rs`), one batch of every session that waits, and begins no further one when it has
+//! [`COMMIT_BYTES`]. Always holds: a reply says durable only after the fdatasync (invariant 1); after a failed
+//! one every waiting publisher is told `outcome-unknown`, once, and the process ends (invariant 3); a session's
+//! next batch is in the first commit that begins after it came, whatever the others send. Only a round that is
+//! larger than a segment takes a commit for each segment. Owner: [`super::Journal`].
 
+use super::inbox::{Next, Rounds};
 use super::spare::Spares;
 use super::writer::{CommitError, Committed, Writer};
 use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
 use crate::core::limits::COMMIT_BYTES;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -47,13 +50,6 @@ pub(super) struct Submission {
     pub permit: OwnedSemaphorePermit,
 }
 
-pub(super) enum Message {
-    Submit(Submission),
-    Stop,
-    /// Asks whether the thread still goes round.
-    Probe(oneshot::Sender<()>),
-}
-
 /// What a commit tells the rest.
 pub(super) trait Observer: Send {
     /// These events are durable. May wait when the views are too far behind.
@@ -65,7 +61,7 @@ pub(super) trait Observer: Send {
 pub(super) struct CommitLoop<O> {
     pub writer: Writer,
     pub spares: Arc<Spares>,
-    pub inbox: Receiver<Message>,
+    pub rounds: Rounds,
     pub observer: O,
     /// Pushed and not yet committed, with the first seq each will have.
     pub waiting: Vec<(u64, Submission)>,
@@ -73,58 +69,44 @@ pub(super) struct CommitLoop<O> {
 }
 
 impl<O: Observer> CommitLoop<O> {
-    /// Until [`Message::Stop`].
+    /// Until the inbox ends and all that waited in it is committed.
     pub fn run(mut self) {
         let mut idle = true;
         loop {
-            let message = if idle {
-                self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                self.inbox.recv_timeout(IDLE)
-            };
-            match message {
-                Ok(Message::Submit(submission)) => {
-                    self.accept(submission);
-                    let stop = self.drain();
+            match self.rounds.next((!idle).then_some(IDLE)) {
+                Next::Round(round) => {
+                    self.take(round);
+                    self.gather();
                     self.commit();
-                    if stop {
-                        break;
-                    }
                     idle = false;
                 }
-                Err(RecvTimeoutError::Timeout) => {
+                Next::Quiet => {
                     self.mark();
                     idle = true;
                 }
-                Ok(Message::Probe(alive)) => drop(alive.send(())),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        // What was submitted before somebody said stop.
-        loop {
-            let stop = self.drain();
-            if self.waiting.is_empty() {
-                break;
-            }
-            self.commit();
-            if stop {
-                break;
+                Next::End => break,
             }
         }
         self.mark();
     }
 
-    /// Takes what is waiting, up to one commit's worth; true when it was told to stop.
-    fn drain(&mut self) -> bool {
-        while self.writer.pending_bytes() < COMMIT_BYTES {
-            match self.inbox.try_recv() {
-                Ok(Message::Submit(submission)) => self.accept(submission),
-                Ok(Message::Probe(alive)) => drop(alive.send(())),
-                Ok(Message::Stop) => return true,
-                Err(_) => break,
-            }
+    /// Takes further rounds, up to one commit's worth.
+    fn gather(&mut self) {
+        while self.writer.pending_bytes() < COMMIT_BYTES
+            && let Some(round) = self.rounds.try_next()
+        {
+            self.take(round);
         }
-        false
+    }
+
+    /// Takes a round, in one segment if one can hold it: then it is in one commit.
+    fn take(&mut self, round: Vec<Submission>) {
+        if !self.dead && self.writer.wants_next(round.iter().map(|submission| &submission.batch)) {
+            self.commit();
+            // Without a spare what still fits is taken.
+            let _ = self.next_segment();
+        }
+        round.into_iter().for_each(|submission| self.accept(submission));
     }
 
     fn accept(&mut self, submission: Submission) {
@@ -133,22 +115,25 @@ impl<O: Observer> CommitLoop<O> {
         }
         if !self.writer.has_room(&submission.batch) {
             self.commit();
-            if let Err(reason) = self.next_segment(&submission.batch) {
+            if let Err(reason) = self.next_segment() {
                 return refuse(submission, reason);
+            }
+            if !self.writer.has_room(&submission.batch) {
+                return refuse(submission, NotCommitted::DiskFull);
             }
         }
         let first_seq = self.writer.push(&submission.batch, wall_ms());
         self.waiting.push((first_seq, submission));
     }
 
-    fn next_segment(&mut self, batch: &Batch) -> Result<(), NotCommitted> {
+    fn next_segment(&mut self) -> Result<(), NotCommitted> {
         if self.dead {
             return Err(NotCommitted::Unknown);
         }
         let spare = self.spares.take().ok_or(NotCommitted::DiskFull)?;
         match self.writer.rotate(spare) {
-            Ok(()) if self.writer.has_room(batch) => Ok(()),
-            Ok(()) | Err(CommitError::DiskFull) => Err(NotCommitted::DiskFull),
+            Ok(()) => Ok(()),
+            Err(CommitError::DiskFull) => Err(NotCommitted::DiskFull),
             Err(CommitError::Failed(error)) => {
                 self.die(&error);
                 Err(NotCommitted::Unknown)

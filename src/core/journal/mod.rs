@@ -1,8 +1,8 @@
 //! The journal: the only truth. One global order of events, durable before anybody else sees them.
 //!
 //! ```text
-//! submit ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
-//!                ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
+//! submit ─▶ inbox.rs ─▶ commit.rs (thread) ─▶ writer.rs ─▶ segment files ─▶ read.rs (any number of readers)
+//!                             ▲ spare.rs (thread) keeps the next segment ready, retain.rs removes the oldest
 //! ```
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
@@ -14,8 +14,10 @@ mod commit;
 mod damage;
 pub mod disk;
 pub mod held;
+mod inbox;
 pub mod inspect;
 mod look;
+mod lookup;
 pub mod read;
 pub mod record;
 mod recover;
@@ -23,24 +25,26 @@ pub mod retain;
 mod scan;
 pub mod segment;
 pub mod spare;
+mod turns;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
 pub use damage::{Damage, Found};
 pub use look::OpenError;
+pub use lookup::SeqAt;
 pub use recover::Report;
 
 use super::clock::wall_ms;
 use super::event::Batch;
 use super::limits::Limits;
-use commit::{CommitLoop, Message, Observer, Submission};
+use commit::{CommitLoop, Observer, Submission};
 use disk::Disk;
+use inbox::Inbox;
 use read::Reader;
 use segment::Map;
 use spare::Spares;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -83,6 +87,22 @@ impl Opened {
         move |seq| Reader::new(disk.clone(), map.clone(), seq)
     }
 
+    /// As [`Journal::seq_at`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seq_at(&self, ts: u64) -> io::Result<SeqAt> {
+        lookup::seq_at(&self.disk, &self.map, ts)
+    }
+
+    /// As [`Journal::seq_after_id`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seq_after_id(&self, id: &str) -> io::Result<Option<u64>> {
+        lookup::seq_after_id(&self.disk, &self.map, id)
+    }
+
     /// As [`Journal::check_sealed`].
     pub fn check_sealed(&self, pause: impl FnMut() -> bool, each: impl FnMut(Damage)) {
         damage::check_sealed(&*self.disk, &self.map, pause, each);
@@ -107,16 +127,10 @@ impl Opened {
     ) -> io::Result<Journal> {
         let Opened { disk, map, writer, .. } = self;
         let spares = Arc::new(Spares::default());
-        let (inbox, receiver) = channel();
+        let (inbox, rounds) = inbox::open();
         let observer = Callbacks { committed, failed: Some(failed) };
-        let commit = CommitLoop {
-            writer,
-            spares: spares.clone(),
-            inbox: receiver,
-            observer,
-            waiting: Vec::new(),
-            dead: false,
-        };
+        let commit =
+            CommitLoop { writer, spares: spares.clone(), rounds, observer, waiting: Vec::new(), dead: false };
         let committer =
             std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run())?;
         {
@@ -143,17 +157,23 @@ pub struct Journal {
     disk: Arc<dyn Disk>,
     map: Arc<Map>,
     spares: Arc<Spares>,
-    inbox: Sender<Message>,
+    inbox: Inbox,
     committer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Journal {
     /// Hands a batch to the commit thread; its outcome comes when it is durable or refused. The permit is
-    /// given back then.
-    pub fn submit(&self, batch: Batch, permit: OwnedSemaphorePermit) -> oneshot::Receiver<Outcome> {
+    /// given back then. Batches of one `lane` (a session's number) keep their order; the first that waits in a
+    /// lane is in the next commit that begins, whatever stands in the others.
+    pub fn submit(
+        &self,
+        lane: u64,
+        batch: Batch,
+        permit: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
         // After the end the submission is dropped with its reply, which says so.
-        let _ = self.inbox.send(Message::Submit(Submission { batch, reply, permit }));
+        self.inbox.submit(lane, Submission { batch, reply, permit });
         outcome
     }
 
@@ -161,7 +181,7 @@ impl Journal {
     /// end it is an error.
     pub fn probe(&self) -> oneshot::Receiver<()> {
         let (alive, answer) = oneshot::channel();
-        let _ = self.inbox.send(Message::Probe(alive));
+        self.inbox.probe(alive);
         answer
     }
 
@@ -173,6 +193,25 @@ impl Journal {
     /// Reads from `seq` on.
     pub fn reader(&self, seq: u64) -> Reader {
         Reader::new(self.disk.clone(), self.map.clone(), seq)
+    }
+
+    /// Where reading from a time on begins; `ts` is wall time in milliseconds. Blocks, for a few reads of a
+    /// segment, and holds no lock meanwhile.
+    ///
+    /// # Errors
+    /// A segment cannot be opened or read.
+    pub fn seq_at(&self, ts: u64) -> io::Result<SeqAt> {
+        lookup::seq_at(&self.disk, &self.map, ts)
+    }
+
+    /// The seq behind the newest event with this id, of whatever VM; `None` when no event that can be read has
+    /// it. Blocks, for as long as reading the journal back to that event takes (all of it when there is none:
+    /// about a second for a GiB), and holds no lock meanwhile.
+    ///
+    /// # Errors
+    /// A segment cannot be opened or read.
+    pub fn seq_after_id(&self, id: &str) -> io::Result<Option<u64>> {
+        lookup::seq_after_id(&self.disk, &self.map, id)
     }
 
     /// There is no room for the next segment.
@@ -188,7 +227,7 @@ impl Journal {
 
     /// Commits what was submitted and says that all is durable. Blocks; the keeper ends by itself.
     pub fn stop(&self) {
-        let _ = self.inbox.send(Message::Stop);
+        self.inbox.end();
         let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = committer.map(JoinHandle::join);
         // The committer may have needed one. A spare that is just being filled is nothing to wait for.

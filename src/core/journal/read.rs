@@ -7,11 +7,12 @@
 //! Owner: whoever reads; readers share nothing but the map.
 
 use super::disk::Disk;
-use super::record::{Kind, salt};
-use super::scan::{Scanner, WINDOW};
+use super::record::{Head, Kind, salt};
+use super::scan::{Record, Scanner, WINDOW};
 use super::segment::{HEADER_BYTES, Map, Segment, segment_name};
 use crate::core::event::Event;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a call of [`Reader::read`] came to.
@@ -190,7 +191,7 @@ impl Reader {
                 Ok(file) => {
                     let mut scanner = Scanner::new(file, salt(self.map.journal, segment.first_lsn));
                     let lsns = segment.first_lsn..next.map_or(u64::MAX, |next| next.first_lsn);
-                    seek(&mut scanner, segment.end, &lsns, self.next_seq)?;
+                    seek(&mut scanner, segment.end, &lsns, |head| head.seq <= self.next_seq)?;
                     self.place = Some(Place { segment, next, scanner });
                     return Ok(None);
                 }
@@ -208,33 +209,45 @@ impl Reader {
     }
 }
 
-/// Goes to a record at or before `seq`, at most about a window before it.
-fn seek(scanner: &mut Scanner, end: u64, lsns: &std::ops::Range<u64>, seq: u64) -> io::Result<()> {
+/// Goes to an event that is `before`, at most about a window before the first that is not; its seq. `None`, and at the
+/// segment's first record, when there is no such event or no more than a window. `before` must hold for all events up to
+/// some place and for none behind it. What is damaged is not asked: it lies before the place only if a valid event
+/// behind it does.
+pub(super) fn seek(
+    scanner: &mut Scanner,
+    end: u64,
+    lsns: &Range<u64>,
+    before: impl Fn(&Head) -> bool,
+) -> io::Result<Option<u64>> {
     // A file that was cut may end before its records begin.
-    let (mut low, mut high) = (HEADER_BYTES, end.max(HEADER_BYTES));
+    let (mut low, mut high, mut seq) = (HEADER_BYTES, end.max(HEADER_BYTES), None);
     while high - low > WINDOW as u64 {
         let middle = (low + (high - low) / 2) & !7;
         match first_event(scanner, middle, high, lsns)? {
-            Some((at, found)) if found <= seq => low = at,
+            Some((at, head)) if before(&head) => (low, seq) = (at, Some(head.seq)),
             _ => high = middle,
         }
     }
     scanner.go(low);
-    Ok(())
+    Ok(seq)
 }
 
-/// The place and seq of the first event at or behind `from`, before `end`.
+/// The first event at or behind `from`, before `end`, and its place.
 fn first_event(
     scanner: &mut Scanner,
     from: u64,
     end: u64,
-    lsns: &std::ops::Range<u64>,
-) -> io::Result<Option<(u64, u64)>> {
+    lsns: &Range<u64>,
+) -> io::Result<Option<(u64, Head)>> {
     scanner.go(from - 8);
     while scanner.resync(end, lsns.clone())? {
-        while let Some(record) = scanner.next()? {
-            if record.head.kind == Kind::Event {
-                return Ok(Some((record.at, record.head.seq)));
+        while let Some(Record { head, at, .. }) = scanner.next()? {
+            if at >= end || !lsns.contains(&head.lsn) {
+                // Behind the segment's records.
+                return Ok(None);
+            }
+            if head.kind == Kind::Event {
+                return Ok(Some((at, head)));
             }
         }
     }

@@ -133,11 +133,19 @@ impl Writer {
 
     /// Whether `batch` fits behind what was pushed; if not, commit and begin the next segment.
     pub fn has_room(&self, batch: &Batch) -> bool {
+        self.active.as_ref().is_some_and(|active| worst(batch) <= self.left(active))
+    }
+
+    /// Whether these `batches` do not fit behind what was pushed and would all fit a segment as large as this.
+    pub fn wants_next<'a>(&self, batches: impl Iterator<Item = &'a Batch>) -> bool {
         self.active.as_ref().is_some_and(|active| {
-            let worst = batch.bytes() + batch.len() * (record::HEAD_BYTES + 64);
-            active.end + (self.chunk.bytes.len() + worst) as u64 + record::size(0) as u64
-                <= active.spare.bytes
+            let bytes: u64 = batches.map(worst).sum();
+            bytes > self.left(active) && bytes <= room(&active.spare, HEADER_BYTES)
         })
+    }
+
+    fn left(&self, active: &Active) -> u64 {
+        room(&active.spare, active.end + self.chunk.bytes.len() as u64)
     }
 
     /// Bytes pushed and not committed.
@@ -317,6 +325,16 @@ impl Writer {
         self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES, rest: Vec::new() });
         Ok(())
     }
+}
+
+/// What records behind `end` may take of a segment; a marker must fit behind them.
+fn room(spare: &Spare, end: u64) -> u64 {
+    spare.bytes.saturating_sub(end + record::size(0) as u64)
+}
+
+/// What the records of `batch` take at the most.
+fn worst(batch: &Batch) -> u64 {
+    (batch.bytes() + batch.len() * (record::HEAD_BYTES + 64)) as u64
 }
 
 fn is_full(error: &io::Error) -> bool {

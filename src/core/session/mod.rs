@@ -1,36 +1,30 @@
 //! The bus-v1 session. Next: `journal/commit.rs` for what is published, `delivery/router.rs` for what comes back.
 //!
-//! ```text
-//! open ──frames──▶ open ──────────────────────────────────────────────┐ acks owed are waited for,
-//!   ├ peer closed its side, broken framing, nothing heard for 60 s,    ├▶ close frame ─▶ linger ─▶ over
-//!   │ the broker drains, the journal failed                            │
-//!   └ the socket took no byte for 10 s while something waited ─────────┴▶ over
-//! ```
-//!
-//! One task a session, which reads, writes and waits for the disk side by side: `publishing.rs` is the way to the
-//! journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs` when it takes too long. Always
-//! holds: a frame that is refused ends nothing; whatever ends the session, its presence and its subscriptions end
-//! exactly once, with it (a drop). Owner: `door`, which runs it to its end.
+//! `state.rs` has the drawing. One task a session, which reads, writes and waits for the disk side by side:
+//! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs`
+//! when it takes too long. Always holds: a frame that is refused ends nothing; whatever ends the session, its presence
+//! and its subscriptions end exactly once, with it (a drop). Owner: `door`, which runs it to its end.
 
 mod output;
 mod publishing;
 mod pulse;
+pub mod state;
 mod subscribing;
 
 use super::bus::{Bus, Ending};
-use super::clock;
 use super::end::End;
-use super::events::BusEvent;
+use super::events::Signals;
 use super::identity::Role;
 use super::ids::IdSource;
 use super::limits::OUTPUT_BYTES;
+use super::signals::Signal;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
-use super::wire::codec::first_frame;
 use super::wire::frame;
 use output::{Output, SLICES};
 use publishing::Publishing;
 use pulse::{Due, Pulse};
+use state::{Input, State};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -53,6 +47,7 @@ pub struct Session<'a> {
     presence: Presence,
     role: Role,
     id: u64,
+    signals: Signals,
     ids: IdSource,
     begun: Instant,
     pulse: Pulse,
@@ -79,12 +74,13 @@ impl<'a> Session<'a> {
         input: Vec<u8>,
     ) -> Self {
         let limits = &bus.limits;
+        let (id, vm) = (bus.next_session_id(), presence.vm().clone());
         let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time);
         Session {
             bus,
-            presence,
             role,
-            id: bus.next_session_id(),
+            id,
+            signals: Signals::new(bus.recorder.clone(), vm.name.clone(), id),
             ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
             begun: Instant::now(),
             pulse: Pulse::new(limits.idle_time, limits.write_time, heartbeat_time),
@@ -93,9 +89,10 @@ impl<'a> Session<'a> {
             input,
             filled: false,
             output: Output::default(),
-            publishing: Publishing::default(),
-            subscribing: Subscribing::new(bus.delivery.clone(), limits),
+            publishing: Publishing::new(vm.clone()),
+            subscribing: Subscribing::new(bus.delivery.clone(), presence.standing().clone(), limits),
             ending: bus.ending.clone(),
+            presence,
         }
     }
 
@@ -107,15 +104,20 @@ impl<'a> Session<'a> {
     /// Runs it to its end.
     pub async fn run(mut self) {
         let mut end = self.serve().await;
+        let mut state = State::Open.next(Input::Ended(end));
         self.subscribing.clear();
-        if end.says_goodbye() {
-            end = self.settle(end).await;
+        if state == State::Settling {
+            let settled = self.settle().await;
+            end = settled.err().unwrap_or(end);
+            state = state.next(settled.map_or_else(Input::Ended, |()| Input::Settled));
         }
-        self.signal(end.reason(), "disconnect", "the session ended");
-        if end.says_goodbye() {
+        self.signals.say(Signal::Ended(end), "the session ended");
+        if state == State::Closing {
             self.output.own(|out| frame::close(out, end.reason(), end.retry_after_ms()));
             if self.flush().await.is_ok() {
-                linger(&self.bus.limits, &mut self.reader, &mut self.writer).await;
+                // To everybody but the peer it is gone.
+                let Session { bus, mut reader, mut writer, .. } = self;
+                linger(&bus.limits, &mut reader, &mut writer).await;
             }
         }
     }
@@ -137,11 +139,12 @@ impl<'a> Session<'a> {
                 return end;
             }
             self.deliver();
+            let was_full = self.is_output_full();
             if let Err(end) = self.write_some().await {
                 return end;
             }
-            // Frames were left because their answers had no room; now there is some, and nothing may happen any more.
-            if self.may_read() && !matches!(first_frame(&self.input), Ok(None)) {
+            // Frames that were read already and had to wait for the output wait for nothing else.
+            if was_full && !self.is_output_full() {
                 continue;
             }
             // What is left when the output has room must not wait for something to happen.
@@ -199,12 +202,13 @@ impl<'a> Session<'a> {
             match due {
                 Due::Heartbeat => {
                     self.output.own(frame::heartbeat);
-                    self.signal("heartbeat", "sent", "nothing was heard for a while");
+                    self.signals.say(Signal::HeartbeatSent, "nothing was heard for a while");
                 }
                 Due::Silent => return Err(End::HeartbeatTimeout),
-                Due::Retry(after) => {
-                    let detail = format!("{} bytes wait and none was taken for {after:?}", self.output.len());
-                    self.signal(End::SlowConsumer.reason(), "retry", &detail);
+                Due::Retry(step, after) => {
+                    let bytes = self.output.len();
+                    let detail = format_args!("{bytes} bytes wait and none was taken for {after:?}");
+                    self.signals.say(Signal::WriteRetry(step), detail);
                 }
                 Due::Slow => return Err(End::SlowConsumer),
             }
@@ -275,29 +279,13 @@ impl<'a> Session<'a> {
     }
 
     /// Waits for what is owed, so that its acks stand before the close frame.
-    async fn settle(&mut self, end: End) -> End {
+    async fn settle(&mut self) -> Result<(), End> {
         while !self.publishing.owed.is_empty() {
             let outcome = self.publishing.outcome().await;
             self.answer_front(outcome).await;
-            if let Err(end) = self.flush().await {
-                return end;
-            }
+            self.flush().await?;
         }
-        end
-    }
-
-    fn signal(&self, reason: &str, action: &'static str, detail: &str) {
-        let vm = self.presence.vm().name.as_str();
-        let timestamp = clock::wall_ms() / 1000;
-        tracing::info!(vm, session = self.id, reason, action, detail, "session");
-        self.bus.recorder.bus_event(&BusEvent { timestamp, vm, session: self.id, reason, action, detail });
-    }
-}
-
-impl Drop for Session<'_> {
-    fn drop(&mut self) {
-        // What is still owed is owed to nobody.
-        self.presence.vm().answered(self.publishing.in_flight());
+        Ok(())
     }
 }
 

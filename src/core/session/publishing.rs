@@ -11,9 +11,11 @@ use crate::core::identity::Role;
 use crate::core::journal::{NotCommitted, Outcome, Receipt};
 use crate::core::limits::{BATCH_BYTES, OUTPUT_BYTES};
 use crate::core::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_committed};
+use crate::core::status::Vm;
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::frame;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -29,8 +31,8 @@ pub(super) struct Owed {
 }
 
 /// What of a session's publishes is not acked yet.
-#[derive(Default)]
 pub(super) struct Publishing {
+    vm: Arc<Vm>,
     pub owed: VecDeque<Owed>,
     /// A batch that came back, for its memory.
     pub unused: Option<Batch>,
@@ -41,9 +43,8 @@ pub(super) struct Publishing {
 }
 
 impl Publishing {
-    /// Events on the way to the disk.
-    pub fn in_flight(&self) -> usize {
-        self.owed.iter().map(|owed| owed.in_flight).sum()
+    pub fn new(vm: Arc<Vm>) -> Self {
+        Publishing { vm, owed: VecDeque::new(), unused: None, events: 0, bytes: 0, patience: None }
     }
 
     /// The outcome of the oldest round, which there is; `None` when it waits for none.
@@ -55,27 +56,43 @@ impl Publishing {
     }
 }
 
+impl Drop for Publishing {
+    fn drop(&mut self) {
+        // What is still owed is owed to nobody.
+        self.vm.answered(self.owed.iter().map(|owed| owed.in_flight).sum());
+    }
+}
+
 impl Session<'_> {
     /// Whether more may be read: the window is open, and the peer takes its answers.
     pub(super) fn may_read(&self) -> bool {
-        self.has_window() && self.output.len() < 2 * OUTPUT_BYTES
+        self.has_window() && !self.is_output_full()
+    }
+
+    /// Whether so much waits for the peer that nothing more is taken from it.
+    pub(super) fn is_output_full(&self) -> bool {
+        self.output.len() >= 2 * OUTPUT_BYTES
     }
 
     fn has_window(&self) -> bool {
-        self.publishing.events < self.bus.limits.unacked_events
-            && self.publishing.bytes < self.bus.limits.unacked_bytes
+        self.publishing.events < self.bus.limits.unacked_events && self.publishing.bytes < self.most_bytes()
+    }
+
+    /// What may be under way: the session's own limit, and its share of what is free for all.
+    fn most_bytes(&self) -> usize {
+        self.bus.limits.unacked_bytes.min(self.bus.window_bytes())
     }
 
     fn fits(&self, round: &Round) -> bool {
         self.publishing.events + round.events() < self.bus.limits.unacked_events
-            && self.publishing.bytes + round.bytes() < self.bus.limits.unacked_bytes
+            && self.publishing.bytes + round.bytes() < self.most_bytes()
     }
 
     /// Turns what was read into rounds, as far as the window goes.
     pub(super) async fn take_frames(&mut self) -> Result<(), End> {
         let input = std::mem::take(&mut self.input);
         let (mut taken, mut broken) = (0, None);
-        while self.has_window() && self.output.len() < 2 * OUTPUT_BYTES && broken.is_none() {
+        while self.has_window() && !self.is_output_full() && broken.is_none() {
             let before = taken;
             let now = clock::wall_ms();
             let mut round = Round::reusing(self.publishing.unused.take());
@@ -138,7 +155,7 @@ impl Session<'_> {
             None
         } else {
             self.presence.vm().published(in_flight, clock::boot_ms());
-            Some(self.bus.publish(batch).await)
+            Some(self.bus.publish(self.id, batch).await)
         };
         let publishing = &mut self.publishing;
         publishing.events += events;

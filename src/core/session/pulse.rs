@@ -20,8 +20,8 @@ pub enum Due {
     Heartbeat,
     /// Nothing came from the peer for too long.
     Silent,
-    /// The socket took nothing for so long.
-    Retry(Duration),
+    /// The socket took nothing: the step, from 0, and for how long.
+    Retry(u8, Duration),
     /// It took nothing for too long.
     Slow,
 }
@@ -93,7 +93,7 @@ impl Pulse {
     /// After how long the next step comes, and what it is.
     fn step(&self, said: usize) -> (Duration, Due) {
         match RETRIES.get(said).filter(|retry| **retry < self.write_time) {
-            Some(retry) => (*retry, Due::Retry(*retry)),
+            Some(retry) => (*retry, Due::Retry(said as u8, *retry)),
             None => (self.write_time, Due::Slow),
         }
     }
@@ -173,16 +173,16 @@ mod tests {
         let mut pulse = Pulse::new(S * 600, S * 10, None);
         pulse.sticks(S * 100);
         pulse.sticks(S * 101);
-        let retries = RETRIES.map(|retry| (100 + retry.as_secs(), Due::Retry(retry)));
-        let all = [&retries[..], &[(110, Due::Slow)]].concat();
+        let retry = |i: u8| (100 + RETRIES[i as usize].as_secs(), Due::Retry(i, RETRIES[i as usize]));
+        let all = [retry(0), retry(1), retry(2), (110, Due::Slow)];
         assert_eq!(run(&mut pulse.clone(), 500), all);
         assert_eq!(run(&mut pulse, 101), all[..1]);
         pulse.flows();
         assert_eq!(run(&mut pulse, 500), []);
         pulse.sticks(S * 500);
-        assert_eq!(run(&mut pulse, 599)[0], (501, Due::Retry(S)));
+        assert_eq!(run(&mut pulse, 599)[0], (501, Due::Retry(0, S)));
         let mut short = Pulse::new(S * 600, S * 3, None);
         short.sticks(S);
-        assert_eq!(run(&mut short, 500), [(2, Due::Retry(S)), (4, Due::Slow)]);
+        assert_eq!(run(&mut short, 500), [(2, Due::Retry(0, S)), (4, Due::Slow)]);
     }
 }

@@ -15,12 +15,15 @@ use crate::core::identity::may_subscribe;
 use crate::core::journal::read::Mark;
 use crate::core::limits::{Limits, OUTPUT_BYTES};
 use crate::core::refusal::Refusal;
+use crate::core::signals::Signal;
+use crate::core::standing::Standing;
 use crate::core::wire::frame::error_ack;
 use crate::core::wire::subscribe::{Subscribe, subscribe_ack, unsubscribe_ack};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The journal being read for some subscriptions.
 struct Reading {
@@ -36,19 +39,25 @@ pub(super) struct Subscribing {
     reading: Option<Reading>,
     /// Where the last reading ended.
     mark: Option<Mark>,
-    /// Something found no room at this seq, and not all of it was sent since.
-    pressed: Option<u64>,
+    /// Back-pressure was signalled, and not its end.
+    pressed: bool,
+    /// Something found no room at this seq, and its subscription is not seen to have left yet.
+    overflow: Option<u64>,
+    /// What status shows.
+    standing: Arc<Standing>,
 }
 
 impl Subscribing {
-    pub fn new(delivery: Arc<Delivery>, limits: &Limits) -> Self {
+    pub fn new(delivery: Arc<Delivery>, standing: Arc<Standing>, limits: &Limits) -> Self {
         Subscribing {
             delivery,
             outlet: Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes)),
             table: Subscriptions::default(),
             reading: None,
             mark: None,
-            pressed: None,
+            pressed: false,
+            overflow: None,
+            standing,
         }
     }
 
@@ -83,6 +92,12 @@ impl Subscribing {
         }
     }
 
+    /// Says what waits and how far it is behind.
+    fn show(&self) {
+        self.standing.queued(self.outlet.events() as u64);
+        self.standing.behind(self.table.behind().into_iter().chain(self.overflow).min());
+    }
+
     /// Makes a subscription live, if nothing was handed out that it was not sent.
     fn join(&mut self, id: u32) {
         if let Some(subscription) = self.table.get_mut(id)
@@ -104,7 +119,7 @@ impl Session<'_> {
         match self.begin(wish).await {
             Ok(Some(id)) => {
                 self.subscribing.join(id);
-                self.show_subscriptions();
+                self.show_topics();
             }
             Ok(None) => {}
             Err(refusal) => self.output.own(|out| error_ack(out, "subscribe", &refusal, None)),
@@ -137,15 +152,21 @@ impl Session<'_> {
         subscribing.delivery.router.leave(&gone.interest, &subscribing.outlet, gone.id);
         // What is being read may be of this one as well.
         subscribing.reading = None;
+        self.release();
         self.output.own(|out| unsubscribe_ack(out, sub));
-        self.show_subscriptions();
+        self.show_topics();
     }
 
     /// Moves what waits into the output, as far as it has room.
     pub(super) fn deliver(&mut self) {
+        if self.subscribing.table.is_empty() && self.subscribing.outlet.is_empty() {
+            return;
+        }
         if let Some(seq) = self.subscribing.outlet.take_overflow() {
+            self.subscribing.overflow = Some(seq);
             self.press(seq);
         }
+        let mut events = 0;
         while self.output.len() < OUTPUT_BYTES
             && let Some(item) = self.subscribing.outlet.pop()
         {
@@ -155,9 +176,11 @@ impl Session<'_> {
                     if let Some(subscription) = table.get_mut(id) {
                         subscription.next = chunk.to + 1;
                         self.output.share(chunk.frames);
+                        events += chunk.events as u64;
                     }
                 }
                 Item::Left(id, from) => {
+                    self.subscribing.overflow = None;
                     if let Some(subscription) = table.get_mut(id) {
                         subscription.source = Source::Behind { pressed: true };
                         subscription.next = subscription.next.max(from);
@@ -166,6 +189,11 @@ impl Session<'_> {
                 }
             }
         }
+        self.release();
+        if events > 0 {
+            self.bus.recorder.counters.delivered_live.fetch_add(events, Relaxed);
+        }
+        self.subscribing.show();
     }
 
     /// Takes in what was read from the journal.
@@ -178,6 +206,9 @@ impl Session<'_> {
                 return Err(End::ReadFailed);
             }
         };
+        let counters = &self.bus.recorder.counters;
+        counters.delivered_from_journal.fetch_add(step.events, Relaxed);
+        counters.gaps.fetch_add(step.gaps, Relaxed);
         if !step.frames.is_empty() {
             self.output.share(step.frames.into());
         }
@@ -190,21 +221,32 @@ impl Session<'_> {
                 subscribing.join(id);
             }
         }
-        if self.subscribing.pressed.is_some() && !self.subscribing.table.is_pressed() {
-            self.subscribing.pressed = None;
-            self.signal("back-pressure", "left", "what waited was sent; events come as they are committed");
-        }
+        self.release();
+        self.subscribing.show();
         Ok(())
     }
 
     /// Something found no room at `seq`.
     fn press(&mut self, seq: u64) {
-        if self.subscribing.pressed.is_none() {
-            self.subscribing.pressed = Some(seq);
-            let detail = format!("the queue is full; from seq {seq} on the journal is read");
-            self.signal("back-pressure", "entered", &detail);
+        if !self.subscribing.pressed {
+            self.subscribing.pressed = true;
+            let detail = format_args!("the queue is full; from seq {seq} on the journal is read");
+            self.signals.say(Signal::BackPressureEntered, detail);
         }
     }
 
-    fn show_subscriptions(&self) {}
+    /// Says so when nothing is behind any more for want of room.
+    fn release(&mut self) {
+        let subscribing = &mut self.subscribing;
+        if subscribing.pressed && subscribing.overflow.is_none() && !subscribing.table.is_pressed() {
+            subscribing.pressed = false;
+            self.signals.say(Signal::BackPressureLeft, "events come as they are committed again");
+        }
+    }
+
+    fn show_topics(&self) {
+        let subscribing = &self.subscribing;
+        subscribing.standing.topics(subscribing.table.topics());
+        subscribing.show();
+    }
 }

@@ -1,4 +1,4 @@
-//! Bytes to frames and back: u32 big-endian length, then that many bytes. Next: `session.rs`.
+//! Bytes to frames and back: u32 big-endian length, then that many bytes. Next: `session/mod.rs`.
 //!
 //! Always holds: any split of the bytes into reads gives the same frames; no more than one frame is
 //! asked room for; after an error the stream has no next frame. Owner: whoever reads the stream; sessions

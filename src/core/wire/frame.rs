@@ -2,7 +2,7 @@
 //!
 //! [`parse`] reads one frame's JSON; its fields borrow from it and a payload stays raw. Always holds: no
 //! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
-//! frame is a [`Refusal`], never the end of the session. Owner: `session.rs`.
+//! frame is a [`Refusal`], never the end of the session. Owner: the session.
 
 use super::subscribe::{Subscribe, parse_subscribe, parse_unsubscribe};
 use crate::core::event::{Batch, Draft, Publish, string_body};

@@ -2,11 +2,12 @@
 //!
 //! [`handshake`]: the hello line and its answers. [`codec`]: bytes to frames and back. [`frame`]: what a
 //! frame says, and the frames the broker sends. [`subscribe`]: the same of subscriptions. [`publish`]: what a client says
-//! of an event. Nothing here knows
-//! a socket, a file or a clock. Owner: doors and sessions, and `client.rs` at the other end.
+//! of an event. [`received`]: what a client hears. Nothing here knows a socket, a file or a clock. Owner: doors and
+//! sessions, and `client.rs` at the other end.
 
 pub mod codec;
 pub mod frame;
 pub mod handshake;
 pub mod publish;
+pub mod received;
 pub mod subscribe;

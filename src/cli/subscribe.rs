@@ -1,0 +1,90 @@
+//! `castra bus subscribe`, as it is typed.
+
+use super::parse_time;
+use super::tail::Output;
+use clap::Args;
+use std::time::Duration;
+
+/// Behind `--help`.
+pub const HELP: &str = r#"Examples:
+  castra bus subscribe                               everything, as it is published
+  castra bus subscribe 'build.*' vm:web              these topics, and what web is sent
+  castra bus subscribe deploy.done -c 1 --timeout 30s && ./next    wait for an event
+  castra bus subscribe --from @4711 -o json > events.jsonl         go on with this event
+  castra bus subscribe --from 10m 'build.>' -o raw | ./work        the last ten minutes, and on
+  castra bus subscribe deploy --exec 'jq .payload | ./deploy'      a command for each event
+  castra bus subscribe --broker tcp:127.0.0.1:7070 --vm web vm:web in a guest: its mailbox
+
+Without a pattern it is '>': every topic, but no mailbox (vm:NAME, or vm:* for all of them) and
+none of the broker's own ($…). The host may subscribe to everything, a guest to no mailbox but
+its own and to no $….
+
+--from is latest (what is published from now on), earliest, @SEQ (this event first), id:ID (what
+follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d), now, RFC 3339
+(2026-11-21T08:00:00Z), or a local time ('2026-11-21 08:00').
+
+Events go to stdout and nothing else does. When the connection is lost, that is said on stderr,
+and it connects again, with waits of up to 5 s, for as long as it takes: it goes on behind the
+last event that it received, so none is printed twice or left out. Events that are gone (by
+retention or damage) are said on stderr; the exit code is then 1.
+
+On a terminal, and with -v, a line on stderr says when it is subscribed. A script that must not
+miss what it causes waits for that line ('castra: subscribed to …'), or names an event to begin
+with (--from @SEQ, id:ID).
+
+--exec runs 'sh -c CMD' for each event, in order, one after the other, with the event's JSON line
+on its stdin and CASTRA_SEQ, CASTRA_TS (milliseconds), CASTRA_ID, CASTRA_VM and CASTRA_TOPIC in
+its environment; its output is not touched. A command that fails is said and counted, and the
+next event goes on; the exit code is then 1. It has a process group of its own: Ctrl-C (or
+SIGTERM) lets it finish, a second one ends it (SIGTERM), a third one kills it. What comes
+meanwhile waits, 1 MiB at the most; the rest waits in the broker's journal.
+
+Exit codes:
+  0    N events were printed or handed to the command; without -c: told to end (SIGINT,
+       SIGTERM), or nobody reads stdout any more
+  1    the same, but events are gone, or a command failed; with -c: told to end before
+  65   what was given is wrong: a bad pattern or time, an event beyond the newest one, an id
+       that is not there; or the journal ends before what was received already
+  69   no broker answers; once it is subscribed, it waits for the broker instead
+  74   stdout cannot be written, or sh cannot be run
+  75   the broker accepts nobody just now
+  77   refused: a mailbox of another VM, a state root that belongs to somebody else
+  124  --timeout ran out first"#;
+
+/// `castra bus subscribe`.
+#[derive(Args, Debug)]
+pub struct SubscribeArgs {
+    /// Topics or patterns (* is one token, a last > is one or more); none: '>'
+    #[arg(value_name = "PATTERN")]
+    pub patterns: Vec<String>,
+    /// Begin here: latest, earliest, @SEQ, id:ID or TIME
+    #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
+    pub from: String,
+    /// End when N events were printed, or handed to the command
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after so long; then the exit code is 124
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub timeout: Option<Duration>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Print times in UTC
+    #[arg(long)]
+    pub utc: bool,
+    /// Print nothing; run this command for each event
+    #[arg(long, value_name = "CMD", conflicts_with_all = ["output", "utc"])]
+    pub exec: Option<String>,
+    /// The broker, for a guest [default: the host's, over the socket in the state root]
+    #[arg(long, value_name = "tcp:HOST:PORT|unix:PATH", requires = "vm")]
+    pub broker: Option<String>,
+    /// This guest's name
+    #[arg(long, value_name = "NAME", requires = "broker")]
+    pub vm: Option<String>,
+    /// Say on stderr when it is subscribed, though that is no terminal
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Print events as with -o json, and what is said on stderr as JSON objects, too
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
+}

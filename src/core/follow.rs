@@ -1,0 +1,360 @@
+//! A subscription that outlives its connection: it connects again and goes on behind the last event it handed out.
+//!
+//! ```text
+//!         ack                  no room for HOLD               room
+//! Asked ───────▶ Taking ──── unsubscribe ────▶ Paused ── subscribe from next ──▶ Asked
+//!   ▲               │ what comes is read all the while, so that the session lives; between Taking and the next
+//!   │ connected     ▼ ack it is dropped: the journal has it
+//!   └───────── lost, closed, silent
+//! ```
+//!
+//! Always holds: events are handed out in order, each once, and none that the broker still has is left out; what was
+//! handed out and is not done with is bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing
+//! comes is given up. Owner: the command that follows.
+
+use super::backoff;
+use super::client::{Client, ClientError, Sender, Target};
+use super::limits::FOLLOW_BYTES;
+use super::topic::Pattern;
+use super::wire::received::{Ack, Gap, Received};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
+
+/// The subscription's name.
+const SUB: &str = "cli";
+/// Without room for so long the broker is told to stop sending: before it takes note of a socket that takes nothing.
+const HOLD: Duration = Duration::from_millis(500);
+/// A session that lasted so long was a good one: the next wait is a short one again.
+const GOOD: Duration = Duration::from_secs(5);
+/// A broker that asks for a longer wait than this is not obeyed.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// What is followed.
+#[derive(Clone, Debug)]
+pub struct Follow {
+    /// Where the broker is.
+    pub target: Target,
+    /// Who follows: the hello line, without its end.
+    pub hello: String,
+    /// An event that matches any of these.
+    pub patterns: Vec<Pattern>,
+    /// Where to begin.
+    pub begin: Begin,
+    /// How long to wait for what.
+    pub times: Times,
+}
+
+/// The first event that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// What is published from now on.
+    Latest,
+    /// The oldest that there is.
+    Earliest,
+    /// This one.
+    Seq(u64),
+    /// What was published at this time or later; milliseconds since 1970.
+    Time(u64),
+    /// What follows the event of this id.
+    Id(String),
+}
+
+/// How long to wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// For a connection and the answer to the hello.
+    pub connect: Duration,
+    /// Between two heartbeats.
+    pub heartbeat: Duration,
+    /// For anything at all to come; heartbeats are answered.
+    pub silence: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Times { connect: seconds(10), heartbeat: seconds(20), silence: seconds(60) }
+    }
+}
+
+/// What there is to say and to hand out.
+#[derive(Debug)]
+pub enum News<'a> {
+    /// From this seq on nothing is missed; said at the beginning and after each [`News::Lost`].
+    Subscribed(u64),
+    /// The lines of events, in order, each with its end. To be given back to the [`Room`].
+    Events(Vec<u8>),
+    /// Events that are gone.
+    Gap(Gap),
+    /// There is no session just now; it goes on with this seq.
+    Lost(&'a ClientError, u64),
+}
+
+/// Why there is nothing more.
+#[derive(Debug)]
+pub enum Failed {
+    /// The subscription was refused.
+    Refused {
+        /// A code of `docs/BUS.md`.
+        code: String,
+        /// A sentence.
+        reason: String,
+        /// The first subscription was not; this is what it was to go on with.
+        next: Option<u64>,
+    },
+    /// There was no session to begin with, or there cannot be one again.
+    NoSession(ClientError),
+}
+
+/// What was handed out and is not done with. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Room(Arc<(AtomicUsize, Notify)>);
+
+impl Room {
+    /// These bytes of [`News::Events`] are done with.
+    pub fn give_back(&self, bytes: usize) {
+        let (used, freed) = &*self.0;
+        let before = used.fetch_sub(bytes, Ordering::AcqRel);
+        if before > FOLLOW_BYTES / 2 && before - bytes <= FOLLOW_BYTES / 2 {
+            freed.notify_one();
+        }
+    }
+
+    fn take(&self, bytes: usize) {
+        self.0.0.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    fn used(&self) -> usize {
+        self.0.0.load(Ordering::Acquire)
+    }
+
+    /// Waits until half of it is free.
+    async fn freed(&self) {
+        while self.used() > FOLLOW_BYTES / 2 {
+            self.0.1.notified().await;
+        }
+    }
+}
+
+/// Between which frames a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Asked,
+    Taking,
+    Paused,
+}
+
+/// How a session ended.
+enum Broken {
+    Lost { error: ClientError, retry_after: Duration },
+    Refused { code: String, reason: String },
+}
+
+impl From<ClientError> for Broken {
+    fn from(error: ClientError) -> Self {
+        Broken::Lost { error, retry_after: Duration::ZERO }
+    }
+}
+
+impl Follow {
+    /// Says hello.
+    ///
+    /// # Errors
+    /// There is no session, or not within the time.
+    pub async fn connect(&self) -> Result<Client, ClientError> {
+        let connected = timeout(self.times.connect, Client::connect(&self.target, &self.hello)).await;
+        connected.unwrap_or_else(|_| Err(ClientError::Connect(std::io::ErrorKind::TimedOut.into())))
+    }
+
+    /// Follows, beginning with the session of `client`, until that is not possible any more.
+    pub async fn run(&self, mut client: Client, room: &Room, mut news: impl FnMut(News<'_>)) -> Failed {
+        let (mut state, mut attempt) = (Following { next: None, lines: Vec::new(), closed: None }, 0);
+        loop {
+            let since = Instant::now();
+            let before = state.next;
+            let mut wait = match self.session(client, &mut state, room, &mut news).await {
+                Broken::Refused { code, reason } => {
+                    return Failed::Refused { code, reason, next: state.next };
+                }
+                Broken::Lost { error, .. } if !may_pass(&error) => return Failed::NoSession(error),
+                Broken::Lost { error, retry_after } => match state.next {
+                    None => return Failed::NoSession(error),
+                    Some(next) => {
+                        news(News::Lost(&error, next));
+                        retry_after.min(LONGEST_RETRY)
+                    }
+                },
+            };
+            if state.next != before || since.elapsed() >= GOOD {
+                attempt = 0;
+            }
+            client = loop {
+                // Behind the bits that say which kind of UUID it is.
+                let chance = uuid::Uuid::new_v4().as_u64_pair().1 << 8;
+                sleep(wait + backoff::wait(attempt, chance)).await;
+                wait = Duration::ZERO;
+                attempt += 1;
+                match self.connect().await {
+                    Ok(client) => break client,
+                    Err(error) if !may_pass(&error) => return Failed::NoSession(error),
+                    Err(_) => {}
+                }
+            };
+        }
+    }
+
+    async fn session(
+        &self,
+        client: Client,
+        state: &mut Following,
+        room: &Room,
+        news: &mut impl FnMut(News<'_>),
+    ) -> Broken {
+        match self.serve(client, state, room, news).await {
+            Ok(never) => never,
+            Err(error) => error.into(),
+        }
+    }
+
+    async fn serve(
+        &self,
+        client: Client,
+        state: &mut Following,
+        room: &Room,
+        news: &mut impl FnMut(News<'_>),
+    ) -> Result<Broken, ClientError> {
+        let (mut sender, mut receiver) = client.split();
+        self.subscribe(&mut sender, state.next).await?;
+        let (mut mode, mut heard) = (Mode::Asked, Instant::now());
+        let mut beat = interval_at(heard + self.times.heartbeat, self.times.heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                result = receiver.each(|received| state.take(received, &mut mode, news)) => {
+                    heard = Instant::now();
+                    state.hand_out(room, news);
+                    if let Some(broken) = state.closed.take() {
+                        return Ok(broken);
+                    }
+                    result?;
+                }
+                _ = beat.tick() => send(&mut sender, &json!({"type": "heartbeat"})).await?,
+                () = room.freed(), if mode == Mode::Paused => {
+                    self.subscribe(&mut sender, state.next).await?;
+                    mode = Mode::Asked;
+                }
+                () = sleep_until(heard + self.times.silence) => {
+                    let why = format!("nothing came for {}", humantime::format_duration(self.times.silence));
+                    return Err(ClientError::Lost(std::io::Error::new(std::io::ErrorKind::TimedOut, why)));
+                }
+            }
+            if mode == Mode::Taking
+                && room.used() >= FOLLOW_BYTES
+                && timeout(HOLD, room.freed()).await.is_err()
+            {
+                send(&mut sender, &json!({"type": "unsubscribe", "sub": SUB})).await?;
+                mode = Mode::Paused;
+            }
+        }
+    }
+
+    /// Asks for everything from `next` on, or for the beginning.
+    async fn subscribe(&self, sender: &mut Sender, next: Option<u64>) -> Result<(), ClientError> {
+        let from = match (next, &self.begin) {
+            (Some(seq), _) | (None, &Begin::Seq(seq)) => json!({"seq": seq}),
+            (None, Begin::Latest) => json!("latest"),
+            (None, Begin::Earliest) => json!("earliest"),
+            (None, Begin::Time(ms)) => json!({"ts": ms}),
+            (None, Begin::Id(id)) => json!({"id": id}),
+        };
+        let mut frame = json!({"type": "subscribe", "sub": SUB, "from": from});
+        match self.patterns.as_slice() {
+            [pattern] => frame["topic"] = pattern.as_str().into(),
+            several => frame["topics"] = several.iter().map(Pattern::as_str).collect(),
+        }
+        send(sender, &frame).await
+    }
+}
+
+async fn send(sender: &mut Sender, frame: &Value) -> Result<(), ClientError> {
+    sender.send([frame.to_string().as_bytes()]).await
+}
+
+/// Whether it makes sense to connect again.
+pub fn may_pass(error: &ClientError) -> bool {
+    match error {
+        ClientError::Connect(error) => error.kind() != std::io::ErrorKind::PermissionDenied,
+        ClientError::Refused(reason) => {
+            let passing = ["hello-timeout", "draining", "journal-failed"];
+            passing.contains(&reason.as_str()) || reason.starts_with("too-many-")
+        }
+        ClientError::Closed(_) | ClientError::Lost(_) => true,
+        ClientError::Protocol(_) => false,
+    }
+}
+
+/// What outlives a session.
+struct Following {
+    /// The seq to go on with; none before the first ack.
+    next: Option<u64>,
+    /// Lines that came together.
+    lines: Vec<u8>,
+    /// The session ends.
+    closed: Option<Broken>,
+}
+
+impl Following {
+    fn take(&mut self, received: Received<'_>, mode: &mut Mode, news: &mut impl FnMut(News<'_>)) {
+        match (received, self.next) {
+            (Received::Event { seq, line, .. }, Some(next)) if *mode == Mode::Taking && seq >= next => {
+                self.lines.extend_from_slice(&line);
+                self.lines.push(b'\n');
+                self.next = Some(seq + 1);
+            }
+            (Received::Gap { from, to, .. }, Some(next)) if *mode == Mode::Taking && to >= next => {
+                self.next = Some(to + 1);
+                news(News::Gap(Gap { from: from.max(next), to }));
+            }
+            (Received::Ack(ack), _) if *mode == Mode::Asked && is_answer(&ack) => {
+                if !ack.is_ok() {
+                    let code = ack.code.map_or_else(|| "refused".into(), |code| code.0.into_owned());
+                    let reason = ack.reason.map_or_else(|| "no reason given".into(), |r| r.0.into_owned());
+                    self.closed = Some(Broken::Refused { code, reason });
+                    return;
+                }
+                if let Some(gap) = ack.gap {
+                    news(News::Gap(gap));
+                }
+                let next = self.next.max(ack.next_seq).unwrap_or(1);
+                self.next = Some(next);
+                *mode = Mode::Taking;
+                news(News::Subscribed(next));
+            }
+            (Received::Close { reason, retry_after_ms }, _) if self.closed.is_none() => {
+                let retry_after = Duration::from_millis(retry_after_ms);
+                let error = ClientError::Closed(reason.into_owned());
+                self.closed = Some(Broken::Lost { error, retry_after });
+            }
+            // Repeats, what is dropped, and what later brokers send.
+            _ => {}
+        }
+    }
+
+    /// Everything that came so far.
+    fn hand_out(&mut self, room: &Room, news: &mut impl FnMut(News<'_>)) {
+        if !self.lines.is_empty() {
+            room.take(self.lines.len());
+            news(News::Events(std::mem::take(&mut self.lines)));
+        }
+    }
+}
+
+/// Whether an ack is of our `subscribe`: a broker that knows none acks a `frame`.
+fn is_answer(ack: &Ack<'_>) -> bool {
+    ack.is_of("subscribe") || (ack.is_of("frame") && !ack.is_ok())
+}

@@ -1,0 +1,287 @@
+//! What a client receives: the frames of the broker, borrowed from the bytes they came in.
+//!
+//! Always holds: an event's line is the line of its log, whatever stands in front of it in the frame or in which
+//! order; it has no line break. Frames of unknown type are [`Received::Other`]. Pure. Owner: `client.rs`.
+
+use crate::core::event::Text;
+use crate::core::tail::line::Stamp;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+
+/// Every event's frame begins so; the name of its subscription follows.
+const EVENT: &[u8] = b"{\"type\":\"event\",\"sub\":\"";
+/// Behind the head, the line.
+const SEQ: &[u8] = b",\"seq\":";
+/// What a frame has and a line has not.
+const HEAD: [&str; 4] = ["type", "sub", "group", "attempt"];
+
+/// A frame from the broker.
+#[derive(Debug)]
+pub enum Received<'a> {
+    /// An event of a subscription.
+    Event {
+        /// The subscription's name.
+        sub: Cow<'a, str>,
+        /// The event's place in the journal.
+        seq: u64,
+        /// The event as its log has it, without the line's end.
+        line: Cow<'a, [u8]>,
+    },
+    /// Events that this subscription does not get: they are gone.
+    Gap {
+        /// The subscription's name.
+        sub: Cow<'a, str>,
+        /// From this seq …
+        from: u64,
+        /// … to this one, both included.
+        to: u64,
+    },
+    /// What became of a frame that was sent.
+    Ack(Ack<'a>),
+    /// The broker lives.
+    Heartbeat,
+    /// The last frame.
+    Close {
+        /// A close reason of `docs/BUS.md`.
+        reason: Cow<'a, str>,
+        /// When it makes sense to come back, in milliseconds.
+        retry_after_ms: u64,
+    },
+    /// What later brokers send.
+    Other,
+}
+
+/// An ack, borrowed from what was received.
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs, reason = "the fields of docs/BUS.md")]
+pub struct Ack<'a> {
+    #[serde(rename = "type", borrow)]
+    pub(crate) kind: Text<'a>,
+    #[serde(borrow)]
+    pub ack: Option<Text<'a>>,
+    #[serde(borrow)]
+    status: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub code: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub reason: Option<Text<'a>>,
+    pub seq: Option<u64>,
+    /// Of `subscribe`: the first seq that may come.
+    pub next_seq: Option<u64>,
+    /// Of `subscribe`: what was asked for and is gone.
+    pub gap: Option<Gap>,
+}
+
+/// Events that are gone.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct Gap {
+    /// From this seq …
+    pub from: u64,
+    /// … to this one, both included.
+    pub to: u64,
+}
+
+impl Ack<'_> {
+    /// Whether it was done.
+    pub fn is_ok(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.0 == "ok")
+    }
+
+    /// Whether it is of a frame of this type.
+    pub fn is_of(&self, kind: &str) -> bool {
+        self.ack.as_ref().is_some_and(|ack| ack.0 == kind)
+    }
+}
+
+/// What frames without an event have beside an ack's fields.
+#[derive(Deserialize)]
+struct Words<'a> {
+    #[serde(borrow)]
+    sub: Option<Text<'a>>,
+    #[serde(borrow)]
+    reason: Option<Text<'a>>,
+    from: Option<u64>,
+    to: Option<u64>,
+    retry_after_ms: Option<u64>,
+}
+
+impl<'a> Received<'a> {
+    /// Reads a frame's body. The byte before an event's line is written over: the line is made where it stands.
+    ///
+    /// # Errors
+    /// It is no JSON object, or one without what its type must have.
+    pub fn parse(body: &'a mut [u8]) -> Result<Self, serde_json::Error> {
+        if let Some(at) = line_at(body) {
+            body[at] = b'{';
+            let name = EVENT.len()..at - 1;
+            if let (Some(stamp), Ok(_)) = (Stamp::of(&body[at..]), std::str::from_utf8(&body[name.clone()])) {
+                let (head, line) = body.split_at_mut(at);
+                let sub = String::from_utf8_lossy(&head[name]);
+                return Ok(Received::Event { sub, seq: stamp.seq, line: Cow::Borrowed(line) });
+            }
+            body[at] = b',';
+        }
+        Self::of_any_order(body)
+    }
+
+    fn of_any_order(body: &'a [u8]) -> Result<Self, serde_json::Error> {
+        let ack: Ack<'a> = serde_json::from_slice(body)?;
+        let words = || serde_json::from_slice::<Words<'a>>(body);
+        let text = |text: Option<Text<'a>>| text.map_or(Cow::Borrowed(""), |text| text.0);
+        Ok(match ack.kind.0.as_ref() {
+            "ack" => Received::Ack(ack),
+            "event" => {
+                let fields: Fields<'a> = serde_json::from_slice(body)?;
+                let (seq, line) = fields.line()?;
+                Received::Event { sub: text(words()?.sub), seq, line: Cow::Owned(line) }
+            }
+            "gap" => {
+                let Words { sub, from, to, .. } = words()?;
+                let (from, to) = (from.ok_or_else(|| missing("from"))?, to.ok_or_else(|| missing("to"))?);
+                Received::Gap { sub: text(sub), from, to }
+            }
+            "heartbeat" => Received::Heartbeat,
+            "close" => {
+                let Words { reason, retry_after_ms, .. } = words()?;
+                Received::Close { reason: text(reason), retry_after_ms: retry_after_ms.unwrap_or(0) }
+            }
+            _ => Received::Other,
+        })
+    }
+}
+
+/// Where the byte before an event's line is, when the frame has the order that brokers write.
+fn line_at(body: &[u8]) -> Option<usize> {
+    let rest = body.strip_prefix(EVENT)?;
+    let end = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+    let line = rest.get(end + 1..)?;
+    (rest[end] == b'"' && line.starts_with(SEQ) && !line.contains(&b'\n')).then_some(EVENT.len() + end + 1)
+}
+
+fn missing(field: &'static str) -> serde_json::Error {
+    serde::de::Error::missing_field(field)
+}
+
+/// The fields of an object, in the order in which they came.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl Fields<'_> {
+    /// Its seq, and the line of its log.
+    fn line(&self) -> Result<(u64, Vec<u8>), serde_json::Error> {
+        let number = |name: &'static str| {
+            let found = self.0.iter().find(|(field, _)| field == name).ok_or_else(|| missing(name))?;
+            serde_json::from_str::<u64>(found.1.get())
+        };
+        let (seq, ts) = (number("seq")?, number("ts")?);
+        let mut line = format!("{{\"seq\":{seq},\"ts\":{ts}").into_bytes();
+        let is_line = |name: &str| !HEAD.contains(&name) && name != "seq" && name != "ts";
+        for (name, value) in self.0.iter().filter(|(name, _)| is_line(name)) {
+            line.push(b',');
+            serde_json::to_writer(&mut line, name)?;
+            line.push(b':');
+            // Outside of strings, where JSON has none, a line break is a space like any other.
+            line.extend(value.get().bytes().map(|b| if matches!(b, b'\n' | b'\r') { b' ' } else { b }));
+        }
+        line.push(b'}');
+        Ok((seq, line))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some((name, value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    fields.push((name.0, value));
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(InOrder).map(Fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event(body: &str) -> (String, u64, String) {
+        let mut body = body.as_bytes().to_vec();
+        match Received::parse(&mut body).unwrap() {
+            Received::Event { sub, seq, line } => {
+                (sub.into_owned(), seq, String::from_utf8(line.into_owned()).unwrap())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_line_is_that_of_the_log() {
+        let line = r#"{"seq":7,"ts":8,"id":"x","vm":"a","topic":"t","payload":{"type":"event", "seq": 9}}"#;
+        let tail = &line[1..];
+        for (body, sub) in [
+            (format!(r#"{{"type":"event","sub":"cli",{tail}"#), "cli"),
+            (format!(r#"{{"type":"event","sub":"a\",\"seq\":1",{tail}"#), r#"a","seq":1"#),
+            (format!(r#"{{"type":"event","sub":"q","group":"g","attempt":2,{tail}"#), "q"),
+            (format!(r#"{{"sub":"b","type":"event",{tail}"#), "b"),
+            (format!("{{ \"type\" : \"event\",\"sub\":\"é\",\n{tail}"), "é"),
+        ] {
+            assert_eq!(event(&body), (sub.to_owned(), 7, line.to_owned()), "{body}");
+        }
+        // Another order within it: seq and ts lead, nothing is left out.
+        let body = "{\"payload\":[1,\n2],\"ts\":8,\"vm\":\"a\",\"sub\":\"s\",\"seq\":7,\"type\":\"event\",\"new\":1}";
+        assert_eq!(event(body).2, r#"{"seq":7,"ts":8,"payload":[1, 2],"vm":"a","new":1}"#);
+    }
+
+    #[test]
+    fn the_other_frames() {
+        let parse = |body: &str| {
+            let mut body = body.as_bytes().to_vec();
+            Received::parse(&mut body).map(|received| format!("{received:?}"))
+        };
+        assert_eq!(
+            parse(r#"{"type":"gap","sub":"s","from":3,"to":5}"#).unwrap(),
+            r#"Gap { sub: "s", from: 3, to: 5 }"#
+        );
+        assert_eq!(parse(r#"{"type":"heartbeat","new":{}}"#).unwrap(), "Heartbeat");
+        assert_eq!(
+            parse(r#"{"type":"close","reason":"draining","retry_after_ms":1000}"#).unwrap(),
+            r#"Close { reason: "draining", retry_after_ms: 1000 }"#
+        );
+        assert_eq!(parse(r#"{"type":"from-later","seq":1}"#).unwrap(), "Other");
+        let ack = r#"{"type":"ack","ack":"subscribe","status":"ok","sub":"s","next_seq":4,"gap":{"from":1,"to":3}}"#;
+        let mut body = ack.as_bytes().to_vec();
+        let Received::Ack(ack) = Received::parse(&mut body).unwrap() else { panic!("no ack") };
+        assert!(ack.is_ok() && ack.is_of("subscribe") && !ack.is_of("publish"));
+        assert_eq!((ack.next_seq, ack.gap), (Some(4), Some(Gap { from: 1, to: 3 })));
+        for bad in ["", "[]", "{}", r#"{"type":"event","sub":"s"}"#, r#"{"type":"gap","sub":"s","from":1}"#] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(mut body in prop_oneof![
+            any::<Vec<u8>>(),
+            "(\\{\"type\":\"event\",\"sub\":\"[a\\\\\"]{0,3}\",\"seq\":[0-9]{0,3},\"ts\":1[,}a\n]{0,3})".prop_map(String::into_bytes),
+        ]) {
+            let before = body.clone();
+            if let Ok(Received::Event { line, .. }) = Received::parse(&mut body) {
+                let is_line = !line.contains(&b'\n') && line.starts_with(b"{\"seq\":");
+                prop_assert!(is_line);
+            } else {
+                prop_assert_eq!(body, before, "what is no event stays as it was");
+            }
+        }
+    }
+}

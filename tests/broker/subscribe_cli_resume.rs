@@ -1,0 +1,332 @@
+//! `castra bus subscribe` goes on where it was: over lost connections, restarts, repeats, and a reader that is slow.
+
+use crate::fake_broker::{FakeBroker, Session, delivered, line};
+use crate::subscribe_cli::{HELLO, Subscriber, is_quiet};
+use castra::core::client::Target;
+use castra::core::follow::{Begin, Follow, News, Room, Times};
+use castra::core::topic::Pattern;
+use serde_json::json;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+#[test]
+fn it_goes_on_behind_the_last_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let subscriber = Subscriber::start(dir.path(), &["-o", "raw", "a", "--from", "earliest"]);
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!("earliest"), 3);
+    session.events([3, 5]);
+    drop(session);
+    // The same again, and what follows.
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!({"seq": 6}), 6);
+    session.events([5, 3, 6, 6, 9]);
+    session.close_for("slow-consumer", 0);
+    drop(session);
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!({"seq": 10}), 10);
+    // Retention took more than was asked for; its end is behind the gap.
+    session.send(&json!({"type": "gap", "sub": "cli", "from": 10, "to": 19}));
+    drop((session, broker));
+    let broker = FakeBroker::start(dir.path());
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!({"seq": 20}), 20);
+    session.events([20]);
+    for seq in [3, 5, 6, 9, 20] {
+        assert_eq!(subscriber.line(), seq.to_string());
+    }
+    let said: Vec<String> = (0..7).map(|_| subscriber.hear()).collect();
+    let again = |seq| format!("castra: subscribed again to a from event {seq} on");
+    assert!(said[0].starts_with("castra: the connection was lost: "), "{said:?}");
+    assert!(said[0].ends_with("; connecting again, to go on with event 6"), "{said:?}");
+    assert_eq!(said[1], again(6));
+    let closed =
+        "castra: the broker closed the session: slow-consumer; connecting again, to go on with event 10";
+    assert_eq!(said[2..4], [closed.to_owned(), again(10)]);
+    assert!(said[4].starts_with("castra: events 10 to 19 are gone"), "{said:?}");
+    assert_eq!(said[6], again(20));
+    assert!(is_quiet(&subscriber) && subscriber.said.try_recv().is_err());
+}
+
+#[test]
+fn nothing_seen_is_nothing_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let mut subscriber = Subscriber::start(dir.path(), &["-o", "raw", "a", "-c", "1"]);
+    broker.session(HELLO).subscribed(json!("latest"), 41);
+    // Published while it was away, and it asked for the latest.
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!({"seq": 41}), 41);
+    session.events([41]);
+    let (exit, out, _) = subscriber.end();
+    assert_eq!((exit, out), (Some(0), vec!["41".to_owned()]));
+}
+
+#[test]
+fn a_broker_that_ends_is_waited_for_and_given_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let subscriber = Subscriber::start(dir.path(), &["-o", "raw"]);
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!("latest"), 1);
+    session.events([1]);
+    session.close_for("draining", 300);
+    let since = Instant::now();
+    drop((session, broker));
+    let broker = FakeBroker::start(dir.path());
+    // It starts again, and lets nobody in for a while.
+    broker.answer("error: draining");
+    assert!(since.elapsed() >= Duration::from_millis(300), "it was asked to wait: {:?}", since.elapsed());
+    broker.answer("error: too-many-sessions");
+    drop(broker.connection());
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!({"seq": 2}), 2);
+    session.events([2]);
+    assert_eq!((subscriber.line(), subscriber.line()), ("1".into(), "2".into()));
+    assert!(subscriber.hear().contains("the broker closed the session: draining; connecting again"));
+    assert!(subscriber.hear().contains("subscribed again"), "each is said once");
+}
+
+#[test]
+fn what_waiting_does_not_help_ends_it() {
+    let end = |next: &dyn Fn(&FakeBroker)| {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = FakeBroker::start(dir.path());
+        let mut subscriber = Subscriber::start(dir.path(), &["--json"]);
+        let mut session = broker.session(HELLO);
+        session.subscribed(json!("latest"), 8);
+        session.events([8]);
+        drop(session);
+        next(&broker);
+        let (exit, _, said) = subscriber.end();
+        let failure: serde_json::Value = serde_json::from_str(said.last().unwrap()).unwrap();
+        assert_eq!(failure["exit"], json!(exit));
+        assert!(said.iter().all(|line| line.starts_with('{')), "{said:?}");
+        (exit, failure["code"].as_str().unwrap().to_owned(), failure["reason"].as_str().unwrap().to_owned())
+    };
+    let (exit, code, why) = end(&|broker| {
+        let mut session = broker.session(HELLO);
+        session.receive().unwrap();
+        session.send(&json!({"type": "ack", "ack": "subscribe", "status": "error", "code": "seq-ahead", "reason": "x"}));
+        session.drain();
+    });
+    assert_eq!((exit, code.as_str()), (Some(65), "seq-ahead"));
+    assert!(why.starts_with("seq-ahead: the broker's journal ends before event 9, "), "{why}");
+    let (exit, code, _) = end(&|broker| broker.answer("error: reserved-identity"));
+    assert_eq!((exit, code.as_str()), (Some(77), "reserved-identity"));
+    let (exit, code, _) = end(&|broker| broker.answer("HTTP/1.1 400 Bad Request"));
+    assert_eq!((exit, code.as_str()), (Some(69), "no-broker"));
+    let (exit, code, _) = end(&|broker| {
+        let mut session = broker.session(HELLO);
+        session.send_bytes("no json");
+        session.drain();
+    });
+    assert_eq!((exit, code.as_str()), (Some(69), "no-broker"));
+}
+
+/// Serves a journal of events 1..=end from where it was asked, and misbehaves as `chance` says; whether all was sent.
+fn serve(session: &mut Session, end: u64, mut chance: impl FnMut(u64) -> u64) -> bool {
+    let Some(asked) = session.receive() else { return false };
+    let from = asked["from"]["seq"].as_u64().unwrap();
+    let mut bytes = Vec::new();
+    let mut put = |body: String| bytes.extend(crate::support::frame(body));
+    let ack = json!({"type": "ack", "ack": "subscribe", "status": "ok", "sub": "cli", "next_seq": from});
+    if chance(8) == 0 {
+        return false;
+    }
+    put(ack.to_string());
+    // Repeats of an earlier delivery.
+    for seq in from.saturating_sub(chance(4))..from {
+        put(delivered(&line(seq, "t", &seq.to_string())));
+    }
+    let last = (from + chance(60)).min(end + 1);
+    for seq in from..last {
+        put(delivered(&line(seq, "t", &seq.to_string())));
+        if chance(10) == 0 {
+            put(json!({"type": "heartbeat"}).to_string());
+        }
+    }
+    let is_all = last > end;
+    if !is_all {
+        match chance(3) {
+            0 => put(json!({"type": "close", "reason": "slow-consumer", "retry_after_ms": 0}).to_string()),
+            // In the middle of a frame.
+            1 => bytes.truncate(bytes.len() - chance(bytes.len() as u64 / 2) as usize),
+            _ => {}
+        }
+    }
+    let _ = session.try_send_raw(&bytes);
+    if is_all {
+        session.drain();
+    }
+    is_all
+}
+
+#[test]
+fn each_event_once_in_order_whatever_connections_do() {
+    const END: u64 = 600;
+    for seed in 1..=3_u64 {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = FakeBroker::start(dir.path());
+        let count = END.to_string();
+        let mut subscriber = Subscriber::start(dir.path(), &["-o", "raw", "--from", "@1", "-c", &count]);
+        let mut state = seed;
+        let mut chance = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below.max(1)
+        };
+        let mut sessions = 1;
+        // Until it was accepted once, a lost connection is the end.
+        while !serve(
+            &mut broker.session(HELLO),
+            END,
+            |below| if sessions == 1 { below - 1 } else { chance(below) },
+        ) {
+            sessions += 1;
+        }
+        let (exit, out, _) = subscriber.end();
+        let want: Vec<String> = (1..=END).map(|seq| seq.to_string()).collect();
+        assert_eq!((exit, out), (Some(0), want), "seed {seed}");
+        assert!(sessions > 10, "seed {seed}: {sessions}");
+    }
+}
+
+/// Serves like a broker whose journal has `events` of 60,000 bytes, to a peer that may stop it for a while; how often
+/// it was, when the peer is gone.
+fn serve_all(mut session: Session, events: u64) -> u64 {
+    let payload = "x".repeat(60_000);
+    let (mut stops, mut next) = (0, None);
+    loop {
+        match session.poll() {
+            Some(None) => return stops,
+            Some(Some(frame)) if frame["type"] == "subscribe" => {
+                let seq = frame["from"]["seq"].as_u64().unwrap();
+                assert_eq!(next, None, "one at a time");
+                next = Some(seq);
+                session.accept(seq);
+            }
+            Some(Some(frame)) if frame["type"] == "unsubscribe" => {
+                assert_eq!(frame["sub"], "cli");
+                (stops, next) = (stops + 1, None);
+                let ack = json!({"type": "ack", "ack": "unsubscribe", "status": "ok", "sub": "cli"});
+                session.send(&ack);
+            }
+            Some(Some(_)) => {}
+            None => match next {
+                Some(seq) if seq <= events => {
+                    let event = delivered(&line(seq, "t", &format!("\"{seq} {payload}\"")));
+                    // It ends when it has enough.
+                    if session.try_send(event).is_err() {
+                        return stops;
+                    }
+                    next = Some(seq + 1);
+                }
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            },
+        }
+    }
+}
+
+#[test]
+fn who_reads_slowly_stops_the_broker_and_misses_nothing() {
+    const EVENTS: u64 = 150;
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let mut command = crate::subscribe_cli::command(dir.path(), &["-o", "raw", "--from", "@1", "-c", "150"]);
+    let mut child = command.spawn().unwrap();
+    let session = broker.session(HELLO);
+    let serving = std::thread::spawn(move || serve_all(session, EVENTS));
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    // Nobody reads for longer than the command bears.
+    std::thread::sleep(Duration::from_millis(1500));
+    for seq in 1..=EVENTS {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+        assert!(line.starts_with(&format!("\"{seq} ")), "{seq}: {}", &line[..10]);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(std::io::read_to_string(child.stderr.take().unwrap()).unwrap(), "", "nothing was lost");
+    assert!(serving.join().unwrap() >= 1, "the broker was told to stop");
+}
+
+/// Follows the broker of `root` in this process, and hands out what it says until `enough`.
+fn follow(root: &Path, times: Times, mut enough: impl FnMut(&News<'_>) -> bool) {
+    let follow = Follow {
+        target: Target::Unix(root.join("castra.sock")),
+        hello: HELLO.to_owned(),
+        patterns: vec![Pattern::parse(">").unwrap()],
+        begin: Begin::Latest,
+        times,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = follow.connect().await.unwrap();
+        let (done, over) = tokio::sync::oneshot::channel();
+        let mut done = Some(done);
+        let room = Room::default();
+        let run = follow.run(client, &room, |news| {
+            if enough(&news) {
+                let _ = done.take().map(|done| done.send(()));
+            }
+        });
+        tokio::select! {
+            failed = run => panic!("{failed:?}"),
+            _ = over => {}
+        }
+    });
+}
+
+#[test]
+fn it_says_that_it_lives_and_leaves_who_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let serving = std::thread::spawn(move || {
+        let mut session = broker.session(HELLO);
+        session.subscribed(json!("latest"), 5);
+        // As long as its heartbeats are answered all is well, for longer than silence is borne.
+        for _ in 0..12 {
+            assert_eq!(session.receive().unwrap(), json!({"type": "heartbeat"}));
+            session.send(&json!({"type": "ack", "ack": "heartbeat", "status": "ok"}));
+        }
+        // The host is gone: nothing comes, and nothing says so.
+        let answered = Instant::now();
+        let mut next = broker.session(HELLO);
+        let took = answered.elapsed();
+        next.subscribed(json!({"seq": 5}), 5);
+        next.events([5]);
+        next.drain();
+        took
+    });
+    let times = Times {
+        connect: Duration::from_secs(5),
+        heartbeat: Duration::from_millis(50),
+        silence: Duration::from_millis(400),
+    };
+    let mut lost = Vec::new();
+    follow(dir.path(), times, |news| {
+        if let News::Lost(error, next) = news {
+            lost.push((error.to_string(), *next));
+        }
+        matches!(news, News::Events(_))
+    });
+    let took = serving.join().unwrap();
+    assert!(took >= Duration::from_millis(390), "{took:?}");
+    assert_eq!(lost, [("the connection was lost: nothing came for 400ms".to_owned(), 5)]);
+}
+
+#[test]
+fn who_accepts_and_says_nothing_is_no_broker() {
+    let dir = tempfile::tempdir().unwrap();
+    let _broker = FakeBroker::start(dir.path());
+    let follow = Follow {
+        target: Target::Unix(dir.path().join("castra.sock")),
+        hello: HELLO.to_owned(),
+        patterns: vec![],
+        begin: Begin::Latest,
+        times: Times { connect: Duration::from_millis(100), ..Times::default() },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let error = runtime.block_on(follow.connect()).err().unwrap();
+    assert_eq!(error.to_string(), "timed out");
+}
