@@ -1,16 +1,29 @@
-//! The pieces that every event passes, one by one: parse a frame, encode the event, make the record, read it.
+//! The pieces that every event passes, one by one: parse a frame, encode the event, make the record, read it; and what a commit costs
+//! the router.
 //!
 //! `cargo bench --bench hot`
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use castra::core::event::{Batch, Layout};
+use castra::core::delivery::interest::Interest;
+use castra::core::delivery::outlet::Outlet;
+use castra::core::delivery::router::Router;
+use castra::core::event::{Batch, Layout, Publish, Text};
 use castra::core::identity::VmName;
 use castra::core::ids::IdSource;
+use castra::core::journal::Opened;
+use castra::core::journal::disk::RealDisk;
 use castra::core::journal::record::{self, Head, Kind};
+use castra::core::journal::writer::Committed;
+use castra::core::limits::Limits;
+use castra::core::topic::Pattern;
 use castra::core::wire::codec::first_frame;
 use castra::core::wire::frame::{self, Frame};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 fn hot(c: &mut Criterion) {
     let body = format!(
@@ -37,6 +50,8 @@ fn hot(c: &mut Criterion) {
         });
     });
 
+    // Also when the one before was not asked for.
+    batch.push(&vm, &publish, |out| ids.write(1_700_000_000_000, out)).unwrap();
     let draft = batch.drafts()[0];
     let prefix = b"{\"seq\":123456,\"ts\":1700000000000,";
     let layout = Layout::of(&draft, prefix.len());
@@ -61,5 +76,80 @@ fn hot(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, hot);
+/// What it costs to hand a commit out, for the one subscriber of its topic, beside others of other topics.
+fn routing(c: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(RealDisk::new(dir.path().to_owned()));
+    let opened = Opened::open(disk, 7, 64 << 20).unwrap();
+    let (commits, committed) = std::sync::mpsc::channel();
+    let hand_over = move |commit| drop(commits.send(commit));
+    let floor = Arc::new(AtomicU64::new(0));
+    let journal = opened.start(&Limits::default(), hand_over, |_| {}, floor).unwrap();
+    let bytes = Arc::new(Semaphore::new(1));
+    let mut next = 1;
+    let mut group = c.benchmark_group("route");
+    group.throughput(Throughput::Elements(1));
+    for (name, count, pattern) in [
+        ("10 topics", 10, "t.#.x"),
+        ("10,000 topics", 10_000, "t.#.x"),
+        ("10 patterns", 10, "t.#.*"),
+        ("10,000 patterns", 10_000, "t.#.*"),
+        ("10,000 patterns that begin with a star", 10_000, "*.#.x"),
+    ] {
+        let router = Router::new(next);
+        let outlets: Vec<Arc<Outlet>> = (0..count).map(|_| Arc::new(Outlet::new(1024, 1 << 20))).collect();
+        for (n, outlet) in outlets.iter().enumerate() {
+            let pattern = Pattern::parse(&pattern.replace('#', &n.to_string())).unwrap();
+            let interest = Arc::new(Interest::new(pattern.as_str().into(), &[pattern]));
+            router.join(&interest, outlet, 1, next).unwrap();
+        }
+        let vm = VmName::parse("devbox").unwrap();
+        let mut commit = |n: usize| {
+            let topic = Some(Text(format!("t.{n}.x").into()));
+            let mut batch = Batch::default();
+            batch.push(&vm, &Publish { topic, ..Publish::default() }, |out| out.push(b'i')).unwrap();
+            let permit = bytes.clone().try_acquire_owned().unwrap();
+            journal.submit(0, batch, permit).blocking_recv().unwrap().unwrap();
+            let commit: Arc<Committed> = committed.recv().unwrap();
+            next = commit.last_seq().unwrap() + 1;
+            commit
+        };
+        // Each topic once or more, so that what is remembered of them is in it as well.
+        group.bench_function(name, |b| {
+            b.iter_custom(|times| {
+                let mut took = Duration::ZERO;
+                for n in 0..times {
+                    let n = n as usize * 7919 % count;
+                    let commit = [commit(n)];
+                    let since = Instant::now();
+                    router.route(&commit);
+                    took += since.elapsed();
+                    assert!(outlets[n].pop().is_some());
+                }
+                took
+            })
+        });
+        group.bench_function(format!("{name}, always the same one"), |b| {
+            b.iter_custom(|times| {
+                let mut took = Duration::ZERO;
+                for _ in 0..times {
+                    let commit = [commit(5)];
+                    let since = Instant::now();
+                    router.route(&commit);
+                    took += since.elapsed();
+                    assert!(outlets[5].pop().is_some());
+                }
+                took
+            })
+        });
+    }
+    group.finish();
+    journal.stop();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
+    targets = hot, routing
+}
 criterion_main!(benches);

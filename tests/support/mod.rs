@@ -272,6 +272,11 @@ impl LocalGuest {
     /// Sends one frame and reads the next one.
     pub fn ask(&mut self, body: &str) -> serde_json::Value {
         self.stream.get_mut().write_all(&frame(body)).unwrap();
+        self.receive()
+    }
+
+    /// The next frame.
+    pub fn receive(&mut self) -> serde_json::Value {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).unwrap();
         let mut body = vec![0; u32::from_be_bytes(length) as usize];

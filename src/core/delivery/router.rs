@@ -263,24 +263,16 @@ impl Routes {
     }
 
     fn route(&mut self, commits: &[Arc<Committed>]) {
-        let mut commits = commits.iter().peekable();
-        while let Some(first) = commits.peek().and_then(|commit| commit.first_seq()) {
-            self.skip_to(first);
-            // Commits up to the next seq at which somebody joins: a chunk is for all members or for none.
-            self.joins = self.joins.split_off(&(first + 1));
-            let until = self.joins.first().copied().unwrap_or(u64::MAX);
-            let mut touched = Vec::new();
-            while let Some(commit) =
-                commits.next_if(|commit| commit.first_seq().is_some_and(|seq| seq < until))
-            {
-                if commit.first_seq() != Some(self.next) {
-                    self.hand_out(&mut touched);
-                    self.skip_to(commit.first_seq().unwrap_or(self.next));
-                }
-                self.frame(commit, &mut touched);
+        let mut touched = Vec::new();
+        for commit in commits {
+            let Some(first) = commit.first_seq() else { continue };
+            if first > self.next {
+                self.hand_out(&mut touched);
+                self.skip_to(first);
             }
-            self.hand_out(&mut touched);
+            self.frame(commit, &mut touched);
         }
+        self.hand_out(&mut touched);
     }
 
     /// Events before `seq` were not handed to this router: whoever is owed some of them leaves.
@@ -309,6 +301,11 @@ impl Routes {
         let mut last: (&[u8], Option<Arc<[u32]>>) = (b"", None);
         let mut made = 0;
         for event in commit.events() {
+            if self.joins.first().is_some_and(|seq| *seq <= event.seq) {
+                // Somebody joins here, perhaps in the middle of a commit: a chunk is for all members or for none.
+                self.hand_out(touched);
+                self.joins = self.joins.split_off(&(event.seq + 1));
+            }
             let topic = event.topic();
             if last.1.is_none() || last.0 != topic {
                 last = (topic, Some(self.feeds_of(topic)));

@@ -133,6 +133,8 @@ impl<'a> Session<'a> {
         let alarm = sleep_until(self.begun + LONG);
         tokio::pin!(ended, alarm);
         loop {
+            // Publishes may wait here for a place.
+            self.pulse.reads(false, self.now());
             if let Err(end) = self.take_frames().await {
                 return end;
             }

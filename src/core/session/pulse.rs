@@ -52,6 +52,8 @@ impl Pulse {
     /// A whole frame came.
     pub fn heard(&mut self, now: Duration) {
         (self.heard, self.beat) = (now, now);
+        // What was silence of ours up to here is not counted again.
+        self.deaf = self.deaf.map(|_| now);
     }
 
     /// Whether the broker reads from now on.
@@ -158,7 +160,12 @@ mod tests {
         assert_eq!((pulse.next(), pulse.look(S * 1000)), (Duration::MAX, None));
         pulse.reads(true, S * 1000);
         pulse.reads(true, S * 1001);
-        assert_eq!(run(&mut pulse, 2000), [(1050, Due::Silent)]);
+        assert_eq!(run(&mut pulse.clone(), 2000), [(1050, Due::Silent)]);
+        // A frame that was read before and is taken now.
+        pulse.reads(false, S * 1020);
+        pulse.heard(S * 1500);
+        pulse.reads(true, S * 1510);
+        assert_eq!(run(&mut pulse, 2000), [(1570, Due::Silent)]);
     }
 
     #[test]
