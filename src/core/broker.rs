@@ -131,22 +131,26 @@ pub async fn run(
         }
     };
     let logs = Logs::start(view, limits, opened.readers()).map_err(failed("logs"))?;
-    let router = Router::start(opened.map().durable_seq() + 1).map_err(failed("router"))?;
     let (ending, ended) = watch::channel(Ending::No);
     let ending = Arc::new(ending);
     let failure = Arc::new(Mutex::new(None::<String>));
+    let on_failure = {
+        let (ending, failure) = (ending.clone(), failure.clone());
+        move |error: String| {
+            tracing::error!(%error, "journal: not durable; the broker ends");
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            ending.send_replace(Ending::JournalFailed);
+        }
+    };
+    let router =
+        Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
     let (journal, known) = {
-        let (logs, ending, failure) = (logs.clone(), ending.clone(), failure.clone());
+        let logs = logs.clone();
         let floor = logs.floor();
         let commits = router.clone();
         let committed = move |commit: Arc<Committed>| {
             commits.push(commit.clone());
             logs.push(commit);
-        };
-        let on_failure = move |error: String| {
-            tracing::error!(%error, "journal: not durable; the broker ends");
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            ending.send_replace(Ending::JournalFailed);
         };
         let known = opened.report.damage.clone();
         let journal = opened.start(limits, committed, on_failure, floor).map_err(failed("journal"))?;
@@ -154,7 +158,7 @@ pub async fn run(
     };
     status.attach(journal.clone(), logs.clone());
 
-    let delivery = Arc::new(Delivery::new(journal.clone(), router.clone()));
+    let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
     let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), delivery, ended.clone());
     let (alive, mut all_gone) = mpsc::channel(1);
     let lobby = Lobby::new(Arc::new(bus), places, alive);

@@ -39,6 +39,10 @@ pub const REASON_BYTES: usize = 256;
 pub const SUB_BYTES: usize = 255;
 /// The most patterns of one subscription.
 pub const PATTERNS: usize = 64;
+/// The most tokens of a pattern with wildcards that is subscribed …
+pub const PATTERN_TOKENS: usize = 16;
+/// … and the most of them that are `*`: so a topic is looked up in bounded time, whatever others subscribe.
+pub const PATTERN_STARS: usize = 4;
 /// The most events of one `events: [ … ]` frame.
 pub const GROUP_EVENTS: usize = 1024;
 
@@ -57,7 +61,9 @@ pub const CHUNK_BYTES: usize = 64 * 1024;
 pub const OUTPUT_BYTES: usize = 64 * 1024;
 /// A subscriber that reads the journal reads about so much at a time, in bytes …
 pub const CATCH_UP_BYTES: usize = 256 * 1024;
-/// … and so many of them at once; the others wait in line.
+/// … for so many subscriptions of one session, those furthest behind …
+pub const CATCH_UP_TOGETHER: usize = 16;
+/// … and so many sessions at once, but no more than half the processors; the others wait in line.
 pub const CATCH_UP_READS: usize = 4;
 /// Commits that wait to be handed to subscribers, in bytes; at more the subscribers read the journal.
 pub const ROUTER_BYTES: usize = 16 * 1024 * 1024;
@@ -119,6 +125,8 @@ pub struct Limits {
     pub queue_events: usize,
     /// Their bytes.
     pub queue_bytes: usize,
+    /// The bytes that wait for all sessions.
+    pub queue_bytes_in_all: usize,
     /// A session that listed `heartbeat` is sent one when nothing came from it for so long.
     pub heartbeat_time: Duration,
     /// A session ends when no frame came for so long.
@@ -162,6 +170,7 @@ impl Default for Limits {
             subscriptions: 64,
             queue_events: 1024,
             queue_bytes: 1024 * 1024,
+            queue_bytes_in_all: 256 * 1024 * 1024,
             heartbeat_time: Duration::from_secs(20),
             idle_time: Duration::from_secs(60),
             write_time: Duration::from_secs(10),

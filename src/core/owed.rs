@@ -11,7 +11,7 @@ use super::journal::{NotCommitted, Receipt};
 use super::limits::REASON_BYTES;
 use super::refusal::Refusal;
 use super::wire::frame::{self, Frame};
-use super::wire::subscribe::Subscribe;
+use super::wire::subscribe::{Subscribe, sub_of};
 
 /// What a refusal weighs in the window, in bytes; about what it and its ack take.
 const REFUSAL_BYTES: usize = 2 * REASON_BYTES;
@@ -35,6 +35,8 @@ pub enum Aside {
     Subscribe(Subscribe),
     /// The subscription of this name is to end.
     Unsubscribe(Box<str>),
+    /// A `subscribe` or `unsubscribe`, which of them, that cannot be read; and its name, if that can.
+    Refused(&'static str, Option<Box<str>>, Box<Refusal>),
     /// This VM is to be remembered no longer.
     Forget(VmName),
 }
@@ -93,6 +95,9 @@ impl Round {
                         Err(("publish", Refusal::new(refusal.code, reason)))
                     }
                 }
+            }
+            Err((kind @ ("subscribe" | "unsubscribe"), refusal)) => {
+                return Some(Aside::Refused(kind, sub_of(body), Box::new(refusal)));
             }
             Err(refused) => Err(refused),
         };

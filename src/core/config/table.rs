@@ -137,7 +137,7 @@ pub static SETTINGS: &[Setting] = &[
     ),
     limit(
         "subscriptions",
-        Kind::Count(|s| Usize(&mut s.limits.subscriptions), 1, MANY),
+        Kind::Count(|s| Usize(&mut s.limits.subscriptions), 1, 4096),
         "Patterns that one session may subscribe",
     ),
     limit(
@@ -146,6 +146,11 @@ pub static SETTINGS: &[Setting] = &[
         "Events that wait in memory for one session; then its subscriptions read the journal",
     ),
     limit("queue_bytes", Kind::Bytes(|s| Usize(&mut s.limits.queue_bytes), KIB, GIB), "Their bytes"),
+    limit(
+        "queue_bytes_in_all",
+        Kind::Bytes(|s| Usize(&mut s.limits.queue_bytes_in_all), MIB, 64 * GIB),
+        "The bytes that wait in memory for all sessions",
+    ),
     limit(
         "heartbeat_time",
         Kind::Time(|s| &mut s.limits.heartbeat_time, MS.saturating_mul(10), TEN_YEARS),

@@ -8,7 +8,8 @@
 //! `patterns.rs` finds who wants a topic, `interest.rs` what a subscription wants and its frames, `router.rs` hands
 //! commits out, `outlet.rs` is the queue to a session, `subscription.rs` what a session subscribes to, `catch_up.rs`
 //! reads the journal. Always holds: no event is delivered before it is durable (invariant 1); slow means disk
-//! (invariant 7). Owner: `broker.rs` makes one, [`super::bus::Bus`] has it.
+//! (invariant 7): few read at once, and whoever looks for where to begin is in nobody's way but of others who do.
+//! Owner: `broker.rs` makes one, [`super::bus::Bus`] has it.
 
 pub mod catch_up;
 pub mod interest;
@@ -19,16 +20,18 @@ pub mod subscription;
 
 use super::journal::Journal;
 use super::journal::read::Mark;
-use super::limits::CATCH_UP_READS;
+use super::limits::{CATCH_UP_READS, Limits};
 use super::refusal::Refusal;
 use super::wire::subscribe::From;
 use catch_up::Step;
+use outlet::{Outlet, Room};
 use router::Router;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use subscription::Plan;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 /// Where a subscription begins, and what was asked for before that and is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,82 +47,75 @@ pub struct Delivery {
     /// Who is sent what, as it is committed.
     pub router: Arc<Router>,
     journal: Arc<Journal>,
+    room: Arc<Room>,
     reads: Arc<Semaphore>,
+    lookups: Arc<Semaphore>,
 }
 
 impl Delivery {
     /// Delivery of what stands in `journal`, whose commits `router` gets.
-    pub fn new(journal: Arc<Journal>, router: Arc<Router>) -> Self {
-        Delivery { router, journal, reads: Arc::new(Semaphore::new(CATCH_UP_READS)) }
-    }
-
-    /// The last durable event.
-    pub fn head(&self) -> u64 {
-        self.journal.map().durable_seq()
-    }
-
-    /// Where a subscription that begins at `from` begins.
-    ///
-    /// # Errors
-    /// `seq-ahead`; `unknown-id`; `journal-unreadable`.
-    pub async fn begin(&self, from: &From) -> Result<Beginning, Refusal> {
-        let map = self.journal.map();
-        let (first, head) = (map.first_seq(), map.durable_seq());
-        let at = |next| Ok(Beginning { next, gap: None });
-        match from {
-            From::Latest => at(head + 1),
-            From::Earliest => at(first),
-            From::Seq(seq) if *seq > head + 1 => {
-                let reason = format!("the newest event is {head}; 'seq' is {} at most", head + 1);
-                Err(Refusal::new("seq-ahead", reason))
-            }
-            From::Seq(seq) if *seq < first => Ok(Beginning { next: first, gap: Some((*seq, first - 1)) }),
-            From::Seq(seq) => at(*seq),
-            From::Ts(ts) => {
-                let ts = *ts;
-                let found = self.look_up(move |journal| journal.seq_at(ts)).await?;
-                Ok(Beginning { next: found.seq, gap: found.gap })
-            }
-            From::Id(id) => {
-                let wanted = id.clone();
-                match self.look_up(move |journal| journal.seq_after_id(&wanted)).await? {
-                    Some(next) => at(next),
-                    None => Err(Refusal::new(
-                        "unknown-id",
-                        format!("the journal has no event of the id '{id:.64}'"),
-                    )),
-                }
-            }
+    pub fn new(limits: &Limits, journal: Arc<Journal>, router: Arc<Router>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Delivery {
+            router,
+            journal,
+            room: Room::new(limits.queue_bytes_in_all),
+            reads: Arc::new(Semaphore::new((cores / 2).clamp(1, CATCH_UP_READS))),
+            lookups: Arc::new(Semaphore::new(1)),
         }
     }
 
-    /// Looks something up in the journal, when its turn comes.
-    async fn look_up<T: Send + 'static>(
-        &self,
-        look: impl FnOnce(&Journal) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let journal = self.journal.clone();
-        self.when_free(move || look(&journal)).await.map_err(|error| {
-            tracing::error!(%error, "journal: cannot be read to find where a subscription begins");
-            Refusal::new("journal-unreadable", format!("the journal cannot be read: {error}"))
-        })
+    /// A queue for one session.
+    pub fn outlet(&self, limits: &Limits) -> Arc<Outlet> {
+        Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.room.clone()))
     }
 
-    /// Runs what blocks, when its turn comes.
-    fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
-        &self,
-        read: F,
-    ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {
-        let reads = self.reads.clone();
+    /// Where a subscription that begins at `from` begins; `None` when that has to be looked up.
+    ///
+    /// # Errors
+    /// `seq-ahead`.
+    pub fn begin(&self, from: &From) -> Result<Option<Beginning>, Refusal> {
+        let map = self.journal.map();
+        let (first, head) = (map.first_seq(), map.durable_seq());
+        let (next, gap) = match from {
+            From::Latest => (head + 1, None),
+            From::Earliest => (first, None),
+            From::Seq(seq) if *seq > head + 1 => {
+                let reason = format!("the newest event is {head}; 'seq' is {} at most", head + 1);
+                return Err(Refusal::new("seq-ahead", reason));
+            }
+            From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
+            From::Seq(seq) => (*seq, None),
+            From::Ts(_) | From::Id(_) => return Ok(None),
+        };
+        Ok(Some(Beginning { next, gap }))
+    }
+
+    /// Looks for where a subscription begins that begins at a time or behind an id, when its turn comes: as long as it
+    /// takes to read the journal.
+    ///
+    /// # Errors
+    /// `unknown-id`, `journal-unreadable`, and those of [`Delivery::begin`].
+    pub fn look_up(&self, from: From) -> impl Future<Output = Result<Beginning, Refusal>> + Send + use<> {
+        let journal = self.journal.clone();
+        let wanted = from.clone();
+        let found = when_free(&self.lookups, move || match &wanted {
+            From::Ts(ts) => journal.seq_at(*ts).map(|at| Some(Beginning { next: at.seq, gap: at.gap })),
+            From::Id(id) => Ok(journal.seq_after_id(id)?.map(|next| Beginning { next, gap: None })),
+            From::Latest | From::Earliest | From::Seq(_) => Ok(None),
+        });
         async move {
-            // Held until the read is done, also when nobody waits for it any more.
-            let permit = reads.acquire_owned().await;
-            let run = move || {
-                let result = read();
-                drop(permit);
-                result
-            };
-            tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+            match found.await {
+                Ok(Some(beginning)) => Ok(beginning),
+                Ok(None) => {
+                    let id = if let From::Id(id) = from { id } else { String::new() };
+                    Err(Refusal::new("unknown-id", format!("the journal has no event of the id '{id:.64}'")))
+                }
+                Err(error) => {
+                    tracing::error!(%error, "journal: cannot be read to find where a subscription begins");
+                    Err(Refusal::new("journal-unreadable", format!("the journal cannot be read: {error}")))
+                }
+            }
         }
     }
 
@@ -130,12 +126,36 @@ impl Delivery {
         mark: Option<Mark>,
     ) -> impl Future<Output = io::Result<Step>> + Send + use<> {
         let journal = self.journal.clone();
-        self.when_free(move || {
+        when_free(&self.reads, move || {
             let mut reader = journal.reader(plan.at);
             if let Some(mark) = mark {
                 reader.resume(mark)?;
             }
             catch_up::read(&mut reader, &plan)
         })
+    }
+}
+
+/// Runs what blocks, when one of `places` is free. It stands in line by itself, whether it is polled or not, so that
+/// nobody who waits for something else keeps a place; dropped, it leaves the line.
+fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
+    places: &Arc<Semaphore>,
+    read: F,
+) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {
+    let (places, mut task) = (places.clone(), JoinSet::new());
+    task.spawn(async move {
+        let place = places.acquire_owned().await;
+        let run = move || {
+            let result = read();
+            drop(place);
+            result
+        };
+        tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+    });
+    async move {
+        match task.join_next().await {
+            Some(done) => done.map_err(io::Error::other)?,
+            None => Err(io::ErrorKind::Interrupted.into()),
+        }
     }
 }

@@ -5,13 +5,15 @@
 //!                    └ full: the subscription leaves here and reads the journal from there on
 //! ```
 //!
-//! Always holds: at most so many events and bytes wait (invariant 6), but for one chunk that finds nothing waiting;
+//! Always holds: at most so many events and bytes wait, in one queue and in all (invariant 6), but for one chunk that
+//! finds nothing waiting;
 //! whoever offers never waits (invariant 7); a chunk that found no room is followed by no other of its subscription.
 //! Owner: the session; the router has it as long as it subscribes.
 
 use super::interest::Chunk;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// What a session takes out.
@@ -30,6 +32,21 @@ pub struct Outlet {
     ready: Notify,
     most_events: usize,
     most_bytes: usize,
+    room: Arc<Room>,
+}
+
+/// What waits in all queues together.
+#[derive(Debug)]
+pub struct Room {
+    most_bytes: usize,
+    bytes: AtomicUsize,
+}
+
+impl Room {
+    /// Room for so many bytes.
+    pub fn new(most_bytes: usize) -> Arc<Self> {
+        Arc::new(Room { most_bytes, bytes: AtomicUsize::new(0) })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -37,14 +54,16 @@ struct Queue {
     items: VecDeque<Item>,
     events: usize,
     bytes: usize,
-    /// The first seq that found no room, of what was not looked at yet.
+    /// The first seq that found no room, of what was not looked at yet and still stands in the queue.
     overflowed: Option<u64>,
+    /// How many have left and were not taken out yet.
+    lefts: usize,
 }
 
 impl Outlet {
-    /// An empty queue for so many events and bytes.
-    pub fn new(most_events: usize, most_bytes: usize) -> Self {
-        Outlet { queue: Mutex::default(), ready: Notify::new(), most_events, most_bytes }
+    /// An empty queue for so many events and bytes, which takes of `room` what waits in it.
+    pub fn new(most_events: usize, most_bytes: usize, room: Arc<Room>) -> Self {
+        Outlet { queue: Mutex::default(), ready: Notify::new(), most_events, most_bytes, room }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -56,15 +75,18 @@ impl Outlet {
     pub fn offer(&self, id: u32, chunks: &[Chunk]) -> bool {
         let mut queue = self.lock();
         for chunk in chunks {
+            let bytes = chunk.frames.len();
             let has_room = queue.events + chunk.events <= self.most_events
-                && queue.bytes + chunk.frames.len() <= self.most_bytes;
+                && queue.bytes + bytes <= self.most_bytes
+                && self.room.bytes.load(Relaxed) + bytes <= self.room.most_bytes;
             if !has_room && queue.events > 0 {
                 queue.leave(id, chunk.from);
                 self.ready.notify_one();
                 return false;
             }
             queue.events += chunk.events;
-            queue.bytes += chunk.frames.len();
+            queue.bytes += bytes;
+            self.room.bytes.fetch_add(bytes, Relaxed);
             queue.items.push_back(Item::Chunk(id, chunk.clone()));
         }
         self.ready.notify_one();
@@ -81,11 +103,26 @@ impl Outlet {
     pub fn pop(&self) -> Option<Item> {
         let mut queue = self.lock();
         let item = queue.items.pop_front();
-        if let Some(Item::Chunk(_, chunk)) = &item {
-            queue.events -= chunk.events;
-            queue.bytes -= chunk.frames.len();
+        match &item {
+            Some(Item::Chunk(_, chunk)) => {
+                queue.events -= chunk.events;
+                queue.bytes -= chunk.frames.len();
+                self.room.bytes.fetch_sub(chunk.frames.len(), Relaxed);
+            }
+            Some(Item::Left(..)) => {
+                queue.lefts -= 1;
+                if queue.lefts == 0 {
+                    queue.overflowed = None;
+                }
+            }
+            None => {}
         }
         item
+    }
+
+    /// Throws away what waits.
+    pub fn clear(&self) {
+        while self.pop().is_some() {}
     }
 
     /// Whether something waits.
@@ -114,9 +151,16 @@ impl Outlet {
     }
 }
 
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 impl Queue {
     fn leave(&mut self, id: u32, from: u64) {
         self.items.push_back(Item::Left(id, from));
+        self.lefts += 1;
         self.overflowed.get_or_insert(from);
     }
 }

@@ -16,11 +16,19 @@ use crate::core::journal::writer::Committed;
 use crate::core::limits::{ROUTER_BYTES, ROUTES_CACHED};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// So much is handed out before whoever wants to join has its turn, in bytes.
+/// So much is taken up at a time, in bytes.
 const TURN_BYTES: usize = 1024 * 1024;
+/// Whoever joins or leaves waits about so long at the most, for it does so on a worker of the runtime.
+const HOLD: Duration = Duration::from_millis(1);
+/// The clock is looked at after so many events.
+const EVENTS_PER_LOOK: u32 = 32;
+/// More feeds of one topic than these are not remembered, so that the cache is bounded in bytes as well.
+const FEEDS_CACHED: usize = 1024;
 
 /// Frames of all feeds together are handed out when there are so many bytes, so that many feeds of the same topics take
 /// no more memory than that.
@@ -55,6 +63,17 @@ struct Routes {
     cache: HashMap<Box<str>, Arc<[u32]>>,
     /// Seqs behind `next` at which members join.
     joins: BTreeSet<u64>,
+    /// Bytes of frames that were made and not handed out.
+    made: usize,
+    /// Commits were taken up and are not all handed out.
+    is_busy: bool,
+}
+
+/// How far some commits are handed out.
+#[derive(Debug, Default)]
+struct At {
+    commit: usize,
+    event: usize,
 }
 
 #[derive(Default)]
@@ -69,6 +88,8 @@ pub struct Router {
     routes: Mutex<Routes>,
     waiting: Mutex<Waiting>,
     changed: Condvar,
+    /// So many want to join or leave just now.
+    wishes: AtomicUsize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -83,24 +104,31 @@ impl Router {
             patterns: Patterns::default(),
             cache: HashMap::new(),
             joins: BTreeSet::new(),
+            made: 0,
+            is_busy: false,
         };
         Router {
             routes: Mutex::new(routes),
             waiting: Mutex::default(),
             changed: Condvar::new(),
+            wishes: AtomicUsize::new(0),
             thread: Mutex::default(),
         }
     }
 
-    /// The same with its thread.
+    /// The same with its thread; `failed` is called if that panics, for then nobody is sent anything any more.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(next: u64) -> io::Result<Arc<Self>> {
+    pub fn start(next: u64, failed: impl FnOnce(String) + Send + 'static) -> io::Result<Arc<Self>> {
         let router = Arc::new(Router::new(next));
         let run = {
             let router = router.clone();
-            move || while router.turn() {}
+            move || {
+                let guard = Guard(Some(failed));
+                while router.turn() {}
+                drop(guard);
+            }
         };
         let thread = std::thread::Builder::new().name("castra-router".into()).spawn(run)?;
         *router.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -126,6 +154,7 @@ impl Router {
         };
         if let Some(mut routes) = routes
             && routes.feeds.is_empty()
+            && !routes.is_busy
             && waiting.commits.is_empty()
         {
             routes.next = commit.last_seq().map_or(routes.next, |last| last + 1);
@@ -164,13 +193,39 @@ impl Router {
         }
         waiting.bytes -= bytes;
         drop(waiting);
-        routes.route(&commits);
-        true
+        routes.is_busy = true;
+        let mut at = At::default();
+        loop {
+            let (since, mut events) = (Instant::now(), 0u32);
+            let enough = || {
+                events += 1;
+                events.is_multiple_of(EVENTS_PER_LOOK) && since.elapsed() > HOLD
+            };
+            if routes.route(&commits, &mut at, enough) {
+                routes.is_busy = false;
+                return true;
+            }
+            drop(routes);
+            // A lock that is let go and taken again at once is nobody else's.
+            let until = Instant::now() + HOLD;
+            while self.wishes.load(Relaxed) > 0 && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            routes = self.routes();
+        }
+    }
+
+    /// The routes, for somebody who joins or leaves.
+    fn wish<T>(&self, wish: impl FnOnce(&mut Routes) -> T) -> T {
+        self.wishes.fetch_add(1, Relaxed);
+        let mut routes = self.routes();
+        self.wishes.fetch_sub(1, Relaxed);
+        wish(&mut routes)
     }
 
     /// Hands commits out, in order; what lies between them and the last ones is left to the journal.
     pub fn route(&self, commits: &[Arc<Committed>]) {
-        self.routes().route(commits);
+        self.routes().route(commits, &mut At::default(), || false);
     }
 
     /// From the seq `from` on `outlet` gets what `interest` wants, for its subscription `id`.
@@ -184,15 +239,16 @@ impl Router {
         id: u32,
         from: u64,
     ) -> Result<(), Passed> {
-        self.routes().join(interest, Member { outlet: outlet.clone(), id, from })
+        self.wish(|routes| routes.join(interest, Member { outlet: outlet.clone(), id, from }))
     }
 
     /// `outlet` gets no more for its subscription `id`. Nothing happens when it had left.
     pub fn leave(&self, interest: &Arc<Interest>, outlet: &Arc<Outlet>, id: u32) {
-        let mut routes = self.routes();
-        if let Some(number) = routes.numbers.get(interest).copied() {
-            routes.remove(number, |member| member.id == id && Arc::ptr_eq(&member.outlet, outlet));
-        }
+        self.wish(|routes| {
+            if let Some(number) = routes.numbers.get(interest).copied() {
+                routes.remove(number, |member| member.id == id && Arc::ptr_eq(&member.outlet, outlet));
+            }
+        });
     }
 
     /// Subscriptions that get events from here, for status and tests.
@@ -206,6 +262,19 @@ impl Router {
         self.changed.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = thread.map(JoinHandle::join);
+    }
+}
+
+/// Says so when the thread panics.
+struct Guard<F: FnOnce(String)>(Option<F>);
+
+impl<F: FnOnce(String)> Drop for Guard<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(failed) = self.0.take()
+        {
+            failed("the router's thread panicked".to_owned());
+        }
     }
 }
 
@@ -240,8 +309,19 @@ impl Routes {
         interest.patterns().iter().for_each(|pattern| self.patterns.insert(pattern, number));
         let feed = Feed { interest: interest.clone(), members: Vec::new(), chunks: Chunks::default() };
         self.feeds.insert(number, feed);
-        self.cache.clear();
+        self.forget(interest);
         number
+    }
+
+    /// What is remembered of the topics that `interest` wants is not so any more.
+    fn forget(&mut self, interest: &Interest) {
+        for pattern in interest.patterns() {
+            if pattern.is_plain() {
+                self.cache.remove(pattern.as_str());
+            } else {
+                self.cache.clear();
+            }
+        }
     }
 
     fn remove(&mut self, number: u32, is_it: impl Fn(&Member) -> bool) {
@@ -258,21 +338,30 @@ impl Routes {
         {
             self.numbers.remove(&feed.interest);
             feed.interest.patterns().iter().for_each(|pattern| self.patterns.remove(pattern, number));
-            self.cache.clear();
+            self.forget(&feed.interest);
         }
     }
 
-    fn route(&mut self, commits: &[Arc<Committed>]) {
+    /// Hands out what stands at `at` and behind it, until `enough` says so; true when all of it is.
+    fn route(&mut self, commits: &[Arc<Committed>], at: &mut At, mut enough: impl FnMut() -> bool) -> bool {
         let mut touched = Vec::new();
-        for commit in commits {
-            let Some(first) = commit.first_seq() else { continue };
-            if first > self.next {
+        while let Some(commit) = commits.get(at.commit) {
+            if let Some(first) = commit.first_seq()
+                && first > self.next
+            {
                 self.hand_out(&mut touched);
                 self.skip_to(first);
             }
-            self.frame(commit, &mut touched);
+            let (done, is_all) = self.frame(commit, at.event, &mut touched, &mut enough);
+            if !is_all {
+                at.event += done;
+                self.hand_out(&mut touched);
+                return false;
+            }
+            *at = At { commit: at.commit + 1, event: 0 };
         }
         self.hand_out(&mut touched);
+        true
     }
 
     /// Events before `seq` were not handed to this router: whoever is owed some of them leaves.
@@ -296,11 +385,20 @@ impl Routes {
         }
     }
 
-    /// Goes over one commit and makes its frames, for every feed that wants some; `touched` are those that have any.
-    fn frame(&mut self, commit: &Committed, touched: &mut Vec<u32>) {
+    /// Goes over a commit from one of its events on and makes the frames, for every feed that wants some; `touched` are
+    /// those that have any. How many events it came to, and whether these are all.
+    fn frame(
+        &mut self,
+        commit: &Committed,
+        from: usize,
+        touched: &mut Vec<u32>,
+        enough: &mut impl FnMut() -> bool,
+    ) -> (usize, bool) {
         let mut last: (&[u8], Option<Arc<[u32]>>) = (b"", None);
-        let mut made = 0;
-        for event in commit.events() {
+        for (done, event) in commit.events_from(from).enumerate() {
+            if done > 0 && enough() {
+                return (done, false);
+            }
             if self.joins.first().is_some_and(|seq| *seq <= event.seq) {
                 // Somebody joins here, perhaps in the middle of a commit: a chunk is for all members or for none.
                 self.hand_out(touched);
@@ -311,20 +409,20 @@ impl Routes {
                 last = (topic, Some(self.feeds_of(topic)));
             }
             for number in last.1.iter().flat_map(|numbers| numbers.iter()) {
-                if let Some(feed) = self.feeds.get_mut(number) {
-                    if feed.chunks.is_empty() {
-                        touched.push(*number);
-                    }
-                    feed.chunks.push(feed.interest.head(), &event);
-                    made += event.line.len();
+                let Some(feed) = self.feeds.get_mut(number) else { continue };
+                if feed.chunks.is_empty() {
+                    touched.push(*number);
+                }
+                feed.chunks.push(feed.interest.head(), &event);
+                self.made += feed.interest.head().len() + event.line.len();
+                if self.made > MADE_BYTES {
+                    self.next = event.seq + 1;
+                    self.hand_out(touched);
                 }
             }
             self.next = event.seq + 1;
-            if made > MADE_BYTES {
-                self.hand_out(touched);
-                made = 0;
-            }
         }
+        (0, true)
     }
 
     /// The feeds of an encoded topic.
@@ -342,13 +440,16 @@ impl Routes {
         if self.cache.len() >= ROUTES_CACHED {
             self.cache.clear();
         }
-        self.cache.insert(topic.into(), numbers.clone());
+        if numbers.len() <= FEEDS_CACHED {
+            self.cache.insert(topic.into(), numbers.clone());
+        }
         numbers
     }
 
     /// Gives the frames that were made to the members.
     fn hand_out(&mut self, touched: &mut Vec<u32>) {
         let next = self.next;
+        self.made = 0;
         for number in touched.drain(..) {
             if let Some(feed) = self.feeds.get_mut(&number) {
                 let chunks = feed.chunks.take();

@@ -12,6 +12,7 @@
 //! session has so many patterns at most (invariant 6). Pure. Owner: the session.
 
 use super::interest::Interest;
+use crate::core::limits::CATCH_UP_TOGETHER;
 use crate::core::refusal::Refusal;
 use std::sync::Arc;
 
@@ -112,10 +113,12 @@ impl Subscriptions {
         self.list.iter_mut().find(|subscription| subscription.id == id)
     }
 
-    /// What is to be read for those that are behind.
+    /// What is to be read for those that are furthest behind.
     pub fn plan(&self) -> Option<Plan> {
         let behind = self.list.iter().filter(|s| s.source != Source::Live);
-        let wanted: Vec<_> = behind.map(|s| (s.id, s.next, s.interest.clone())).collect();
+        let mut wanted: Vec<_> = behind.map(|s| (s.id, s.next, s.interest.clone())).collect();
+        wanted.sort_unstable_by_key(|(_, next, _)| *next);
+        wanted.truncate(CATCH_UP_TOGETHER);
         let at = wanted.iter().map(|(_, next, _)| *next).min()?;
         Some(Plan { at, wanted })
     }

@@ -53,12 +53,17 @@ struct Placed {
 impl Committed {
     /// The events, in order.
     pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
-        self.events.iter().map(|e| Event {
-            seq: e.seq,
-            ts: e.ts,
-            line: &self.bytes[e.at as usize..(e.at + e.len) as usize],
-            layout: e.layout,
-        })
+        self.events_from(0)
+    }
+
+    fn event(&self, placed: &Placed) -> Event<'_> {
+        let line = &self.bytes[placed.at as usize..(placed.at + placed.len) as usize];
+        Event { seq: placed.seq, ts: placed.ts, line, layout: placed.layout }
+    }
+
+    /// The events but for so many, in order.
+    pub fn events_from(&self, skip: usize) -> impl Iterator<Item = Event<'_>> {
+        self.events.get(skip..).unwrap_or_default().iter().map(|e| self.event(e))
     }
 
     /// The first event's seq.

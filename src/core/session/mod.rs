@@ -18,7 +18,7 @@ use super::identity::Role;
 use super::ids::IdSource;
 use super::limits::OUTPUT_BYTES;
 use super::signals::Signal;
-use super::status::Presence;
+use super::status::{Presence, Vm};
 use super::stream::{Reader, Writer, linger};
 use super::wire::frame;
 use output::{Output, SLICES};
@@ -28,6 +28,7 @@ use state::{Input, State};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use subscribing::Subscribing;
@@ -44,7 +45,9 @@ const LONG: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// One session.
 pub struct Session<'a> {
     bus: &'a Bus,
-    presence: Presence,
+    vm: Arc<Vm>,
+    /// Until it ends for everybody but the peer.
+    presence: Option<Presence>,
     role: Role,
     id: u64,
     signals: Signals,
@@ -57,6 +60,8 @@ pub struct Session<'a> {
     input: Vec<u8>,
     /// The last read filled the buffer: there was more.
     filled: bool,
+    /// A whole frame of it waits.
+    is_held: bool,
     output: Output,
     publishing: Publishing,
     subscribing: Subscribing,
@@ -75,7 +80,8 @@ impl<'a> Session<'a> {
     ) -> Self {
         let limits = &bus.limits;
         let (id, vm) = (bus.next_session_id(), presence.vm().clone());
-        let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time);
+        // In time for an answer, however the two are set.
+        let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time.min(limits.idle_time / 3));
         Session {
             bus,
             role,
@@ -88,11 +94,13 @@ impl<'a> Session<'a> {
             writer,
             input,
             filled: false,
+            is_held: false,
             output: Output::default(),
             publishing: Publishing::new(vm.clone()),
             subscribing: Subscribing::new(bus.delivery.clone(), presence.standing().clone(), limits),
             ending: bus.ending.clone(),
-            presence,
+            vm,
+            presence: Some(presence),
         }
     }
 
@@ -105,20 +113,25 @@ impl<'a> Session<'a> {
     pub async fn run(mut self) {
         let mut end = self.serve().await;
         let mut state = State::Open.next(Input::Ended(end));
+        // To everybody but the peer it is gone.
         self.subscribing.clear();
+        drop(self.presence.take());
+        let until = Instant::now() + self.bus.limits.write_time;
         if state == State::Settling {
-            let settled = self.settle().await;
+            let settled = self.settle(until).await;
             end = settled.err().unwrap_or(end);
             state = state.next(settled.map_or_else(Input::Ended, |()| Input::Settled));
         }
-        self.signals.say(Signal::Ended(end), "the session ended");
+        let mut is_told = false;
         if state == State::Closing {
             self.output.own(|out| frame::close(out, end.reason(), end.retry_after_ms()));
-            if self.flush().await.is_ok() {
-                // To everybody but the peer it is gone.
-                let Session { bus, mut reader, mut writer, .. } = self;
-                linger(&bus.limits, &mut reader, &mut writer).await;
-            }
+            is_told = self.flush(until).await.is_ok();
+        }
+        let how =
+            if is_told { "the session ended" } else { "the session ended, and the peer could not be told" };
+        self.signals.say(Signal::Ended(end), how);
+        if is_told {
+            linger(&self.bus.limits, &mut self.reader, &mut self.writer).await;
         }
     }
 
@@ -139,12 +152,11 @@ impl<'a> Session<'a> {
                 return end;
             }
             self.deliver();
-            let was_full = self.is_output_full();
             if let Err(end) = self.write_some().await {
                 return end;
             }
-            // Frames that were read already and had to wait for the output wait for nothing else.
-            if was_full && !self.is_output_full() {
+            // Frames that were read already and had to wait may wait for nothing else.
+            if self.is_held && self.may_take() {
                 continue;
             }
             // What is left when the output has room must not wait for something to happen.
@@ -154,7 +166,7 @@ impl<'a> Session<'a> {
                     outlet.wake();
                 }
             }
-            let may_read = self.may_read();
+            let may_read = !self.is_held && self.may_take();
             self.pulse.reads(may_read, self.now());
             self.make_room();
             self.arm(alarm.as_mut());
@@ -175,8 +187,8 @@ impl<'a> Session<'a> {
                     Ok(_) => self.filled = self.input.len() == self.input.capacity(),
                     Err(_) => return End::IoError,
                 },
-                Some(step) = self.subscribing.step(), if self.subscribing.is_reading() => {
-                    if let Err(end) = self.take_step(step) {
+                done = self.subscribing.done() => {
+                    if let Err(end) = self.take_done(done) {
                         return end;
                     }
                 }
@@ -259,8 +271,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Writes all of the output.
-    async fn flush(&mut self) -> Result<(), End> {
+    /// Writes all of the output, before `until`.
+    async fn flush(&mut self, until: Instant) -> Result<(), End> {
         let alarm = sleep_until(self.begun + LONG);
         tokio::pin!(alarm);
         // Nothing is read any more: only the socket's steps are due.
@@ -274,16 +286,17 @@ impl<'a> Session<'a> {
             tokio::select! {
                 written = poll_fn(|cx| poll_write(&mut self.writer, &self.output, cx)) => self.wrote(written)?,
                 () = &mut alarm => self.look()?,
+                () = sleep_until(until) => return Err(End::SlowConsumer),
             }
         }
     }
 
     /// Waits for what is owed, so that its acks stand before the close frame.
-    async fn settle(&mut self) -> Result<(), End> {
+    async fn settle(&mut self, until: Instant) -> Result<(), End> {
         while !self.publishing.owed.is_empty() {
             let outcome = self.publishing.outcome().await;
             self.answer_front(outcome).await;
-            self.flush().await?;
+            self.flush(until).await?;
         }
         Ok(())
     }

@@ -14,10 +14,15 @@ use crate::core::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_
 use crate::core::status::Vm;
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::frame;
+use crate::core::wire::subscribe::refused_ack;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::oneshot;
+use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
+
+/// A round stops growing at so many frames, however small they are.
+const ROUND_EVENTS: usize = 512;
 
 /// A round whose events are on the way to the disk.
 pub(super) struct Owed {
@@ -64,13 +69,13 @@ impl Drop for Publishing {
 }
 
 impl Session<'_> {
-    /// Whether more may be read: the window is open, and the peer takes its answers.
-    pub(super) fn may_read(&self) -> bool {
-        self.has_window() && !self.is_output_full()
+    /// Whether a frame may be taken: the window is open, the peer takes its answers, and none before it waits.
+    pub(super) fn may_take(&self) -> bool {
+        self.has_window() && !self.is_output_full() && !self.subscribing.is_looking_up()
     }
 
     /// Whether so much waits for the peer that nothing more is taken from it.
-    pub(super) fn is_output_full(&self) -> bool {
+    fn is_output_full(&self) -> bool {
         self.output.len() >= 2 * OUTPUT_BYTES
     }
 
@@ -92,15 +97,21 @@ impl Session<'_> {
     pub(super) async fn take_frames(&mut self) -> Result<(), End> {
         let input = std::mem::take(&mut self.input);
         let (mut taken, mut broken) = (0, None);
-        while self.has_window() && !self.is_output_full() && broken.is_none() {
+        while self.may_take() && broken.is_none() {
+            // A peer that sends without end has its turn like the others.
+            consume_budget().await;
             let before = taken;
             let now = clock::wall_ms();
             let mut round = Round::reusing(self.publishing.unused.take());
             let mut aside = None;
-            while round.bytes() < BATCH_BYTES && self.fits(&round) && aside.is_none() {
+            while round.bytes() < BATCH_BYTES
+                && round.events() < ROUND_EVENTS
+                && self.fits(&round)
+                && aside.is_none()
+            {
                 match first_frame(&input[taken..]) {
                     Ok(Some(body)) => {
-                        aside = round.take(body, &self.presence.vm().name, &mut self.ids, now);
+                        aside = round.take(body, &self.vm.name, &mut self.ids, now);
                         taken += LENGTH_BYTES + body.len();
                     }
                     Ok(None) => break,
@@ -117,18 +128,19 @@ impl Session<'_> {
             self.pulse.heard(self.now());
             self.send_round(round).await;
             if let Some(aside) = aside {
-                self.answer_aside(aside).await;
+                self.answer_aside(aside);
             }
         }
+        self.is_held = broken.is_none() && matches!(first_frame(&input[taken..]), Ok(Some(_)) | Err(_));
         self.input = input;
         self.input.drain(..taken);
         broken.map_or(Ok(()), Err)
     }
 
-    async fn answer_aside(&mut self, aside: Aside) {
+    fn answer_aside(&mut self, aside: Aside) {
         match aside {
             Aside::Heartbeat => {
-                self.presence.vm().heartbeat(clock::boot_ms());
+                self.vm.heartbeat(clock::boot_ms());
                 self.output.own(frame::heartbeat_ack);
             }
             Aside::Forget(name) => {
@@ -138,7 +150,10 @@ impl Session<'_> {
                     Err(refusal) => frame::error_ack(out, "forget", &refusal, None),
                 });
             }
-            Aside::Subscribe(wish) => self.subscribe(wish).await,
+            Aside::Subscribe(wish) => self.subscribe(wish),
+            Aside::Refused(kind, sub, refusal) => {
+                self.output.own(|out| refused_ack(out, kind, sub.as_deref(), &refusal));
+            }
             Aside::Unsubscribe(sub) => self.unsubscribe(&sub),
         }
     }
@@ -154,7 +169,7 @@ impl Session<'_> {
         let outcome = if batch.is_empty() {
             None
         } else {
-            self.presence.vm().published(in_flight, clock::boot_ms());
+            self.vm.published(in_flight, clock::boot_ms());
             Some(self.bus.publish(self.id, batch).await)
         };
         let publishing = &mut self.publishing;
@@ -187,7 +202,7 @@ impl Session<'_> {
         let Some(owed) = self.publishing.owed.pop_front() else { return };
         self.publishing.events -= owed.events;
         self.publishing.bytes -= owed.bytes;
-        self.presence.vm().answered(owed.in_flight);
+        self.vm.answered(owed.in_flight);
         let receipt = match outcome {
             None => Receipt::default(),
             Some(Ok(receipt)) => receipt,

@@ -5,11 +5,11 @@
 //! Owner: the session.
 
 use super::Session;
-use crate::core::delivery::Delivery;
 use crate::core::delivery::catch_up::Step;
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::{Item, Outlet};
 use crate::core::delivery::subscription::{Source, Subscriptions};
+use crate::core::delivery::{Beginning, Delivery};
 use crate::core::end::End;
 use crate::core::identity::may_subscribe;
 use crate::core::journal::read::Mark;
@@ -17,18 +17,30 @@ use crate::core::limits::{Limits, OUTPUT_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
 use crate::core::standing::Standing;
-use crate::core::wire::frame::error_ack;
-use crate::core::wire::subscribe::{Subscribe, subscribe_ack, unsubscribe_ack};
-use std::future::Future;
+use crate::core::wire::subscribe::{Subscribe, refused_ack, subscribe_ack, unsubscribe_ack};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 
 /// The journal being read for some subscriptions.
 struct Reading {
     ids: Vec<u32>,
     step: Pin<Box<dyn Future<Output = io::Result<Step>> + Send>>,
+}
+
+/// A subscription that is asked for, while it is looked for where it begins.
+struct Lookup {
+    interest: Interest,
+    beginning: Pin<Box<dyn Future<Output = Result<Beginning, Refusal>> + Send>>,
+}
+
+/// Something came from the disk.
+pub(super) enum Done {
+    Read(io::Result<Step>),
+    Found(Result<Beginning, Refusal>),
 }
 
 /// What a session is sent.
@@ -37,6 +49,9 @@ pub(super) struct Subscribing {
     pub outlet: Arc<Outlet>,
     table: Subscriptions,
     reading: Option<Reading>,
+    lookup: Option<Lookup>,
+    /// The topics are not those that status shows.
+    changed: bool,
     /// Where the last reading ended.
     mark: Option<Mark>,
     /// Back-pressure was signalled, and not its end.
@@ -50,10 +65,12 @@ pub(super) struct Subscribing {
 impl Subscribing {
     pub fn new(delivery: Arc<Delivery>, standing: Arc<Standing>, limits: &Limits) -> Self {
         Subscribing {
+            outlet: delivery.outlet(limits),
             delivery,
-            outlet: Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes)),
             table: Subscriptions::default(),
             reading: None,
+            lookup: None,
+            changed: false,
             mark: None,
             pressed: false,
             overflow: None,
@@ -63,22 +80,34 @@ impl Subscribing {
 
     /// Ends all subscriptions; what was not handed to the output is not sent.
     pub fn clear(&mut self) {
-        self.reading = None;
+        (self.reading, self.lookup, self.overflow) = (None, None, None);
         for subscription in std::mem::take(&mut self.table).iter() {
             self.delivery.router.leave(&subscription.interest, &self.outlet, subscription.id);
         }
+        self.outlet.clear();
+        self.standing.topics(Vec::new());
+        self.show();
     }
 
-    pub fn is_reading(&self) -> bool {
-        self.reading.is_some()
+    /// Whether it is being looked for where a subscription begins: frames behind it wait.
+    pub fn is_looking_up(&self) -> bool {
+        self.lookup.is_some()
     }
 
-    /// What the reading under way, which there is, comes to.
-    pub async fn step(&mut self) -> Option<io::Result<Step>> {
-        match &mut self.reading {
-            Some(reading) => Some(reading.step.as_mut().await),
-            None => None,
-        }
+    /// Resolves when a reading or a lookup that is under way is done.
+    pub async fn done(&mut self) -> Done {
+        poll_fn(|cx| {
+            if let Some(lookup) = &mut self.lookup
+                && let Poll::Ready(found) = lookup.beginning.as_mut().poll(cx)
+            {
+                return Poll::Ready(Done::Found(found));
+            }
+            match &mut self.reading {
+                Some(reading) => reading.step.as_mut().poll(cx).map(Done::Read),
+                None => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// Begins to read the journal for those that are behind.
@@ -115,50 +144,79 @@ impl Drop for Subscribing {
 }
 
 impl Session<'_> {
-    pub(super) async fn subscribe(&mut self, wish: Subscribe) {
-        match self.begin(wish).await {
-            Ok(Some(id)) => {
-                self.subscribing.join(id);
-                self.show_topics();
-            }
-            Ok(None) => {}
-            Err(refusal) => self.output.own(|out| error_ack(out, "subscribe", &refusal, None)),
+    /// Acks a subscription and begins it, or looks for where it begins.
+    pub(super) fn subscribe(&mut self, wish: Subscribe) {
+        let sub = wish.sub.clone();
+        if let Err(refusal) = self.try_subscribe(wish) {
+            self.output.own(|out| refused_ack(out, "subscribe", Some(&sub), &refusal));
         }
     }
 
-    /// Acks a new subscription and returns its number; an old one is acked again.
-    async fn begin(&mut self, wish: Subscribe) -> Result<Option<u32>, Refusal> {
-        let vm = &self.presence.vm().name;
+    fn try_subscribe(&mut self, wish: Subscribe) -> Result<(), Refusal> {
         for pattern in &wish.patterns {
-            may_subscribe(self.role, vm, pattern)?;
+            may_subscribe(self.role, &self.vm.name, pattern)?;
         }
         let interest = Interest::new(wish.sub, &wish.patterns);
-        let table = &mut self.subscribing.table;
-        if let Some(next) = table.check(&interest, self.bus.limits.subscriptions)? {
+        let subscribing = &mut self.subscribing;
+        if let Some(next) = subscribing.table.check(&interest, self.bus.limits.subscriptions)? {
             self.output.own(|out| subscribe_ack(out, interest.sub(), next, None));
-            return Ok(None);
+            return Ok(());
         }
-        let beginning = self.subscribing.delivery.begin(&wish.from).await?;
+        match subscribing.delivery.begin(&wish.from)? {
+            Some(beginning) => self.begin(interest, beginning),
+            None => {
+                let beginning = Box::pin(subscribing.delivery.look_up(wish.from));
+                subscribing.lookup = Some(Lookup { interest, beginning });
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, interest: Interest, beginning: Beginning) {
         self.output.own(|out| subscribe_ack(out, interest.sub(), beginning.next, beginning.gap));
-        Ok(Some(self.subscribing.table.add(Arc::new(interest), beginning.next)))
+        let id = self.subscribing.table.add(Arc::new(interest), beginning.next);
+        self.subscribing.join(id);
+        self.subscribing.changed = true;
+    }
+
+    /// Takes in what came from the disk.
+    pub(super) fn take_done(&mut self, done: Done) -> Result<(), End> {
+        match done {
+            Done::Read(step) => return self.take_step(step),
+            Done::Found(found) => {
+                let Some(Lookup { interest, .. }) = self.subscribing.lookup.take() else { return Ok(()) };
+                match found {
+                    Ok(beginning) => self.begin(interest, beginning),
+                    Err(refusal) => {
+                        self.output.own(|out| refused_ack(out, "subscribe", Some(interest.sub()), &refusal));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn unsubscribe(&mut self, sub: &str) {
         let subscribing = &mut self.subscribing;
         let Some(gone) = subscribing.table.remove(sub) else {
             let refusal = Refusal::new("unknown-sub", format!("the session has no subscription '{sub:.64}'"));
-            return self.output.own(|out| error_ack(out, "unsubscribe", &refusal, None));
+            return self.output.own(|out| refused_ack(out, "unsubscribe", Some(sub), &refusal));
         };
         subscribing.delivery.router.leave(&gone.interest, &subscribing.outlet, gone.id);
-        // What is being read may be of this one as well.
-        subscribing.reading = None;
+        // What is being read is not to be sent when it is of this one as well.
+        if subscribing.reading.as_ref().is_some_and(|reading| reading.ids.contains(&gone.id)) {
+            subscribing.reading = None;
+        }
         self.release();
         self.output.own(|out| unsubscribe_ack(out, sub));
-        self.show_topics();
+        self.subscribing.changed = true;
     }
 
     /// Moves what waits into the output, as far as it has room.
     pub(super) fn deliver(&mut self) {
+        if std::mem::take(&mut self.subscribing.changed) {
+            self.show_topics();
+        }
         if self.subscribing.table.is_empty() && self.subscribing.outlet.is_empty() {
             return;
         }
@@ -196,8 +254,7 @@ impl Session<'_> {
         self.subscribing.show();
     }
 
-    /// Takes in what was read from the journal.
-    pub(super) fn take_step(&mut self, step: io::Result<Step>) -> Result<(), End> {
+    fn take_step(&mut self, step: io::Result<Step>) -> Result<(), End> {
         let Some(reading) = self.subscribing.reading.take() else { return Ok(()) };
         let step = match step {
             Ok(step) => step,

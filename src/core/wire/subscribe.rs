@@ -5,7 +5,7 @@
 
 use super::frame::{framed, refusal};
 use crate::core::event::{Text, string_body};
-use crate::core::limits::{ID_BYTES, PATTERNS, SUB_BYTES};
+use crate::core::limits::{ID_BYTES, PATTERN_STARS, PATTERN_TOKENS, PATTERNS, SUB_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use serde::Deserialize;
@@ -72,9 +72,6 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribe, Refusal> {
         ));
     }
     let from = fields.from.map_or(Ok(From::Latest), parse_from)?;
-    let pattern = |text: &Text<'_>| {
-        Pattern::parse(&text.0).map_err(|e| Refusal::new("bad-pattern", format!("'{:.64}': {e}", text.0)))
-    };
     let (sub, patterns) = match (fields.sub, fields.topic, fields.topics) {
         (_, Some(_), Some(_)) => {
             return Err(Refusal::new("bad-field", "either 'topic' or 'topics', not both"));
@@ -108,6 +105,47 @@ pub fn parse_unsubscribe(body: &str) -> Result<Box<str>, Refusal> {
         Some(sub) => check_sub(&sub.0),
         None => Err(Refusal::new("bad-field", "which subscription: 'sub' or 'topic'")),
     }
+}
+
+fn pattern(text: &Text<'_>) -> Result<Pattern, Refusal> {
+    let bad = |why: String| Refusal::new("bad-pattern", format!("'{:.64}': {why}", text.0));
+    let pattern = Pattern::parse(&text.0).map_err(|e| bad(e.to_string()))?;
+    let stars = text.0.split('.').filter(|token| *token == "*").count();
+    if !pattern.is_plain() && (text.0.split('.').count() > PATTERN_TOKENS || stars > PATTERN_STARS) {
+        let most = format!("at most {PATTERN_TOKENS} tokens and {PATTERN_STARS} of them '*'");
+        return Err(bad(format!("a pattern that is subscribed has {most}")));
+    }
+    Ok(pattern)
+}
+
+/// The name that a `subscribe` or `unsubscribe` is about, as far as it can be read.
+pub fn sub_of(body: &[u8]) -> Option<Box<str>> {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow, default)]
+        topic: Option<Text<'a>>,
+        #[serde(borrow, default)]
+        sub: Option<Text<'a>>,
+    }
+    let named: Named<'_> = serde_json::from_slice(body).ok()?;
+    named.sub.or(named.topic).filter(|Text(name)| name.len() <= SUB_BYTES).map(|Text(name)| name.into())
+}
+
+/// Appends an ack that refuses a `subscribe` or `unsubscribe` (`ack`) of that name.
+pub fn refused_ack(out: &mut Vec<u8>, ack: &str, sub: Option<&str>, refusal: &Refusal) {
+    framed(out, |out| {
+        out.extend_from_slice(
+            format!("{{\"type\":\"ack\",\"ack\":\"{ack}\",\"status\":\"error\"").as_bytes(),
+        );
+        if let Some(sub) = sub {
+            out.extend_from_slice(b",\"sub\":\"");
+            string_body(out, sub);
+            out.push(b'"');
+        }
+        out.extend_from_slice(format!(",\"code\":\"{}\",\"reason\":\"", refusal.code).as_bytes());
+        string_body(out, &refusal.reason);
+        out.extend_from_slice(b"\"}");
+    });
 }
 
 fn check_sub(sub: &str) -> Result<Box<str>, Refusal> {
@@ -232,6 +270,8 @@ mod tests {
             (r#"{"topic":"a","sub":"\u0007"}"#, "bad-sub"),
             (r#"{"topic":"a..b"}"#, "bad-pattern"),
             (r#"{"topic":"a.>.b"}"#, "bad-pattern"),
+            (r#"{"topic":"*.*.*.*.*"}"#, "bad-pattern"),
+            (r#"{"topic":"a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p.>"}"#, "bad-pattern"),
             (r#"{"topic":""}"#, "bad-pattern"),
             (&many, "too-many-subscriptions"),
             (r#"{"topic":"a","from":7}"#, "bad-from"),
@@ -260,8 +300,9 @@ mod tests {
             gap(&mut out, &head, 1, seq);
             subscribe_ack(&mut out, &sub, seq, Some((1, 2)));
             unsubscribe_ack(&mut out, &sub);
+            refused_ack(&mut out, "subscribe", Some(&sub), &Refusal::new("bad-from", &sub));
             let mut rest = &out[..];
-            for kind in ["event", "gap", "ack", "ack"] {
+            for kind in ["event", "gap", "ack", "ack", "ack"] {
                 let body = crate::core::wire::codec::first_frame(rest).unwrap().unwrap();
                 let value: serde_json::Value = serde_json::from_slice(body).unwrap();
                 prop_assert_eq!(value["type"].as_str(), Some(kind));
