@@ -29,6 +29,7 @@ use std::io;
 use std::sync::Arc;
 use subscription::Plan;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 /// Where a subscription begins, and what was asked for before that and is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +112,10 @@ impl Delivery {
         read: F,
     ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {
         let reads = self.reads.clone();
-        async move {
+        // A task of its own: when its turn comes, whoever waits for it may be waiting for another turn, or for the disk.
+        // Dropped with whoever waits.
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             // Held until the read is done, also when nobody waits for it any more.
             let permit = reads.acquire_owned().await;
             let run = move || {
@@ -120,6 +124,12 @@ impl Delivery {
                 result
             };
             tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+        });
+        async move {
+            match task.join_next().await {
+                Some(result) => result.map_err(io::Error::other)?,
+                None => Err(io::ErrorKind::Other.into()),
+            }
         }
     }
 
