@@ -109,7 +109,7 @@ fn routing(c: &mut Criterion) {
             let mut batch = Batch::default();
             batch.push(&vm, &Publish { topic, ..Publish::default() }, |out| out.push(b'i')).unwrap();
             let permit = bytes.clone().try_acquire_owned().unwrap();
-            journal.submit(batch, permit).blocking_recv().unwrap().unwrap();
+            journal.submit(1, batch, permit).blocking_recv().unwrap().unwrap();
             let commit: Arc<Committed> = committed.recv().unwrap();
             next = commit.last_seq().unwrap() + 1;
             commit

@@ -12,8 +12,10 @@ use castra::core::bus::{Bus, Ending};
 use castra::core::delivery::Delivery;
 use castra::core::delivery::router::Router;
 use castra::core::door::{Connection, Lobby};
+use castra::core::event::Event;
 use castra::core::events::Recorder;
 use castra::core::identity::Peer as Whose;
+use castra::core::journal::read::Read;
 use castra::core::journal::writer::Committed;
 use castra::core::journal::{Journal, Opened};
 use castra::core::limits::Limits;
@@ -221,6 +223,22 @@ impl World {
             all.push(Stored { seq: event.seq, ts: event.ts, id: text("id"), topic: text("topic"), line });
         }
         all
+    }
+
+    /// Everything that is durable: seq, ts, id. [`World::stored`] may be a commit behind that.
+    pub fn durable_events(&self) -> Vec<(u64, u64, String)> {
+        let mut all: Vec<_> =
+            self.stored().into_iter().map(|event| (event.seq, event.ts, event.id)).collect();
+        let mut reader = self.journal.reader(all.len() as u64 + 1);
+        loop {
+            let mut each = |event: Event<'_>| {
+                let value: Value = serde_json::from_slice(event.line).unwrap();
+                all.push((event.seq, event.ts, value["id"].as_str().unwrap().to_owned()));
+            };
+            if matches!(reader.read(1 << 20, &mut each), Ok(Read::End) | Err(_)) {
+                return all;
+            }
+        }
     }
 
     /// Whether any session is left of those that `limits.sessions` counts.
