@@ -5,7 +5,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use castra::core::delivery::interest::Interest;
-use castra::core::delivery::outlet::Outlet;
+use castra::core::delivery::outlet::{Outlet, Room};
 use castra::core::delivery::router::Router;
 use castra::core::event::{Batch, Layout, Publish, Text};
 use castra::core::identity::VmName;
@@ -97,7 +97,8 @@ fn routing(c: &mut Criterion) {
         ("10,000 patterns that begin with a star", 10_000, "*.#.x"),
     ] {
         let router = Router::new(next);
-        let outlets: Vec<Arc<Outlet>> = (0..count).map(|_| Arc::new(Outlet::new(1024, 1 << 20))).collect();
+        let outlets: Vec<Arc<Outlet>> =
+            (0..count).map(|_| Arc::new(Outlet::new(1024, 1 << 20, Room::new(1 << 30)))).collect();
         for (n, outlet) in outlets.iter().enumerate() {
             let pattern = Pattern::parse(&pattern.replace('#', &n.to_string())).unwrap();
             let interest = Arc::new(Interest::new(pattern.as_str().into(), &[pattern]));
@@ -109,7 +110,7 @@ fn routing(c: &mut Criterion) {
             let mut batch = Batch::default();
             batch.push(&vm, &Publish { topic, ..Publish::default() }, |out| out.push(b'i')).unwrap();
             let permit = bytes.clone().try_acquire_owned().unwrap();
-            journal.submit(0, batch, permit).blocking_recv().unwrap().unwrap();
+            journal.submit(1, batch, permit).blocking_recv().unwrap().unwrap();
             let commit: Arc<Committed> = committed.recv().unwrap();
             next = commit.last_seq().unwrap() + 1;
             commit

@@ -138,6 +138,8 @@ enum Want {
 struct Guest {
     scene: Arc<Scene>,
     rng: Rng,
+    /// Which of all; several may be the host.
+    name: String,
     vm: String,
     bytes: usize,
     peer: Peer,
@@ -152,12 +154,13 @@ struct Guest {
 }
 
 impl Guest {
-    async fn new(scene: Arc<Scene>, vm: String, mut rng: Rng) -> Guest {
+    async fn new(scene: Arc<Scene>, name: String, vm: String, mut rng: Rng) -> Guest {
         let bytes = [64, 256, 2048, 64 * 1024][rng.below(4) as usize];
         let peer = Guest::peer(&scene, &vm, bytes, &mut rng).await;
         Guest {
             scene,
             rng,
+            name,
             vm,
             bytes,
             peer,
@@ -458,18 +461,15 @@ impl Guest {
             (From::Seq(seq), None) => next == *seq && (was.0..=now.1 + 1).contains(seq),
             (From::Seq(seq), Some(gap)) => gap == (*seq, next - 1) && *seq < next && at_the_oldest,
             (From::Ts(ts), _) => {
-                let stored = self.scene.world.stored();
+                let known = self.scene.world.durable_events();
                 let older =
-                    stored.iter().filter(|event| event.seq < next && event.seq >= now.0).all(|e| e.ts < *ts);
-                let at = next > was.1 || stored.get(next as usize - 1).is_some_and(|event| event.ts >= *ts);
-                older && (at || at_the_oldest)
+                    known.iter().filter(|(seq, ..)| (now.0..next).contains(seq)).all(|(_, at, _)| at < ts);
+                let at = known.iter().find(|(seq, ..)| *seq == next);
+                older && (next > was.1 || at_the_oldest || at.is_some_and(|(_, at, _)| at >= ts))
             }
             (From::Id(id), None) => {
-                let stored = self.scene.world.stored();
-                (next as usize)
-                    .checked_sub(2)
-                    .and_then(|at| stored.get(at))
-                    .is_some_and(|event| event.id == *id)
+                let known = self.scene.world.durable_events();
+                known.iter().any(|(seq, _, its)| seq + 1 == next && its == id)
             }
             _ => false,
         }
@@ -502,11 +502,18 @@ impl Guest {
         }
     }
 
+    /// Says what it is at, for when it hangs.
+    fn is_at(&self, what: String) {
+        self.scene.waits.lock().unwrap().insert(self.name.clone(), what);
+    }
+
     async fn act_as_subscriber(&mut self) {
         let is_slow = self.rng.one_in(4);
         let publishes = self.vm != "host" && self.rng.one_in(4);
         for _ in 0..3 + self.rng.below(25) {
-            match self.rng.below(24) {
+            let act = self.rng.below(24);
+            self.is_at(format!("act {act}"));
+            match act {
                 0..5 => self.wish(),
                 5 | 6 => self.unsubscribe(),
                 7 => {
@@ -557,13 +564,13 @@ impl Guest {
                 None if self.asked.is_empty() => break,
                 None => format!("{} answers", self.asked.len()),
             };
-            self.scene.waits.lock().unwrap().insert(self.vm.clone(), waits);
+            self.is_at(waits);
             self.read(1, std::future::pending()).await;
             while let Some(body) = self.peer.taken() {
                 self.take(body);
             }
         }
-        self.scene.waits.lock().unwrap().remove(&self.vm);
+        self.scene.waits.lock().unwrap().remove(&self.name);
         self.open.iter_mut().for_each(|open| open.account.complete_to = Some(head));
         if self.rng.one_in(2) {
             // Its end comes last, and whole.
@@ -589,7 +596,9 @@ impl Guest {
 
     async fn act_as_publisher(&mut self) {
         for _ in 0..2 + self.rng.below(14) {
-            match self.rng.below(16) {
+            let act = self.rng.below(16);
+            self.is_at(format!("act {act}"));
+            match act {
                 0 => self.vanish().await,
                 1..5 => {
                     let moments = self.rng.below(200);
@@ -604,11 +613,13 @@ impl Guest {
         }
         // The last ones are acked, so that what there is at the end is known.
         while !self.owed.is_empty() {
+            self.is_at(format!("{} acks", self.owed.len()));
             self.read(1, std::future::pending()).await;
             while let Some(body) = self.peer.taken() {
                 self.take(body);
             }
         }
+        self.scene.waits.lock().unwrap().remove(&self.name);
     }
 }
 
@@ -672,7 +683,7 @@ pub fn crowd(seed: u64, lookups: bool) -> Done {
     let waits = Arc::<Mutex<BTreeMap<String, String>>>::default();
     let stuck = {
         let waits = waits.clone();
-        move || format!("{:#?}", waits.lock().unwrap())
+        move || format!("{:?}", waits.lock().unwrap())
     };
     run(stuck, act(seed, lookups, waits))
 }
@@ -692,7 +703,7 @@ async fn act(seed: u64, lookups: bool, waits: Arc<Mutex<BTreeMap<String, String>
     for i in 0..SUBSCRIBERS {
         let (scene, rng) = (scene.clone(), rng.fork());
         acting.spawn(async move {
-            let mut guest = Guest::new(scene, subscriber(i), rng).await;
+            let mut guest = Guest::new(scene, format!("subscriber {i}"), subscriber(i), rng).await;
             guest.act_as_subscriber().await;
             guest
         });
@@ -700,7 +711,7 @@ async fn act(seed: u64, lookups: bool, waits: Arc<Mutex<BTreeMap<String, String>
     for i in 0..PUBLISHERS {
         let (scene, rng) = (scene.clone(), rng.fork());
         publishing.spawn(async move {
-            let mut guest = Guest::new(scene, format!("p{i}"), rng).await;
+            let mut guest = Guest::new(scene, format!("publisher {i}"), format!("p{i}"), rng).await;
             guest.act_as_publisher().await;
             (guest.acked, guest.done)
         });
@@ -729,6 +740,7 @@ async fn act(seed: u64, lookups: bool, waits: Arc<Mutex<BTreeMap<String, String>
         acked.extend(guest.acked);
         accounts.extend(guest.over);
     }
+    scene.waits.lock().unwrap().insert("all".into(), "their end".into());
     scene.world.emptied().await;
     stop.send_replace(true);
     if let Some(handed) = handed {

@@ -193,3 +193,53 @@ fn nothing_comes_behind_the_ack_of_the_end() {
         }
     });
 }
+
+/// Few read the journal at a time, and the others wait in line. Whoever's turn it is must not wait for anything that
+/// waits in the same line.
+#[test]
+fn looking_up_and_reading_take_turns() {
+    run(quiet, async {
+        let world = World::new(Make::default());
+        let mut publisher = Peer::new(&world, "p", "", 1 << 16).await;
+        let pad = "x".repeat(2000);
+        for n in 0..100 {
+            let ack = publisher.ask(&format!(r#"{{"type":"publish","id":"e{n}","payload":"{pad}"}}"#)).await;
+            assert_eq!(ack["status"], "ok");
+        }
+        let mut peers = Vec::new();
+        for _ in 0..24 {
+            peers.push(Peer::new(&world, "s", "", 1 << 22).await);
+        }
+        for round in 0..20 {
+            for peer in &mut peers {
+                peer.send(r#"{"type":"subscribe","topic":"*","sub":"old","from":"earliest"}"#);
+                peer.flush().await;
+            }
+            tokio::task::yield_now().await;
+            for peer in &mut peers {
+                // It is being read for, and looks something up at the same time.
+                peer.send(r#"{"type":"subscribe","topic":"nobody","from":{"id":"of nobody"}}"#);
+                peer.send(r#"{"type":"subscribe","topic":"nobody","from":{"ts":1}}"#);
+                peer.flush().await;
+            }
+            for peer in &mut peers {
+                let (mut events, mut acks) = (Vec::new(), Vec::new());
+                while events.len() < 100 || acks.len() < 3 {
+                    let frame = peer.json().await;
+                    match frame["type"].as_str() {
+                        Some("event") => events.push(frame["seq"].as_u64().unwrap()),
+                        _ => acks.push(frame["code"].as_str().unwrap_or("ok").to_owned()),
+                    }
+                }
+                assert_eq!(
+                    (events, acks.join(" ")),
+                    ((1..=100).collect(), "ok unknown-id ok".into()),
+                    "{round}"
+                );
+                for sub in ["old", "nobody"] {
+                    peer.ask(&format!(r#"{{"type":"unsubscribe","sub":"{sub}"}}"#)).await;
+                }
+            }
+        }
+    });
+}

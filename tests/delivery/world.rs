@@ -12,8 +12,10 @@ use castra::core::bus::{Bus, Ending};
 use castra::core::delivery::Delivery;
 use castra::core::delivery::router::Router;
 use castra::core::door::{Connection, Lobby};
+use castra::core::event::Event;
 use castra::core::events::Recorder;
 use castra::core::identity::Peer as Whose;
+use castra::core::journal::read::Read;
 use castra::core::journal::writer::Committed;
 use castra::core::journal::{Journal, Opened};
 use castra::core::limits::Limits;
@@ -113,7 +115,7 @@ impl World {
         let view = LogView::open(&root, &limits, vms.clone(), (1, 0), &|seq| opened.reader(seq)).unwrap();
         let logs = Logs::start(view, &limits, opened.readers()).unwrap();
         let router = match handing {
-            Handing::Thread => Router::start(1).unwrap(),
+            Handing::Thread => Router::start(1, |error| panic!("{error}")).unwrap(),
             Handing::Test => Arc::new(Router::new(1)),
         };
         let record = Arc::<Mutex<Vec<Arc<Committed>>>>::default();
@@ -137,7 +139,7 @@ impl World {
         let journal = Arc::new(opened.start(&limits, committed, failed, floor).unwrap());
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
-        let delivery = Arc::new(Delivery::new(journal.clone(), router.clone()));
+        let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
         let bus =
             Arc::new(Bus::new(limits, vms, recorder.clone(), logs.clone(), journal.clone(), delivery, ended));
         let (alive, gone) = mpsc::channel(1);
@@ -221,6 +223,22 @@ impl World {
             all.push(Stored { seq: event.seq, ts: event.ts, id: text("id"), topic: text("topic"), line });
         }
         all
+    }
+
+    /// Everything that is durable: seq, ts, id. [`World::stored`] may be a commit behind that.
+    pub fn durable_events(&self) -> Vec<(u64, u64, String)> {
+        let mut all: Vec<_> =
+            self.stored().into_iter().map(|event| (event.seq, event.ts, event.id)).collect();
+        let mut reader = self.journal.reader(all.len() as u64 + 1);
+        loop {
+            let mut each = |event: Event<'_>| {
+                let value: Value = serde_json::from_slice(event.line).unwrap();
+                all.push((event.seq, event.ts, value["id"].as_str().unwrap().to_owned()));
+            };
+            if matches!(reader.read(1 << 20, &mut each), Ok(Read::End) | Err(_)) {
+                return all;
+            }
+        }
     }
 
     /// Whether any session is left of those that `limits.sessions` counts.
