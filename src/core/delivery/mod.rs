@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `patterns.rs` finds who wants a topic, `interest.rs` what a subscription wants and its frames, `router.rs` hands
-//! commits out, `outlet.rs` is the queue to a session, `subscription.rs` what a session subscribes to, `catch_up.rs`
+//! commits out to whom `routes.rs` says, `outlet.rs` is the queue to a session, `subscription.rs` what a session subscribes to, `catch_up.rs`
 //! reads the journal. Always holds: no event is delivered before it is durable (invariant 1); slow means disk
 //! (invariant 7): few read at once, and whoever looks for where to begin is in nobody's way but of others who do.
 //! Owner: `broker.rs` makes one, [`super::bus::Bus`] has it.
@@ -16,6 +16,7 @@ pub mod interest;
 pub mod outlet;
 pub mod patterns;
 pub mod router;
+mod routes;
 pub mod subscription;
 
 use super::journal::Journal;
