@@ -149,6 +149,14 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     if time > Duration::from_secs(10 * 366 * 24 * 3600) { Err("at most ten years".into()) } else { Ok(time) }
 }
 
+/// A time that is not nothing.
+fn parse_some_time(text: &str) -> Result<Duration, String> {
+    match parse_time(text)? {
+        Duration::ZERO => Err("more than nothing".into()),
+        time => Ok(time),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@
 
 use super::failure::{Exit, Failure};
 use super::given::vm_name;
-use super::status_table;
+use super::status_table::{self, Look};
 use crate::cli::StatusArgs;
 use crate::core::clock;
 use crate::core::state_root::{Holder, StateRoot};
@@ -96,7 +96,8 @@ fn show(root: &StateRoot, report: &Report, args: &StatusArgs, first: bool) -> Re
         } else if !first {
             text.push(b'\n');
         }
-        status_table::write(&mut text, report, root.path(), args.watch)?;
+        let look = Look { watch: args.watch, one: args.vm.is_some() };
+        status_table::write(&mut text, report, root.path(), look)?;
     }
     let mut out = io::stdout().lock();
     out.write_all(&text)?;

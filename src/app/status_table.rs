@@ -1,27 +1,41 @@
 //! The table of `castra status`, for people; scripts take `--json`.
 //!
-//! Always holds: a line is no wider than the terminal; where a table would be, each VM is a paragraph. Owner:
-//! `status.rs`.
+//! Always holds: a line is no wider than the terminal; where a table would be, and for one VM that was named, each VM is
+//! a paragraph. Columns that find no room are left out, never what a paragraph says. Owner: `status.rs`.
 
 use super::terminal::{cut, has_color, stdout_height, stdout_width};
-use super::words::age;
+use super::words::{age, list};
 use crate::core::limits::REACHABLE_MS;
 use crate::core::status::State;
 use crate::core::status_report::{Report, VmReport};
 use std::io::{self, Write};
 use std::path::Path;
 
-const COLUMNS: [&str; 6] = ["VM", "BROKER", "BUS", "BUS AGE", "SESSIONS", "LAG"];
+const COLUMNS: [&str; 9] =
+    ["VM", "BROKER", "BUS", "BUS AGE", "SESSIONS", "LAG", "QUEUED", "IN FLIGHT", "TOPICS"];
+/// A table has so many of them at least.
+const NEEDED: usize = 6;
+/// The last one takes so many columns at the least, and at the most.
+const TOPICS_WIDTH: std::ops::RangeInclusive<usize> = 12..=60;
 /// In less than so many columns the legend says nothing.
 const LEGEND_WIDTH: usize = 60;
 /// A VM's name takes so many columns at the most.
 const NAME_WIDTH: usize = 40;
 
+/// How it is looked at.
+#[derive(Clone, Copy)]
+pub struct Look {
+    /// Again and again.
+    pub watch: bool,
+    /// At one VM, of which everything is said.
+    pub one: bool,
+}
+
 /// Writes the whole answer: the broker, what is wrong, the VMs, the legend.
-pub fn write(out: &mut Vec<u8>, report: &Report, root: &Path, watch: bool) -> io::Result<()> {
-    write_all(out, report, root)?;
+pub fn write(out: &mut Vec<u8>, report: &Report, root: &Path, look: Look) -> io::Result<()> {
+    write_all(out, report, root, look.one)?;
     // A screen that is drawn again and again begins at its top.
-    if let Some(height) = stdout_height().filter(|_| watch) {
+    if let Some(height) = stdout_height().filter(|_| look.watch) {
         let lines = out.split_inclusive(|b| *b == b'\n').count();
         if lines > height {
             let kept =
@@ -33,7 +47,7 @@ pub fn write(out: &mut Vec<u8>, report: &Report, root: &Path, watch: bool) -> io
     Ok(())
 }
 
-fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path) -> io::Result<()> {
+fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::Result<()> {
     let width = stdout_width().unwrap_or(usize::MAX);
     let paint = Paint { on: has_color(&io::stdout()) };
     let state = report.broker.state.as_str();
@@ -70,21 +84,46 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path) -> io::Result<()> 
     if report.vms.is_empty() {
         return writeln!(out, "{}", cut("no VM has said hello yet", width));
     }
-    let rows: Vec<Vec<String>> = report.vms.iter().map(cells).collect();
-    let widths: Vec<usize> = COLUMNS
+    let mut rows: Vec<Vec<String>> = report.vms.iter().map(cells).collect();
+    let widths = widths(&rows, width);
+    if one || widths.len() < NEEDED {
+        paragraphs(out, &report.vms, &rows, width)?;
+    } else {
+        if let (Some(last), Some(topics)) = (COLUMNS.len().checked_sub(1), widths.get(COLUMNS.len() - 1)) {
+            rows.iter_mut().for_each(|row| row[last] = cut(&row[last], *topics));
+        }
+        table(out, &rows, &widths, &paint)?;
+    }
+    if width < LEGEND_WIDTH {
+        return Ok(());
+    }
+    let said = if one { COLUMNS.len() } else { widths.len().max(NEEDED) };
+    legend()[..said]
+        .iter()
+        .flatten()
+        .try_for_each(|line| writeln!(out, "{}", paint.with(DIM, &cut(line, width))))
+}
+
+/// How wide the columns are that find room: all, or those before the topics, or those that are needed, or fewer.
+fn widths(rows: &[Vec<String>], width: usize) -> Vec<usize> {
+    let mut widths: Vec<usize> = COLUMNS
         .iter()
         .enumerate()
         .map(|(i, head)| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0).max(head.len()))
         .collect();
-    if widths.iter().sum::<usize>() + 2 * (COLUMNS.len() - 1) > width {
-        paragraphs(out, &rows, width)
-    } else {
-        table(out, &rows, &widths, &paint)
-    }?;
-    if width < LEGEND_WIDTH {
-        return Ok(());
+    let before = widths[..COLUMNS.len() - 1].iter().map(|width| width + 2).sum::<usize>();
+    let room = width.saturating_sub(before).min(*TOPICS_WIDTH.end());
+    if let Some(topics) = widths.last_mut().filter(|topics| **topics > room) {
+        *topics = if room < *TOPICS_WIDTH.start() { usize::MAX } else { room };
     }
-    legend().iter().try_for_each(|line| writeln!(out, "{}", paint.with(DIM, &cut(line, width))))
+    for count in [COLUMNS.len(), COLUMNS.len() - 1, NEEDED] {
+        let needed = widths[..count].iter().fold(2 * (count - 1), |sum, width| sum.saturating_add(*width));
+        if needed <= width {
+            widths.truncate(count);
+            return widths;
+        }
+    }
+    Vec::new()
 }
 
 fn hint(state: State, root: &Path) -> Option<String> {
@@ -133,21 +172,30 @@ fn cells(vm: &VmReport) -> Vec<String> {
         heard.map_or("never".to_owned(), age),
         vm.sessions.to_string(),
         vm.lag.to_string(),
+        vm.queued.to_string(),
+        vm.in_flight.to_string(),
+        if vm.topics.is_empty() { "-".to_owned() } else { format!("{}{}", list(&vm.topics), more(vm)) },
     ]
+}
+
+/// Behind the topics that the status has room for.
+fn more(vm: &VmReport) -> String {
+    if vm.topics_more > 0 { format!(" and {} more", vm.topics_more) } else { String::new() }
 }
 
 fn table(out: &mut Vec<u8>, rows: &[Vec<String>], widths: &[usize], paint: &Paint) -> io::Result<()> {
     // Words to the left, numbers and ages to the right.
     let line = |cells: &[&str]| -> String {
         let cell = |(i, text): (usize, &&str)| match i {
+            _ if i + 1 == COLUMNS.len() => (*text).to_owned(),
             0..=2 => format!("{text:<0$}", widths[i]),
             _ => format!("{text:>0$}", widths[i]),
         };
         cells.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ")
     };
-    writeln!(out, "{}", paint.with(DIM, &line(&COLUMNS)))?;
+    writeln!(out, "{}", paint.with(DIM, &line(&COLUMNS[..widths.len()])))?;
     for row in rows {
-        let cells: Vec<&str> = row.iter().map(String::as_str).collect();
+        let cells: Vec<&str> = row[..widths.len()].iter().map(String::as_str).collect();
         let color = if row[1].starts_with("reachable") { GREEN } else { YELLOW };
         let text = line(&cells);
         // The second column alone has the colour; names are ASCII, but for the mark of a cut.
@@ -158,26 +206,43 @@ fn table(out: &mut Vec<u8>, rows: &[Vec<String>], widths: &[usize], paint: &Pain
     Ok(())
 }
 
-/// For a terminal that is too narrow for a table.
-fn paragraphs(out: &mut Vec<u8>, rows: &[Vec<String>], width: usize) -> io::Result<()> {
-    for row in rows {
+/// For a terminal that is too narrow for a table, and for one VM.
+fn paragraphs(out: &mut Vec<u8>, vms: &[VmReport], rows: &[Vec<String>], width: usize) -> io::Result<()> {
+    for (vm, row) in vms.iter().zip(rows) {
         writeln!(out, "{}", cut(&row[0], width))?;
-        for (head, cell) in COLUMNS.iter().zip(row).skip(1) {
+        // One VM has its topics below each other.
+        let heads = if vms.len() == 1 && !vm.topics.is_empty() { COLUMNS.len() - 1 } else { COLUMNS.len() };
+        for (head, cell) in COLUMNS[..heads].iter().zip(row).skip(1) {
             writeln!(out, "{}", cut(&format!("  {head} {cell}"), width))?;
+        }
+        if heads < COLUMNS.len() {
+            vm.topics
+                .iter()
+                .try_for_each(|topic| writeln!(out, "{}", cut(&format!("  TOPICS {topic}"), width)))?;
+            if vm.topics_more > 0 {
+                writeln!(out, "{}", cut(&format!("  TOPICS{}", more(vm)), width))?;
+            }
         }
     }
     Ok(())
 }
 
-fn legend() -> [String; 4] {
+/// What the columns mean, those that need it.
+fn legend() -> [Option<String>; COLUMNS.len()] {
+    let broker = format!(
+        "BROKER     reachable: it has a session or said hello at most {} s ago; the time since its hello",
+        REACHABLE_MS / 1000
+    );
     [
-        format!(
-            "BROKER   reachable: it has a session or said hello at most {} s ago; the time since its hello",
-            REACHABLE_MS / 1000
-        ),
-        "BUS      subscribed, or a session that is not, or - for none".to_owned(),
-        "BUS AGE  time since its last publish or heartbeat".to_owned(),
-        "LAG      events that its slowest subscription is behind; 0 when it is live".to_owned(),
+        None,
+        Some(broker),
+        Some("BUS        subscribed, or a session that is not, or - for none".to_owned()),
+        Some("BUS AGE    time since its last publish or heartbeat".to_owned()),
+        None,
+        Some("LAG        events that its slowest subscription is behind; 0 when it is live".to_owned()),
+        Some("QUEUED     events that wait in the broker for its sessions".to_owned()),
+        Some("IN FLIGHT  publishes of it that wait for the disk".to_owned()),
+        Some("TOPICS     what it is subscribed to; 'castra status --vm NAME' has all".to_owned()),
     ]
 }
 

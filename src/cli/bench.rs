@@ -1,6 +1,6 @@
 //! `castra bench`, as it is typed.
 
-use super::parse_time;
+use super::parse_some_time;
 use clap::{Args, Subcommand};
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ pub const HELP: &str = "Examples:
   castra bench fanout --connections 100 --json
   castra bench idle --connections 5000
 
-A bench is a guest, or many of them: bench-1, bench-2 …, and bench-publisher. What it publishes
-is published: its events go to the disk, stay in the journal and in the logs of that broker
-(logs/bus/bench-1.log …, bus.log), and count in what is retained, as everybody's do. Its guests
-are remembered as VMs; 'castra vm forget bench-1' ends that. To leave a broker as it is, start
-another one: 'castra broker --state-root DIR --tcp 127.0.0.1:0'.
+A bench is a guest, or many of them: bench-1, bench-2 …, and bench-publisher. A publisher of
+'bench publish' is a VM of its own; of subscribers and idle sessions 32 are of one VM. What it
+publishes is published: its events go to the disk, stay in the journal and in the logs of that
+broker (logs/bus/bench-1.log …, bus.log), and count in what is retained, as everybody's do. Its
+guests stay behind as VMs in 'castra status'; 'castra vm forget bench-1' ends that. A broker
+remembers so many VMs, and forgets those that are gone longest for new ones: to leave one as it
+is, start another one: 'castra broker --state-root DIR --tcp 127.0.0.1:0'.
 
 Never more load than was asked for: it ends after --duration, and earlier at Ctrl-C, with the
 figures so far; a second Ctrl-C ends it without.";
@@ -104,6 +106,7 @@ Opens sessions that subscribe and then say nothing but heartbeats, and asks each
 end whether it is still there. When the broker runs on this machine and is the one of the state
 root (--state-root), its memory before and with them is shown, and how much each of them takes.
 A broker that has held more sessions before takes no new memory for these: start a fresh one.
+What stays behind is a VM for each 32 sessions (bench-1 …) in 'castra status'.
 
 --json prints one object: schema, bench, broker, topic, connections, duration_ms, elapsed_ms,
 interrupted, sessions_ended (reasons and how often), connect_ms (until all were subscribed),
@@ -217,7 +220,7 @@ pub struct BenchIdleArgs {
     /// What all kinds have.
     #[command(flatten)]
     pub bench: BenchArgs,
-    /// Sessions, each of a VM of its own
+    /// Sessions, 32 of each VM
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = connections())]
     pub connections: u64,
 }
@@ -235,12 +238,4 @@ fn window() -> clap::builder::RangedU64ValueParser<u64> {
 /// Events a second.
 fn rate() -> clap::builder::RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(1..=10_000_000)
-}
-
-/// A time that is not nothing.
-fn parse_some_time(text: &str) -> Result<Duration, String> {
-    match parse_time(text)? {
-        Duration::ZERO => Err("more than nothing".into()),
-        time => Ok(time),
-    }
 }

@@ -10,6 +10,9 @@ Examples:
   castra status --vm web -q && echo web is there
   castra status --json | jq '.vms[] | select(.reachable) | .name'
 
+The table has the columns that the terminal has room for: QUEUED and IN FLIGHT in a wide one,
+then TOPICS, cut to the width. --vm NAME shows all of one VM, each topic on a line.
+
 Exit code 0 when the broker is running, else 1. With --vm: 0 when that VM is reachable, else
 1.
 
@@ -76,7 +79,7 @@ pub struct StatusArgs {
     /// Look again every second until it is interrupted; with --json an object a line
     #[arg(short, long, conflicts_with = "quiet")]
     pub watch: bool,
-    /// Only this VM; the exit code says whether it is reachable
+    /// Only this VM, and all of it; the exit code says whether it is reachable
     #[arg(long, value_name = "NAME")]
     pub vm: Option<String>,
     /// Print nothing but errors; the exit code says it

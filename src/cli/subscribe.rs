@@ -1,8 +1,9 @@
 //! `castra bus subscribe`, as it is typed.
 
-use super::parse_time;
+use super::parse_some_time;
 use super::tail::Output;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use std::time::Duration;
 
 /// Behind `--help`.
@@ -26,7 +27,8 @@ follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d), now, R
 Events go to stdout and nothing else does. When the connection is lost, that is said on stderr,
 and it connects again, with waits of up to 5 s, for as long as it takes: it goes on behind the
 last event that it received, so none is printed twice or left out. Events that are gone (by
-retention or damage) are said on stderr; the exit code is then 1.
+retention or damage) are said on stderr; the exit code is then 1. A journal that has another
+event in the place of the last one (an older backup was restored) ends it with 65.
 
 On a terminal, and with -v, a line on stderr says when it is subscribed. A script that must not
 miss what it causes waits for that line ('castra: subscribed to …'), or names an event to begin
@@ -37,14 +39,16 @@ on its stdin and CASTRA_SEQ, CASTRA_TS (milliseconds), CASTRA_ID, CASTRA_VM and 
 its environment; its output is not touched. A command that fails is said and counted, and the
 next event goes on; the exit code is then 1. It has a process group of its own: Ctrl-C (or
 SIGTERM) lets it finish, a second one ends it (SIGTERM), a third one kills it. What comes
-meanwhile waits, 1 MiB at the most; the rest waits in the broker's journal.
+meanwhile waits, 1 MiB at the most; the rest waits in the broker's journal. A command that runs
+when --timeout is over gets SIGTERM, and SIGKILL 5 s later.
 
 Exit codes:
   0    N events were printed or handed to the command; without -c: told to end (SIGINT,
        SIGTERM), or nobody reads stdout any more
   1    the same, but events are gone, or a command failed; with -c: told to end before
+  2    usage: a --broker that is no address, an empty --exec
   65   what was given is wrong: a bad pattern or time, an event beyond the newest one, an id
-       that is not there; or the journal ends before what was received already
+       that is not there; or the journal is not the one that was received from before
   69   no broker answers; once it is subscribed, it waits for the broker instead
   74   stdout cannot be written, or sh cannot be run
   75   the broker accepts nobody just now
@@ -63,8 +67,8 @@ pub struct SubscribeArgs {
     /// End when N events were printed, or handed to the command
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// End after so long; then the exit code is 124
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    /// End after so long, and the command of --exec too; then the exit code is 124
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
     pub timeout: Option<Duration>,
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
@@ -73,7 +77,7 @@ pub struct SubscribeArgs {
     #[arg(long)]
     pub utc: bool,
     /// Print nothing; run this command for each event
-    #[arg(long, value_name = "CMD", conflicts_with_all = ["output", "utc"])]
+    #[arg(long, value_name = "CMD", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["output", "utc"])]
     pub exec: Option<String>,
     /// The broker, for a guest [default: the host's, over the socket in the state root]
     #[arg(long, value_name = "tcp:HOST:PORT|unix:PATH", requires = "vm")]

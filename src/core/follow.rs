@@ -8,16 +8,19 @@
 //!   └───────── lost, closed, silent
 //! ```
 //!
-//! Always holds: events are handed out in order, each once, and none that the broker still has is left out; what was
-//! handed out and is not done with is bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing
+//! Always holds: events are handed out in order, each once, and none that the broker still has is left out; it does
+//! not go on in a journal that has another event where the last one was; what was handed out and is not done with is bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing
 //! comes is given up. Owner: the command that follows.
+
+mod state;
 
 use super::backoff;
 use super::client::{Client, ClientError, Sender, Target};
 use super::limits::FOLLOW_BYTES;
 use super::topic::Pattern;
-use super::wire::received::{Ack, Gap, Received};
+use super::wire::received::Gap;
 use serde_json::{Value, json};
+use state::{Broken, Following, Mode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -106,6 +109,13 @@ pub enum Failed {
         /// The first subscription was not; this is what it was to go on with.
         next: Option<u64>,
     },
+    /// Another event stands where the last one was that was handed out; this was to come next.
+    OtherJournal {
+        /// The seq that both have.
+        seq: u64,
+        /// What was to come next.
+        next: u64,
+    },
     /// There was no session to begin with, or there cannot be one again.
     NoSession(ClientError),
 }
@@ -140,26 +150,6 @@ impl Room {
     }
 }
 
-/// Between which frames a session is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Asked,
-    Taking,
-    Paused,
-}
-
-/// How a session ended.
-enum Broken {
-    Lost { error: ClientError, retry_after: Duration },
-    Refused { code: String, reason: String },
-}
-
-impl From<ClientError> for Broken {
-    fn from(error: ClientError) -> Self {
-        Broken::Lost { error, retry_after: Duration::ZERO }
-    }
-}
-
 impl Follow {
     /// Says hello.
     ///
@@ -172,7 +162,7 @@ impl Follow {
 
     /// Follows, beginning with the session of `client`, until that is not possible any more.
     pub async fn run(&self, mut client: Client, room: &Room, mut news: impl FnMut(News<'_>)) -> Failed {
-        let (mut state, mut attempt) = (Following { next: None, lines: Vec::new(), closed: None }, 0);
+        let (mut state, mut attempt) = (Following::default(), 0);
         loop {
             let since = Instant::now();
             let before = state.next;
@@ -180,6 +170,7 @@ impl Follow {
                 Broken::Refused { code, reason } => {
                     return Failed::Refused { code, reason, next: state.next };
                 }
+                Broken::OtherJournal { seq, next } => return Failed::OtherJournal { seq, next },
                 Broken::Lost { error, .. } if !may_pass(&error) => return Failed::NoSession(error),
                 Broken::Lost { error, retry_after } => match state.next {
                     None => return Failed::NoSession(error),
@@ -228,7 +219,8 @@ impl Follow {
         news: &mut impl FnMut(News<'_>),
     ) -> Result<Broken, ClientError> {
         let (mut sender, mut receiver) = client.split();
-        self.subscribe(&mut sender, state.next).await?;
+        state.begin();
+        self.subscribe(&mut sender, state.from()).await?;
         let (mut mode, mut heard) = (Mode::Asked, Instant::now());
         let mut beat = interval_at(heard + self.times.heartbeat, self.times.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -242,10 +234,13 @@ impl Follow {
                         return Ok(broken);
                     }
                     result?;
+                    if std::mem::take(&mut state.is_asked) {
+                        send(&mut sender, &json!({"type": "heartbeat"})).await?;
+                    }
                 }
                 _ = beat.tick() => send(&mut sender, &json!({"type": "heartbeat"})).await?,
                 () = room.freed(), if mode == Mode::Paused => {
-                    self.subscribe(&mut sender, state.next).await?;
+                    self.subscribe(&mut sender, state.from()).await?;
                     mode = Mode::Asked;
                 }
                 () = sleep_until(heard + self.times.silence) => {
@@ -263,9 +258,9 @@ impl Follow {
         }
     }
 
-    /// Asks for everything from `next` on, or for the beginning.
-    async fn subscribe(&self, sender: &mut Sender, next: Option<u64>) -> Result<(), ClientError> {
-        let from = match (next, &self.begin) {
+    /// Asks for everything from this seq on, or for the beginning.
+    async fn subscribe(&self, sender: &mut Sender, from: Option<u64>) -> Result<(), ClientError> {
+        let from = match (from, &self.begin) {
             (Some(seq), _) | (None, &Begin::Seq(seq)) => json!({"seq": seq}),
             (None, Begin::Latest) => json!("latest"),
             (None, Begin::Earliest) => json!("earliest"),
@@ -296,65 +291,4 @@ pub fn may_pass(error: &ClientError) -> bool {
         ClientError::Closed(_) | ClientError::Lost(_) => true,
         ClientError::Protocol(_) => false,
     }
-}
-
-/// What outlives a session.
-struct Following {
-    /// The seq to go on with; none before the first ack.
-    next: Option<u64>,
-    /// Lines that came together.
-    lines: Vec<u8>,
-    /// The session ends.
-    closed: Option<Broken>,
-}
-
-impl Following {
-    fn take(&mut self, received: Received<'_>, mode: &mut Mode, news: &mut impl FnMut(News<'_>)) {
-        match (received, self.next) {
-            (Received::Event { seq, line, .. }, Some(next)) if *mode == Mode::Taking && seq >= next => {
-                self.lines.extend_from_slice(&line);
-                self.lines.push(b'\n');
-                self.next = Some(seq + 1);
-            }
-            (Received::Gap { from, to, .. }, Some(next)) if *mode == Mode::Taking && to >= next => {
-                self.next = Some(to + 1);
-                news(News::Gap(Gap { from: from.max(next), to }));
-            }
-            (Received::Ack(ack), _) if *mode == Mode::Asked && is_answer(&ack) => {
-                if !ack.is_ok() {
-                    let code = ack.code.map_or_else(|| "refused".into(), |code| code.0.into_owned());
-                    let reason = ack.reason.map_or_else(|| "no reason given".into(), |r| r.0.into_owned());
-                    self.closed = Some(Broken::Refused { code, reason });
-                    return;
-                }
-                if let Some(gap) = ack.gap {
-                    news(News::Gap(gap));
-                }
-                let next = self.next.max(ack.next_seq).unwrap_or(1);
-                self.next = Some(next);
-                *mode = Mode::Taking;
-                news(News::Subscribed(next));
-            }
-            (Received::Close { reason, retry_after_ms }, _) if self.closed.is_none() => {
-                let retry_after = Duration::from_millis(retry_after_ms);
-                let error = ClientError::Closed(reason.into_owned());
-                self.closed = Some(Broken::Lost { error, retry_after });
-            }
-            // Repeats, what is dropped, and what later brokers send.
-            _ => {}
-        }
-    }
-
-    /// Everything that came so far.
-    fn hand_out(&mut self, room: &Room, news: &mut impl FnMut(News<'_>)) {
-        if !self.lines.is_empty() {
-            room.take(self.lines.len());
-            news(News::Events(std::mem::take(&mut self.lines)));
-        }
-    }
-}
-
-/// Whether an ack is of our `subscribe`: a broker that knows none acks a `frame`.
-fn is_answer(ack: &Ack<'_>) -> bool {
-    ack.is_of("subscribe") || (ack.is_of("frame") && !ack.is_ok())
 }

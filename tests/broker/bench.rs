@@ -245,11 +245,14 @@ fn what_is_lost_repeated_or_late_is_counted() {
 #[test]
 fn a_session_that_the_broker_closes_is_said() {
     let dir = tempfile::tempdir().unwrap();
-    let fake = play_guests(dir.path(), 2, |hello, mut session| {
+    let came = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let fake = play_guests(dir.path(), 2, move |hello, mut session| {
+        // Sessions are many, VMs are few.
+        assert_eq!(hello, "hello vm:bench-1 capabilities=bus-v1,heartbeat\n");
         session.receive().unwrap();
         session
             .send(&json!({"type": "ack", "ack": "subscribe", "status": "ok", "sub": "bench", "next_seq": 1}));
-        if hello.contains("bench-2") {
+        if came.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1 {
             assert_eq!(session.receive(), Some(json!({"type": "heartbeat"})));
             return session.close("slow-consumer");
         }
@@ -380,6 +383,7 @@ fn idle_sessions_stay_and_their_memory_is_known() {
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{said}");
         assert_eq!((&said["alive"], &said["sessions_ended"]), (&json!(40), &json!({})), "{said}");
         assert_eq!(said["broker_pid"], broker.pid(), "{said}");
+        assert_eq!(broker.status()["vms"].as_array().unwrap().len(), 2, "40 sessions leave two VMs");
         assert!(said["memory_before_bytes"].as_u64().unwrap() > 0, "{said}");
         assert!(said["memory_per_session_bytes"].is_u64(), "{said}");
     }

@@ -37,7 +37,7 @@ fn broker_of_two(root: &Path) -> (Broker, crate::support::Guest) {
 #[test]
 fn one_vm_and_its_exit_code() {
     let dir = tempfile::tempdir().unwrap();
-    let (broker, _guest) = broker_of_two(dir.path());
+    let (broker, mut guest) = broker_of_two(dir.path());
     let (code, out, err) = said(&run(dir.path(), &["status", "--vm", "web", "--json"]));
     let shown: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, err.as_str()), (Some(0), ""));
@@ -45,6 +45,20 @@ fn one_vm_and_its_exit_code() {
     assert_eq!((&shown["vms"][0]["name"], &shown["last_handshake_vm"]), (&json!("web"), &json!("web")));
     let (code, out, _) = said(&run(dir.path(), &["status", "--vm", "web"]));
     assert!(code == Some(0) && out.contains("web") && !out.contains("legacy"), "{out}");
+    assert!(out.contains("\n  IN FLIGHT 0\n  TOPICS -\n"), "{out}");
+    for topic in ["build.*", "a.b"] {
+        let ask = json!({"type": "subscribe", "topic": topic}).to_string();
+        assert_eq!(guest.ask(&ask)["status"], "ok");
+    }
+    eventually("its topics", || {
+        let (_, out, _) = said(&run(dir.path(), &["status", "--vm", "web"]));
+        out.contains("\n  LAG 0\n  QUEUED 0\n  IN FLIGHT 0\n  TOPICS a.b\n  TOPICS build.*\nBROKER")
+            .then_some(())
+    });
+    let (_, out, _) = said(&run(dir.path(), &["status"]));
+    let head = out.lines().find(|line| line.starts_with("VM")).unwrap();
+    assert!(head.ends_with("LAG  QUEUED  IN FLIGHT  TOPICS"), "{out}");
+    assert!(out.lines().any(|line| line.starts_with("web ") && line.ends_with("0  a.b build.*")), "{out}");
 
     assert_eq!(said(&run(dir.path(), &["status", "-q"])), (Some(0), String::new(), String::new()));
     assert_eq!(
@@ -270,7 +284,9 @@ fn on_terminal(root: &Path, columns: u32, args: &str, env: &str) -> Option<Strin
 #[test]
 fn terminals_narrow_and_colourful() {
     let dir = tempfile::tempdir().unwrap();
-    let (_broker, _guest) = broker_of_two(dir.path());
+    let (_broker, mut guest) = broker_of_two(dir.path());
+    let ask = json!({"type": "subscribe", "topic": "build.of-something-long"}).to_string();
+    assert_eq!(guest.ask(&ask)["status"], "ok");
     let plain = |text: &str| {
         let mut out = String::new();
         let mut rest = text;
@@ -283,6 +299,21 @@ fn terminals_narrow_and_colourful() {
     let Some(narrow) = on_terminal(dir.path(), 20, "status", "") else { return };
     assert!(plain(&narrow).lines().all(|line| line.trim_end().chars().count() <= 20), "{narrow:?}");
     assert!(plain(&narrow).contains("\nweb\r\n  BROKER reachable"), "{narrow:?}");
+    eventually("its topic", || {
+        let (_, out, _) = said(&run(dir.path(), &["status"]));
+        out.contains("build.of-something-long").then_some(())
+    });
+    // What finds no room is left out: the topics first, then what waits.
+    for (columns, ends, last) in
+        [(120, "TOPICS", "TOPICS"), (84, "IN FLIGHT", "IN FLIGHT"), (70, "LAG", "LAG")]
+    {
+        let some = plain(&on_terminal(dir.path(), columns, "status", "").unwrap());
+        let head = some.lines().find(|line| line.starts_with("VM")).unwrap();
+        assert!(head.trim_end().ends_with(ends), "{columns}: {some}");
+        assert!(some.lines().all(|line| line.trim_end().chars().count() <= columns as usize), "{some}");
+        let legend = some.lines().filter(|line| !line.trim().is_empty()).last().unwrap();
+        assert!(legend.starts_with(last), "{columns}: {some}");
+    }
     let wide = on_terminal(dir.path(), 120, "status", "").unwrap();
     assert!(wide.contains("\x1b[32m") && plain(&wide).contains("VM      BROKER"), "{wide:?}");
     for env in ["NO_COLOR=1", "TERM=dumb"] {

@@ -49,6 +49,32 @@ fn it_prints_what_the_log_has() {
 }
 
 #[test]
+fn a_backup_that_is_restored_is_another_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, backup) = (dir.path().join("root"), dir.path().join("backup"));
+    let broker = Broker::start(&root);
+    let mut guest = broker.guest("dev");
+    (1..=3).for_each(|n| publish(&mut guest, n));
+    let args = ["backup", backup.to_str().unwrap()];
+    assert!(broker.run(&args).status.success());
+    let mut subscriber = Subscriber::start(&root, &["-o", "raw", "--from", "earliest"]);
+    (4..=6).for_each(|n| publish(&mut guest, n));
+    (1..=6).for_each(|n| assert_eq!(subscriber.line(), n.to_string()));
+    broker.kill();
+    // The place of each event after the third is taken before it connects again.
+    let restored = Broker::start(&backup);
+    let mut guest = restored.guest("dev");
+    (103..=107).for_each(|n| publish(&mut guest, n));
+    assert_eq!(restored.stop().0, Some(0));
+    std::fs::remove_dir_all(&root).unwrap();
+    std::fs::rename(&backup, &root).unwrap();
+    let _broker = Broker::start(&root);
+    let (exit, out, said) = subscriber.end();
+    assert_eq!((exit, out), (Some(65), vec![]), "{said:?}");
+    assert!(said.last().unwrap().contains("another event 6 than the one that was received"), "{said:?}");
+}
+
+#[test]
 fn nothing_twice_and_nothing_left_out_over_kills_and_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let mut broker = Broker::start(dir.path());

@@ -90,10 +90,22 @@ fn what_came_is_handed_on_though_time_ran_out_or_the_broker_is_another() {
     broker.answer("error: reserved-identity");
     let (exit, out, _) = subscriber.end();
     assert_eq!((exit, out.concat().as_str()), (Some(77), "123"));
-    // The command that runs gets to its end; the next one does not begin.
-    let (exit, out, err) = run(&["--timeout", "500ms", "--exec", "echo a; sleep 1; echo b"], 1..=3);
+    // The command that runs is asked to end, with all it began; the next one does not begin.
+    let trap = "trap 'echo b; exit 0' TERM; echo a; sleep 60 & wait";
+    let (exit, out, err) = run(&["--timeout", "500ms", "--exec", trap], 1..=3);
     assert_eq!((exit, out.concat().as_str()), (Some(124), "ab"));
     assert_eq!(err, ["castra: time ran out after 500ms, 1 events were handed to the command"]);
+    // Who does not obey is killed.
+    let deaf = "trap '' TERM; echo a; while :; do sleep 0.1; done";
+    for (command, signal) in [("echo a; sleep 60", 15), (deaf, 9)] {
+        let (exit, out, err) = run(&["--timeout", "500ms", "--exec", command], 1..=3);
+        assert_eq!((exit, out.concat().as_str()), (Some(124), "a"));
+        let said = [
+            &format!("castra: the command was ended by signal {signal} for event 1"),
+            "castra: time ran out after 500ms, 1 events were handed to the command",
+        ];
+        assert_eq!(err, said);
+    }
 }
 
 #[test]

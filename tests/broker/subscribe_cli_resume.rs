@@ -18,20 +18,25 @@ fn it_goes_on_behind_the_last_event() {
     session.subscribed(json!("earliest"), 3);
     session.events([3, 5]);
     drop(session);
-    // The same again, and what follows.
+    // The same again, and what follows: the last event itself is asked for, to see that it is the same.
     let mut session = broker.session(HELLO);
-    session.subscribed(json!({"seq": 6}), 6);
+    session.subscribed(json!({"seq": 5}), 5);
     session.events([5, 3, 6, 6, 9]);
     session.close_for("slow-consumer", 0);
     drop(session);
     let mut session = broker.session(HELLO);
-    session.subscribed(json!({"seq": 10}), 10);
+    session.subscribed(json!({"seq": 9}), 9);
     // Retention took more than was asked for; its end is behind the gap.
-    session.send(&json!({"type": "gap", "sub": "cli", "from": 10, "to": 19}));
+    session.send(&json!({"type": "gap", "sub": "cli", "from": 9, "to": 19}));
     drop((session, broker));
     let broker = FakeBroker::start(dir.path());
     let mut session = broker.session(HELLO);
-    session.subscribed(json!({"seq": 20}), 20);
+    let asked = session.receive().unwrap();
+    assert_eq!(asked["from"], json!({"seq": 9}));
+    let gap = json!({"from": 9, "to": 19});
+    session.send(
+        &json!({"type": "ack", "ack": "subscribe", "status": "ok", "sub": "cli", "next_seq": 20, "gap": gap}),
+    );
     session.events([20]);
     for seq in [3, 5, 6, 9, 20] {
         assert_eq!(subscriber.line(), seq.to_string());
@@ -81,8 +86,8 @@ fn a_broker_that_ends_is_waited_for_and_given_its_time() {
     broker.answer("error: too-many-sessions");
     drop(broker.connection());
     let mut session = broker.session(HELLO);
-    session.subscribed(json!({"seq": 2}), 2);
-    session.events([2]);
+    session.subscribed(json!({"seq": 1}), 1);
+    session.events([1, 2]);
     assert_eq!((subscriber.line(), subscriber.line()), ("1".into(), "2".into()));
     assert!(subscriber.hear().contains("the broker closed the session: draining; connecting again"));
     assert!(subscriber.hear().contains("subscribed again"), "each is said once");
@@ -123,6 +128,51 @@ fn what_waiting_does_not_help_ends_it() {
         session.drain();
     });
     assert_eq!((exit, code.as_str()), (Some(69), "no-broker"));
+}
+
+#[test]
+fn another_journal_is_not_gone_on_with() {
+    let other = |seq, id: &str| line(seq, "t", "0").replace(&format!("id-{seq}"), id);
+    for first in [
+        other(6, "else"),
+        line(6, "t", "0").replace("\"ts\":6000", "\"ts\":6001"),
+        // No gap says that event 6 is gone.
+        line(7, "t", "0"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = FakeBroker::start(dir.path());
+        let mut subscriber = Subscriber::start(dir.path(), &["-o", "raw"]);
+        let mut session = broker.session(HELLO);
+        session.subscribed(json!("latest"), 5);
+        session.events([5, 6]);
+        drop(session);
+        let mut session = broker.session(HELLO);
+        session.subscribed(json!({"seq": 6}), 6);
+        let _ = session.try_send(delivered(&first));
+        session.events([8]);
+        let (exit, out, said) = subscriber.end();
+        assert_eq!((exit, out), (Some(65), vec!["5".to_owned(), "6".to_owned()]), "{said:?}");
+        let why =
+            "castra: seq-ahead: the broker's journal has another event 6 than the one that was received: an ";
+        assert!(said.last().unwrap().starts_with(why), "{said:?}");
+    }
+}
+
+#[test]
+fn it_answers_a_broker_that_asks_whether_it_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let _subscriber = Subscriber::start(dir.path(), &["-o", "raw"]);
+    let mut session = broker.session(HELLO);
+    session.subscribed(json!("latest"), 1);
+    for _ in 0..3 {
+        let since = Instant::now();
+        session.send(&json!({"type": "heartbeat"}));
+        assert_eq!(session.receive().unwrap(), json!({"type": "heartbeat"}));
+        // Its own comes every 20 s.
+        assert!(since.elapsed() < Duration::from_secs(15));
+        session.send(&json!({"type": "ack", "ack": "heartbeat", "status": "ok"}));
+    }
 }
 
 /// Serves a journal of events 1..=end from where it was asked, and misbehaves as `chance` says; whether all was sent.

@@ -30,35 +30,51 @@ struct Facts<'a> {
 
 /// The command that runs now, if any. Clones are the same one.
 #[derive(Clone, Default)]
-pub struct Running(Arc<Mutex<Option<Pid>>>);
+pub struct Running(Arc<Mutex<Now>>);
+
+#[derive(Default)]
+struct Now {
+    pid: Option<Pid>,
+    /// One that is just being started gets this, too.
+    signal: Option<Signal>,
+}
 
 impl Running {
     /// Whether one runs.
     pub fn is_any(&self) -> bool {
-        self.lock().is_some()
+        self.lock().pid.is_some()
     }
 
     /// Sends a signal to its whole group.
     pub fn signal(&self, signal: Signal) {
-        if let Some(pid) = *self.lock() {
+        if let Some(pid) = self.lock().pid {
             // It may have ended.
             let _ = killpg(pid, signal);
         }
+    }
+
+    /// The same, and one that begins yet gets it at once.
+    pub fn signal_all(&self, signal: Signal) {
+        self.lock().signal = Some(signal);
+        self.signal(signal);
     }
 
     /// Starts one; who asks meanwhile waits for that.
     fn start(&self, command: &mut Command) -> io::Result<Child> {
         let mut running = self.lock();
         let child = command.spawn()?;
-        *running = i32::try_from(child.id()).ok().map(Pid::from_raw);
+        running.pid = i32::try_from(child.id()).ok().map(Pid::from_raw);
+        if let (Some(pid), Some(signal)) = (running.pid, running.signal) {
+            let _ = killpg(pid, signal);
+        }
         Ok(child)
     }
 
     fn ended(&self) {
-        *self.lock() = None;
+        self.lock().pid = None;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Pid>> {
+    fn lock(&self) -> MutexGuard<'_, Now> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -34,9 +34,9 @@ impl<'a> Given<'a> {
         let begin = begin(&args.from)?;
         let (target, hello, root) = match (&args.broker, &args.vm) {
             (Some(broker), Some(vm)) => {
-                let target: Target = broker.parse().map_err(|e| {
-                    Failure::new(Exit::BadData, "bad-broker", format!("--broker {broker:?}: {e}"))
-                })?;
+                let target: Target = broker
+                    .parse()
+                    .map_err(|e| Failure::new(Exit::Usage, "usage", format!("--broker {broker:?}: {e}")))?;
                 let vm = given::vm_name(vm)?;
                 (target, format!("hello vm:{vm} capabilities=bus-v1"), None)
             }

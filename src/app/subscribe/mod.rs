@@ -37,6 +37,8 @@ use work::{Stop, Tally, Work};
 
 /// Whoever reads stdout has so long to take what was received, when this is to end.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// A command that runs when time is over has so long to end when it is asked to.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 pub fn run(root: &StateRoot, args: &SubscribeArgs) -> Result<Exit, Failure> {
     let given = Given::new(root, args)?;
@@ -89,13 +91,15 @@ async fn subscribe(given: &Given<'_>, args: &SubscribeArgs) -> Result<Exit, Fail
         Why::Time(_) if is_command => stop.stop(),
         _ => {}
     }
-    // What was received before it failed is not lost; else only a command that runs is waited for.
+    // What was received before it failed is not lost; else only a command that runs is waited for, within the time.
     let limit = (!is_command && !matches!(why, Why::Failed(_))).then_some(LAST_LINES);
+    let is_told = matches!(why, Why::Told);
+    let time_is_over = args.timeout.filter(|_| is_command).map(|limit| begun + limit);
     let mut end = async || {
-        if stop.is_stopped() && running.is_any() {
+        if is_told && running.is_any() {
             sayer.note("waiting", "the command that runs is waited for; once more ends it", &[]);
         }
-        last(&mut done, &mut told, &stop, &running, limit).await
+        last(&mut done, &mut told, &stop, &running, limit, time_is_over).await
     };
     let tally = match why {
         Why::Done(tally) => tally,
@@ -185,14 +189,18 @@ async fn follow(
     Err(ended(failed.await, |error| given.no_session(error)))
 }
 
-/// Waits for the thread's end, `limit` at the most; who insists ends a command, or does not wait for a reader.
+/// Waits for the thread's end, `limit` at the most; who insists ends a command, or does not wait for a reader. When
+/// time is over a command is ended as well.
 async fn last(
     done: &mut oneshot::Receiver<Tally>,
     told: &mut Told,
     stop: &Stop,
     running: &Running,
     limit: Option<Duration>,
+    time_is_over: Option<Instant>,
 ) -> Tally {
+    let ends = time_is_over.map(|at| [(at, Signal::SIGTERM), (at + LAST_WORDS, Signal::SIGKILL)]);
+    let mut ends = ends.into_iter().flatten().peekable();
     let mut over = pin!(async {
         match limit {
             Some(limit) => sleep(limit).await,
@@ -204,12 +212,27 @@ async fn last(
         tokio::select! {
             tally = &mut *done => return tally.unwrap_or_default(),
             () = &mut over => return Tally::default(),
+            signal = signal_at(ends.peek().copied()) => {
+                ends.next();
+                stop.stop();
+                running.signal_all(signal);
+            }
             () = told.next() => match running.is_any() {
                 false => return Tally::default(),
                 true if stop.is_stopped() => running.signal(signals.next().unwrap_or(Signal::SIGKILL)),
                 true => stop.stop(),
             },
         }
+    }
+}
+
+async fn signal_at(end: Option<(Instant, Signal)>) -> Signal {
+    match end {
+        Some((at, signal)) => {
+            sleep_until(at).await;
+            signal
+        }
+        None => pending().await,
     }
 }
 

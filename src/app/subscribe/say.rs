@@ -51,6 +51,13 @@ pub fn ended(
 ) -> Failure {
     let (code, reason, next) = match failed {
         Failed::NoSession(error) => return no_session(error),
+        Failed::OtherJournal { seq, next } => {
+            let why = format!(
+                "seq-ahead: the broker's journal has another event {seq} than the one that was received: an older backup \
+                 was restored, or it is another broker; begin anew, --from says where"
+            );
+            return Failure::new(exit_of("seq-ahead"), "seq-ahead", why).with("next_seq", next);
+        }
         Failed::Refused { code, reason, next } => (code, reason, next),
     };
     let why = match (code.as_str(), next) {

@@ -3,7 +3,7 @@
 //! Always holds: a session that counts as alive answered at the end. Owner: `castra bench idle`.
 
 use super::link::{Link, Said};
-use super::{BenchError, Plan, Term, connect_all};
+use super::{BenchError, Plan, Term, connect_all, subscriber_names};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -34,7 +34,7 @@ pub struct Idle {
 /// [`BenchError`]: one of them could not be had.
 pub async fn idle(plan: &Plan, sessions: u64, pid: Option<u32>) -> Result<Idle, BenchError> {
     let before = pid.and_then(resident);
-    let (names, since) = ((1..=sessions).map(|i| format!("bench-{i}")).collect(), Instant::now());
+    let (names, since) = (subscriber_names(sessions), Instant::now());
     let links = connect_all(plan, names, true).await?;
     let connect_time = since.elapsed();
     let (say_over, over) = watch::channel(false);

@@ -7,7 +7,7 @@ use super::pace::Pace;
 use super::publisher::{Job, Published, publish};
 use super::stamp::Template;
 use super::subscriber::{Received, receive, stand_still};
-use super::{BenchError, Plan, Term, connect_all};
+use super::{BenchError, Plan, Term, connect_all, subscriber_names};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub async fn deliver(
     load: &Load,
     audience: Audience,
 ) -> Result<(Figures, Delivered), BenchError> {
-    let names = (1..=audience.subscribers).map(|i| format!("bench-{i}")).collect();
+    let names = subscriber_names(audience.subscribers);
     let mut subscribers = connect_all(plan, names, true).await?;
     let mut publishers = connect_all(plan, vec!["bench-publisher".to_owned()], false).await?;
     let Some(publisher) = publishers.pop() else { return Err(BenchError::Broken) };

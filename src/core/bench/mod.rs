@@ -26,6 +26,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// So many sessions are opened side by side.
 const AT_ONCE: usize = 32;
+/// So many subscribers are of one VM: half of what a broker gives one, and few VMs to remember.
+const OF_A_VM: u64 = 32;
 
 /// Whom to load, and until when.
 #[derive(Clone)]
@@ -119,6 +121,11 @@ impl Term {
             Ok(_) = self.stop.wait_for(|stop| *stop) => {}
         }
     }
+}
+
+/// The VMs of so many subscribers.
+fn subscriber_names(count: u64) -> Vec<String> {
+    (0..count).map(|i| format!("bench-{}", i / OF_A_VM + 1)).collect()
 }
 
 /// Opens sessions, some at a time, in the order of `names`.
