@@ -34,6 +34,7 @@ mod subscribe_cli_broker;
 mod subscribe_cli_exec;
 mod subscribe_cli_resume;
 mod subscribe_ends;
+mod subscribe_status;
 mod tail;
 mod tail_cursor;
 mod tail_follow;

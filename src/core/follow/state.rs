@@ -84,7 +84,8 @@ impl Following {
             // Nothing counts behind the end.
             _ if self.closed.is_some() => {}
             (Received::Event { seq, line, .. }, Some(next)) if *mode == Mode::Taking => {
-                if self.is_same(seq, &line, next) && seq >= next {
+                let is_new = self.is_same(seq, &line, next) && seq >= next;
+                if is_new {
                     self.lines.extend_from_slice(&line);
                     self.lines.push(b'\n');
                     self.next = Some(seq + 1);
