@@ -311,7 +311,7 @@ fn terminals_narrow_and_colourful() {
         let head = some.lines().find(|line| line.starts_with("VM")).unwrap();
         assert!(head.trim_end().ends_with(ends), "{columns}: {some}");
         assert!(some.lines().all(|line| line.trim_end().chars().count() <= columns as usize), "{some}");
-        let legend = some.lines().filter(|line| !line.trim().is_empty()).last().unwrap();
+        let legend = some.lines().rfind(|line| !line.trim().is_empty()).unwrap();
         assert!(legend.starts_with(last), "{columns}: {some}");
     }
     let wide = on_terminal(dir.path(), 120, "status", "").unwrap();
