@@ -13,9 +13,11 @@ use std::path::Path;
 
 const COLUMNS: [&str; 9] =
     ["VM", "BROKER", "BUS", "BUS AGE", "SESSIONS", "LAG", "QUEUED", "IN FLIGHT", "TOPICS"];
+/// The last one.
+const TOPICS: usize = COLUMNS.len() - 1;
 /// A table has so many of them at least.
 const NEEDED: usize = 6;
-/// The last one takes so many columns at the least, and at the most.
+/// Topics take so many columns at the least, and at the most.
 const TOPICS_WIDTH: std::ops::RangeInclusive<usize> = 12..=60;
 /// In less than so many columns the legend says nothing.
 const LEGEND_WIDTH: usize = 60;
@@ -89,8 +91,8 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     if one || widths.len() < NEEDED {
         paragraphs(out, &report.vms, &rows, width)?;
     } else {
-        if let (Some(last), Some(topics)) = (COLUMNS.len().checked_sub(1), widths.get(COLUMNS.len() - 1)) {
-            rows.iter_mut().for_each(|row| row[last] = cut(&row[last], *topics));
+        if let Some(width) = widths.get(TOPICS) {
+            rows.iter_mut().for_each(|row| row[TOPICS] = cut(&row[TOPICS], *width));
         }
         table(out, &rows, &widths, &paint)?;
     }
@@ -111,12 +113,12 @@ fn widths(rows: &[Vec<String>], width: usize) -> Vec<usize> {
         .enumerate()
         .map(|(i, head)| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0).max(head.len()))
         .collect();
-    let before = widths[..COLUMNS.len() - 1].iter().map(|width| width + 2).sum::<usize>();
+    let before = widths[..TOPICS].iter().map(|width| width + 2).sum::<usize>();
     let room = width.saturating_sub(before).min(*TOPICS_WIDTH.end());
     if let Some(topics) = widths.last_mut().filter(|topics| **topics > room) {
         *topics = if room < *TOPICS_WIDTH.start() { usize::MAX } else { room };
     }
-    for count in [COLUMNS.len(), COLUMNS.len() - 1, NEEDED] {
+    for count in [COLUMNS.len(), TOPICS, NEEDED] {
         let needed = widths[..count].iter().fold(2 * (count - 1), |sum, width| sum.saturating_add(*width));
         if needed <= width {
             widths.truncate(count);
@@ -187,7 +189,7 @@ fn table(out: &mut Vec<u8>, rows: &[Vec<String>], widths: &[usize], paint: &Pain
     // Words to the left, numbers and ages to the right.
     let line = |cells: &[&str]| -> String {
         let cell = |(i, text): (usize, &&str)| match i {
-            _ if i + 1 == COLUMNS.len() => (*text).to_owned(),
+            TOPICS => (*text).to_owned(),
             0..=2 => format!("{text:<0$}", widths[i]),
             _ => format!("{text:>0$}", widths[i]),
         };
@@ -211,7 +213,7 @@ fn paragraphs(out: &mut Vec<u8>, vms: &[VmReport], rows: &[Vec<String>], width: 
     for (vm, row) in vms.iter().zip(rows) {
         writeln!(out, "{}", cut(&row[0], width))?;
         // One VM has its topics below each other.
-        let heads = if vms.len() == 1 && !vm.topics.is_empty() { COLUMNS.len() - 1 } else { COLUMNS.len() };
+        let heads = if vms.len() == 1 && !vm.topics.is_empty() { TOPICS } else { COLUMNS.len() };
         for (head, cell) in COLUMNS[..heads].iter().zip(row).skip(1) {
             writeln!(out, "{}", cut(&format!("  {head} {cell}"), width))?;
         }

@@ -25,8 +25,9 @@ fn flood(broker: &Broker, events: usize) {
     }
 }
 
+/// So that the broker has to keep what is not read.
 fn small_window(guest: &Guest) {
-    setsockopt(guest.stream.get_ref(), sockopt::RcvBuf, &4096).unwrap();
+    setsockopt(guest.stream.get_ref(), sockopt::RcvBuf, &(64 * 1024)).unwrap();
 }
 
 #[test]

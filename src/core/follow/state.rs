@@ -84,12 +84,7 @@ impl Following {
             // Nothing counts behind the end.
             _ if self.closed.is_some() => {}
             (Received::Event { seq, line, .. }, Some(next)) if *mode == Mode::Taking => {
-                let is_new = self.is_same(seq, &line, next) && seq >= next;
-                if is_new {
-                    self.lines.extend_from_slice(&line);
-                    self.lines.push(b'\n');
-                    self.next = Some(seq + 1);
-                }
+                self.event(seq, &line, next);
             }
             (Received::Gap { from, to, .. }, Some(next)) if *mode == Mode::Taking => {
                 self.gone(Gap { from, to }, next, news);
@@ -117,6 +112,14 @@ impl Following {
             (Received::Heartbeat, _) => self.is_asked = true,
             // Repeats, what is dropped, and what later brokers send.
             _ => {}
+        }
+    }
+
+    fn event(&mut self, seq: u64, line: &[u8], next: u64) {
+        if self.is_same(seq, line, next) && seq >= next {
+            self.lines.extend_from_slice(line);
+            self.lines.push(b'\n');
+            self.next = Some(seq + 1);
         }
     }
 
