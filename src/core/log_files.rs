@@ -16,9 +16,14 @@ use std::path::{Path, PathBuf};
 /// So much memory for lines is kept from round to round, in bytes.
 const KEPT_BYTES: usize = 8 * 1024 * 1024;
 
+/// A log is synced when so much of it was written, in bytes, and not all of it at once at the checkpoint: the journal's
+/// commits stand in the same line at the disk.
+const SYNC_BYTES: usize = 4 * 1024 * 1024;
+
 struct Open {
     file: File,
     size: u64,
+    unsynced: usize,
     used: u64,
 }
 
@@ -113,6 +118,13 @@ impl LogFiles {
             open.file.write_all(lines)?;
             open.size += lines.len() as u64;
             open.used = self.rounds;
+            open.unsynced += lines.len();
+            if open.unsynced >= SYNC_BYTES {
+                let synced = open.file.sync_data();
+                self.suspect |= synced.is_err();
+                synced?;
+                open.unsynced = 0;
+            }
         }
         if !self.dirty.contains(log) {
             self.dirty.insert(log.into());
@@ -133,7 +145,7 @@ impl LogFiles {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(log))?;
         let size = file.metadata()?.len();
         self.entries |= size == 0;
-        self.open.insert(log.into(), Open { file, size, used: self.rounds });
+        self.open.insert(log.into(), Open { file, size, unsynced: 0, used: self.rounds });
         Ok(())
     }
 
