@@ -136,11 +136,12 @@ fn files_that_are_moved_away_are_opened_anew_and_nothing_is_lost() {
         (0..VMS).all(|n| unique.contains(&name(n))).then_some(())
     });
     let logged = |file: &Path| std::fs::read_to_string(file).unwrap();
-    let all: String = (0..turns).map(|n| logged(&files[0].with_extension(moved(n)))).collect::<String>()
-        + &logged(&files[0]);
-    for n in 0..VMS {
-        assert!(all.contains(&format!("vm=\"{}\"", name(n))), "{n}");
-    }
+    // The records of a round are written before its lines.
+    eventually("every line", || {
+        let all: String = (0..turns).map(|n| logged(&files[0].with_extension(moved(n)))).collect::<String>()
+            + &logged(&files[0]);
+        (0..VMS).all(|n| all.contains(&format!("vm=\"{}\"", name(n)))).then_some(())
+    });
     assert!(logged(&files[0]).contains("opened anew") && !records(&root, "handshake-events").is_empty());
     assert_eq!(broker.status()["broker"]["signals_dropped"], 0);
 }
