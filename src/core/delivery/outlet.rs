@@ -164,3 +164,40 @@ impl Queue {
         self.overflowed.get_or_insert(from);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(from: u64, bytes: usize) -> Chunk {
+        Chunk { from, to: from, events: 1, frames: vec![b'x'; bytes].into() }
+    }
+
+    #[test]
+    fn what_finds_no_room_leaves_a_mark_behind_what_did() {
+        let outlet = Outlet::new(2, 1000, Room::new(1000));
+        assert!(!outlet.offer(7, &[chunk(1, 10), chunk(2, 10), chunk(3, 10), chunk(4, 10)]));
+        assert_eq!((outlet.events(), outlet.take_overflow(), outlet.take_overflow()), (2, Some(3), None));
+        assert!(matches!(outlet.pop(), Some(Item::Chunk(7, Chunk { from: 1, .. }))));
+        assert!(matches!(outlet.pop(), Some(Item::Chunk(7, Chunk { from: 2, .. }))));
+        assert!(matches!(outlet.pop(), Some(Item::Left(7, 3))));
+        assert!(outlet.pop().is_none() && outlet.is_empty());
+        // Who has left and was seen to is no overflow any more.
+        outlet.leave(7, 9);
+        assert!(outlet.pop().is_some() && outlet.take_overflow().is_none());
+    }
+
+    #[test]
+    fn all_queues_share_one_room() {
+        let room = Room::new(100);
+        let [one, two] = [(); 2].map(|()| Outlet::new(100, 100, room.clone()));
+        assert!(one.offer(1, &[chunk(1, 60)]));
+        // A first chunk always fits, a second one only where there is room.
+        assert!(!two.offer(1, &[chunk(1, 30), chunk(2, 30)]));
+        assert_eq!((one.events(), two.events()), (1, 1));
+        drop(one);
+        assert!(two.offer(2, &[chunk(3, 60)]));
+        two.clear();
+        assert_eq!(room.bytes.load(Relaxed), 0);
+    }
+}

@@ -26,6 +26,7 @@ const TURN_BYTES: usize = 1024 * 1024;
 const HOLD: Duration = Duration::from_millis(1);
 /// The clock is looked at after so many events.
 const EVENTS_PER_LOOK: u32 = 32;
+
 #[derive(Default)]
 struct Waiting {
     commits: VecDeque<Arc<Committed>>,

@@ -174,6 +174,12 @@ mod tests {
         assert_eq!((plan.at, plan.wanted.len(), all.is_pressed()), (5, 2, false));
         all.get_mut(ids[0]).unwrap().source = Source::Behind { pressed: true };
         assert!(all.is_pressed());
+        // Not all of many at once, and those that are furthest behind first.
+        let more: Vec<u32> = (0..40).map(|n| all.add(interest(&format!("m{n}"), &["a"]), 100 - n)).collect();
+        let plan = all.plan().unwrap();
+        assert_eq!((plan.at, plan.wanted.len()), (5, CATCH_UP_TOGETHER));
+        assert!(plan.wanted.iter().all(|(_, next, _)| *next < 61 + CATCH_UP_TOGETHER as u64));
+        more.iter().for_each(|id| all.get_mut(*id).unwrap().source = Source::Live);
         ids.iter().for_each(|id| all.get_mut(*id).unwrap().source = Source::Live);
         assert!(all.plan().is_none() && all.behind().is_none());
     }

@@ -3,7 +3,8 @@
 //! `state.rs` has the drawing. One task a session, which reads, writes and waits for the disk side by side:
 //! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs`
 //! when it takes too long. Always holds: a frame that is refused ends nothing; whatever ends the session, its presence
-//! and its subscriptions end exactly once, with it (a drop). Owner: `door`, which runs it to its end.
+//! and its subscriptions end exactly once, with the state open and not with the connection. Owner: `door`, which runs
+//! it to its end.
 
 mod output;
 mod publishing;
