@@ -21,7 +21,10 @@ fn run(command: &mut Command) -> (Option<i32>, String, Vec<String>) {
 
 fn check(dir: &Path, text: &str) -> (Option<i32>, String, Vec<String>) {
     let file = write(&dir.join("c.toml"), text, 0o600);
-    run(castra().current_dir(dir).args(["config", "check", "--state-root", "root"]).arg(file.file_name().unwrap()))
+    run(castra()
+        .current_dir(dir)
+        .args(["config", "check", "--state-root", "root"])
+        .arg(file.file_name().unwrap()))
 }
 
 #[test]
@@ -71,7 +74,7 @@ fn every_mistake_is_said_with_its_line() {
          [[vms]]\nname = \"last\"\ntoken_file = {token:?}\n"
     );
     let want = [
-        ("c.toml:2:24: ", "broker.tcp: 0.0.0.0:0 is not of the loopback: under trust = \"open\""),
+        ("c.toml:2:23: ", "broker.tcp: 0.0.0.0:0 is not of the loopback: under trust = \"open\""),
         ("c.toml:3:11: ", "broker.hybrid: \"/run/vms/vsock\" is no path with one *"),
         ("c.toml:5:1: ", "there is no setting \"retain_aeg\" in [limits]; did you mean retain_age?"),
         ("c.toml:8:7: ", "vms.cid: 2 is nobody's"),
@@ -122,13 +125,21 @@ fn a_broker_refuses_what_only_it_looks_at() {
     for (text, code, words) in [
         (&*vm, "bad-config", "c.toml:3:14: vms.token_file: "),
         (same, "bad-config", "c.toml:6:9: vms.token: it is the token of a as well, which begins in line 1"),
-        ("broker.tcp = [\"0.0.0.0:0\"]", "not-loopback", "c.toml:1:15: broker.tcp: 0.0.0.0:0 is not of the loopback"),
+        (
+            "broker.tcp = [\"0.0.0.0:0\"]",
+            "not-loopback",
+            "c.toml:1:15: broker.tcp: 0.0.0.0:0 is not of the loopback",
+        ),
     ] {
         let file = write(&dir.path().join("c.toml"), text, 0o600);
         // Others do their work.
         assert_eq!(run(castra().args(["status", "--config"]).arg(&file)).0, Some(1));
         let mut command = castra();
-        command.args(["--config"]).arg(&file).args(["broker", "--log-format", "json", "--state-root"]).arg(&root);
+        command
+            .args(["--config"])
+            .arg(&file)
+            .args(["broker", "--log-format", "json", "--state-root"])
+            .arg(&root);
         let (exit, _, err) = run(&mut command);
         let object: Value = serde_json::from_str(&err[0]).expect(&err[0]);
         assert_eq!((exit, &object["code"]), (Some(78), &code.into()));
@@ -146,7 +157,10 @@ fn token_files_are_looked_at_before_they_are_believed() {
     let refused = |words: &str| {
         let (code, _, err) = say();
         assert_eq!(code, Some(78), "{words}");
-        assert!(err.len() == 1 && err[0].starts_with("c.toml:3:14: ") && err[0].contains(words), "{words}: {err:?}");
+        assert!(
+            err.len() == 1 && err[0].starts_with("c.toml:3:14: ") && err[0].contains(words),
+            "{words}: {err:?}"
+        );
     };
     let good = "0123456789abcdef";
     refused("No such file");
@@ -192,7 +206,10 @@ fn token_files_are_looked_at_before_they_are_believed() {
 
     write(&path, good, 0o600);
     if std::os::unix::fs::chown(&path, Some(65_534), None).is_err() {
-        return skip("token_files_are_looked_at_before_they_are_believed", "not root: no file of somebody else's");
+        return skip(
+            "token_files_are_looked_at_before_they_are_believed",
+            "not root: no file of somebody else's",
+        );
     }
     refused("it belongs to user 65534");
     // It may be the broker's, which its state root tells.
@@ -206,9 +223,18 @@ fn token_files_are_looked_at_before_they_are_believed() {
 fn what_deserves_a_word_gets_one() {
     let dir = tempfile::tempdir().unwrap();
     for (text, want) in [
-        ("[[vms]]\nname = \"a\"\ncid = 7", "c.toml:3:7: warning: vms.cid: a cannot come in by vsock: say vsock = 7070"),
-        ("broker.trust = \"known\"", "c.toml:1:16: warning: broker.trust: under \"known\" no guest is let in"),
-        ("broker.trust = \"proven\"", "c.toml:1:16: warning: broker.trust: under \"proven\" no guest is let in"),
+        (
+            "[[vms]]\nname = \"a\"\ncid = 7",
+            "c.toml:3:7: warning: vms.cid: a cannot come in by vsock: say vsock = 7070",
+        ),
+        (
+            "broker.trust = \"known\"",
+            "c.toml:1:16: warning: broker.trust: under \"known\" no guest is let in",
+        ),
+        (
+            "broker.trust = \"proven\"",
+            "c.toml:1:16: warning: broker.trust: under \"proven\" no guest is let in",
+        ),
         (
             "broker.trust = \"proven\"\n[[vms]]\nname = \"a\"",
             "c.toml:3:8: warning: vms.name: a is never let in under trust = \"proven\"",
@@ -231,11 +257,16 @@ fn what_deserves_a_word_gets_one() {
         assert_eq!(code, Some(0), "{text}: {err:?}");
         assert!(err.len() == 1 && err[0].starts_with(want), "{text}: {err:?}");
     }
-    let file = write(&dir.path().join("c.toml"), "[[vms]]\nname = \"a\"\ntoken = \"0123456789abcdef\"", 0o644);
+    let file =
+        write(&dir.path().join("c.toml"), "[[vms]]\nname = \"a\"\ntoken = \"0123456789abcdef\"", 0o644);
     let (code, _, err) = run(castra().args(["config", "check"]).arg(&file));
     assert_eq!(code, Some(0));
-    assert!(err.len() == 1 && err[0].contains("c.toml:3:9: warning: vms.token: anybody on this machine can read"));
-    for quiet in ["broker.trust = \"known\"\nbroker.hybrid = [\"/tmp/*.x\"]", "broker.hybrid = [\"/tmp/v-*/x\"]"] {
+    assert!(
+        err.len() == 1 && err[0].contains("c.toml:3:9: warning: vms.token: anybody on this machine can read")
+    );
+    for quiet in
+        ["broker.trust = \"known\"\nbroker.hybrid = [\"/tmp/*.x\"]", "broker.hybrid = [\"/tmp/v-*/x\"]"]
+    {
         assert_eq!(check(dir.path(), quiet).2, Vec::<String>::new(), "{quiet}");
     }
 }
@@ -257,7 +288,11 @@ fn flags_go_before_the_file() {
     let file = write(&dir.path().join("c.toml"), "[broker]\ntrust = \"known\"\nvsock = 7000\n", 0o600);
     let print = |args: &[&str], env: &[(&str, &str)]| {
         let mut command = castra();
-        command.args(["broker", "--print-config", "--config"]).arg(&file).args(args).envs(env.iter().copied());
+        command
+            .args(["broker", "--print-config", "--config"])
+            .arg(&file)
+            .args(args)
+            .envs(env.iter().copied());
         let (code, out, err) = run(&mut command);
         let value = |key: &str| out.lines().find_map(|line| line.strip_prefix(key)).map(str::to_owned);
         (code, value("trust = ").unwrap_or_default(), value("vsock = ").unwrap_or_default(), err)
@@ -265,7 +300,10 @@ fn flags_go_before_the_file() {
     let said = |trust: &str, port: &str| (Some(0), format!("\"{trust}\""), port.to_owned(), Vec::new());
     assert_eq!(print(&[], &[]), said("known", "7000"));
     assert_eq!(print(&["--trust", "proven", "--vsock"], &[]), said("proven", "7070"));
-    assert_eq!(print(&["--vsock", "9"], &[("CASTRA_TRUST", "open"), ("CASTRA_VSOCK", "8")]), said("open", "9"));
+    assert_eq!(
+        print(&["--vsock", "9"], &[("CASTRA_TRUST", "open"), ("CASTRA_VSOCK", "8")]),
+        said("open", "9")
+    );
     assert_eq!(print(&[], &[("CASTRA_VSOCK", "8")]), said("known", "8"));
     for port in ["0", "4294967295", "x", "-1"] {
         let (code, _, _, err) = print(&[], &[("CASTRA_VSOCK", port)]);
