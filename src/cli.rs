@@ -1,40 +1,79 @@
 //! What can be typed, and nothing else: a file per command below `cli/`. Flags > environment >
 //! castra.toml > defaults.
 
+#[cfg(feature = "agent")]
+mod agent;
+#[cfg(feature = "broker")]
 mod backup;
+#[cfg(feature = "broker")]
 mod bench;
+#[cfg(feature = "broker")]
 mod broker;
+#[cfg(feature = "broker")]
 mod completions;
+#[cfg(feature = "broker")]
+mod config;
+#[cfg(feature = "broker")]
+mod host;
+#[cfg(feature = "broker")]
 mod logs;
+#[cfg(feature = "broker")]
 mod man;
+#[cfg(feature = "broker")]
 mod publish;
+#[cfg(feature = "broker")]
 mod status;
+#[cfg(feature = "broker")]
 mod subscribe;
+#[cfg(feature = "broker")]
 mod tail;
+#[cfg(feature = "broker")]
 mod verify;
+#[cfg(feature = "broker")]
 mod vm;
 
+#[cfg(feature = "agent")]
+pub use agent::AgentArgs;
+#[cfg(feature = "broker")]
 pub use backup::BackupArgs;
+#[cfg(feature = "broker")]
 pub use bench::{
     BenchArgs, BenchCommand, BenchDeliverArgs, BenchFanoutArgs, BenchIdleArgs, BenchPublishArgs,
 };
+#[cfg(feature = "broker")]
 pub use broker::BrokerArgs;
+#[cfg(feature = "broker")]
 pub use completions::CompletionsArgs;
+#[cfg(feature = "broker")]
+pub use config::{CheckArgs, ConfigCommand};
+#[cfg(feature = "broker")]
+pub use host::{BusCommand, HostCommand};
+#[cfg(feature = "broker")]
 pub use logs::LogsArgs;
+#[cfg(feature = "broker")]
 pub use man::ManArgs;
+#[cfg(feature = "broker")]
 pub use publish::PublishArgs;
+#[cfg(feature = "broker")]
 pub use status::StatusArgs;
+#[cfg(feature = "broker")]
 pub use subscribe::SubscribeArgs;
+#[cfg(feature = "broker")]
 pub use tail::{Output, TailArgs};
+#[cfg(feature = "broker")]
 pub use verify::VerifyArgs;
+#[cfg(feature = "broker")]
 pub use vm::{ForgetArgs, VmCommand};
 
+#[cfg(feature = "broker")]
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+#[cfg(feature = "broker")]
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Above the options that every command has.
+#[cfg(feature = "broker")]
 const EVERYWHERE: &str = "Options of every command";
 
 /// What an exit code means, for `--help` and castra(1).
@@ -62,9 +101,11 @@ fn exit_codes() -> String {
 #[command(name = "castra", version, after_help = exit_codes())]
 pub struct Cli {
     /// Where everything of one broker is [default: $XDG_STATE_HOME/castra or ~/.local/state/castra]
+    #[cfg(feature = "broker")]
     #[arg(long, global = true, value_parser = path(), hide_env_values = true, env = "CASTRA_STATE_ROOT", value_name = "DIR", help_heading = EVERYWHERE)]
     pub state_root: Option<PathBuf>,
     /// The settings [default: ~/.config/castra/castra.toml, else /etc/castra/castra.toml, if there]
+    #[cfg(feature = "broker")]
     #[arg(long, global = true, value_parser = path(), hide_env_values = true, env = "CASTRA_CONFIG", value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
     /// The command.
@@ -80,6 +121,7 @@ impl Cli {
     pub fn typed() -> Result<Self, clap::Error> {
         let mut command = Cli::command();
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        #[cfg(feature = "broker")]
         if let (Some(("broker", matches)), Some(command)) =
             (matches.subcommand(), command.find_subcommand_mut("broker"))
         {
@@ -92,53 +134,18 @@ impl Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the broker until SIGTERM or SIGINT
-    #[command(after_help = broker::HELP)]
-    Broker(BrokerArgs),
-    /// Show which VMs are fresh; reads a file and never waits for the broker
-    #[command(after_help = status::HELP)]
-    Status(StatusArgs),
-    /// Publish to the bus, or read it
-    #[command(subcommand)]
-    Bus(BusCommand),
-    /// Print the broker's own log; works without a broker
-    #[command(after_help = logs::HELP)]
-    Logs(LogsArgs),
-    /// What the broker remembers of VMs
-    #[command(subcommand)]
-    Vm(VmCommand),
-    /// Read all of the journal and the logs, and say what is damaged
-    #[command(after_help = verify::HELP)]
-    Verify(VerifyArgs),
-    /// Copy everything of a broker, running or not, to a folder
-    #[command(after_help = backup::HELP)]
-    Backup(BackupArgs),
-    /// Load a broker, this one or another, and print how fast it is
-    #[command(subcommand, after_help = bench::HELP)]
-    Bench(BenchCommand),
-    /// Print what makes a shell complete this program's commands and flags
-    #[command(after_help = completions::HELP)]
-    Completions(CompletionsArgs),
-    /// Write the man pages
-    #[command(after_help = man::HELP)]
-    Man(ManArgs),
-}
-
-/// `castra bus`.
-#[derive(Debug, Subcommand)]
-pub enum BusCommand {
-    /// Publish as the host; ends when it is durable and in the logs
-    #[command(after_help = publish::HELP)]
-    Publish(Box<PublishArgs>),
-    /// Print events as they are published, or run a command for each; resumes by itself
-    #[command(after_help = subscribe::HELP)]
-    Subscribe(Box<SubscribeArgs>),
-    /// Print the bus's logs; works without a broker and never waits for one
-    #[command(after_help = tail::HELP)]
-    Tail(TailArgs),
+    /// Of the guest.
+    #[cfg(feature = "agent")]
+    #[command(after_help = agent::HELP)]
+    Agent(Box<AgentArgs>),
+    /// Of the host.
+    #[cfg(feature = "broker")]
+    #[command(flatten)]
+    Host(HostCommand),
 }
 
 /// A path; an empty one, which a variable that is set to nothing is, counts as none.
+#[cfg(feature = "broker")]
 fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }

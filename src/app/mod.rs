@@ -3,33 +3,55 @@
 //! Always holds: stdout is data; an error goes to stderr and says what happened and what to do; the exit
 //! code is one of DESIGN section 6. Owner: `main.rs` calls [`main`].
 
+#[cfg(feature = "agent")]
+mod agent;
+#[cfg(feature = "broker")]
 mod backup;
+#[cfg(feature = "broker")]
 mod bench;
+#[cfg(feature = "broker")]
 mod broker;
+#[cfg(feature = "broker")]
 mod completions;
+#[cfg(feature = "broker")]
 mod config;
 mod failure;
+#[cfg(feature = "broker")]
 mod given;
+#[cfg(feature = "broker")]
 mod host;
+#[cfg(feature = "broker")]
 mod logging;
+#[cfg(feature = "broker")]
 mod logs;
+#[cfg(feature = "broker")]
 mod man;
+#[cfg(feature = "broker")]
+mod operator;
+#[cfg(feature = "broker")]
 mod publish;
+#[cfg(feature = "broker")]
 mod service;
+#[cfg(feature = "broker")]
 mod status;
+#[cfg(feature = "broker")]
 mod status_table;
+#[cfg(feature = "broker")]
 mod subscribe;
+#[cfg(feature = "broker")]
 mod tail;
+#[cfg(feature = "broker")]
 mod terminal;
+#[cfg(feature = "broker")]
 mod verify;
+#[cfg(feature = "broker")]
 mod vm_forget;
+#[cfg(feature = "broker")]
 mod words;
 
-use crate::cli::{BusCommand, Cli, Command, VmCommand};
-use crate::core::config::LogFormat;
+use crate::cli::{Cli, Command};
 use failure::{Exit, Failure};
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Runs what was typed to its end.
@@ -47,8 +69,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(error.exit_code() as u8);
         }
     };
-    let mut json = wants_json(&cli.command);
-    match run_command(cli, &mut json) {
+    let mut json = false;
+    let ended = match cli.command {
+        #[cfg(feature = "agent")]
+        Command::Agent(args) => agent::run(*args, &mut json),
+        #[cfg(feature = "broker")]
+        Command::Host(command) => operator::run(command, cli.state_root, cli.config, &mut json),
+    };
+    match ended {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => end(&failure, json),
     }
@@ -64,68 +92,4 @@ fn end(failure: &Failure, json: bool) -> ExitCode {
         };
     }
     ExitCode::from(failure.exit as u8)
-}
-
-fn run_command(cli: Cli, json: &mut bool) -> Result<Exit, Failure> {
-    // These two work also where the configuration is wrong.
-    match cli.command {
-        Command::Completions(args) => return completions::run(&args),
-        Command::Man(args) => return man::run(&args),
-        _ => {}
-    }
-    let mut config = config::load(named(cli.config).as_deref())?;
-    let root = config.state_root(named(cli.state_root));
-    let looks_itself = matches!(
-        cli.command,
-        Command::Broker(_)
-            | Command::Bench(_)
-            | Command::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
-    );
-    if !looks_itself {
-        given::check_root(&root)?;
-    }
-    match cli.command {
-        Command::Broker(args) => {
-            config.take(&args)?;
-            *json |= config.settings.log_format == LogFormat::Json && !args.print_config;
-            if args.print_config {
-                broker::print_config(&root, &config)
-            } else {
-                broker::run(root, config.settings)
-            }
-        }
-        Command::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
-        Command::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
-        Command::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
-        Command::Completions(args) => completions::run(&args),
-        Command::Logs(args) => logs::run(&root, &args),
-        Command::Man(args) => man::run(&args),
-        Command::Status(args) => status::run(&root, &args),
-        Command::Verify(args) => verify::run(&root, &args),
-        Command::Backup(args) => backup::run(&root, &args),
-        Command::Bench(command) => bench::run(&root, &command),
-        Command::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
-    }
-}
-
-/// A path that is not empty.
-fn named(path: Option<PathBuf>) -> Option<PathBuf> {
-    path.filter(|path| !path.as_os_str().is_empty())
-}
-
-/// Whether a failure is said as an object.
-fn wants_json(command: &Command) -> bool {
-    match command {
-        Command::Status(args) => args.json,
-        Command::Broker(args) => args.log_format.as_deref() == Some("json"),
-        Command::Bus(BusCommand::Publish(args)) => args.json,
-        Command::Bus(BusCommand::Subscribe(args)) => args.json,
-        Command::Vm(VmCommand::Forget(args)) => args.json,
-        Command::Verify(args) => args.json,
-        Command::Backup(args) => args.json,
-        Command::Bench(command) => bench::common(command).json,
-        Command::Bus(BusCommand::Tail(_)) | Command::Completions(_) | Command::Logs(_) | Command::Man(_) => {
-            false
-        }
-    }
 }

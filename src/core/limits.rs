@@ -96,6 +96,12 @@ pub const PIPELINE_BYTES: usize = 768 * 1024;
 pub const FOLLOW_BYTES: usize = 1024 * 1024;
 /// The most findings that `castra verify` shows of the journal, and of each log; the rest is counted.
 pub const FINDINGS_SHOWN: usize = 64;
+/// So many wrong tokens of one peer within a minute make it slow.
+pub const WRONG_TOKENS: usize = 5;
+/// Peers whose wrong tokens are remembered.
+pub const THROTTLED_PEERS: usize = 1024;
+/// What a peer may have echoed in the answer to its hello, in bytes.
+pub const EPOCH_BYTES: usize = 32;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

@@ -34,7 +34,7 @@ fn the_two_commands_are_there() {
     assert!(text.contains("\n    cargo run --release -- broker "), "the first command");
     assert!(text.contains("\n    ./test ") && root().join("test").exists(), "the second command");
     let parsed = castra::cli::Cli::try_parse_from(["castra", "broker"]).unwrap();
-    assert!(matches!(parsed.command, castra::cli::Command::Broker(_)));
+    assert!(matches!(parsed.command, castra::cli::Command::Host(castra::cli::HostCommand::Broker(_))));
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! The host's commands, from what was typed to the file that runs each.
+//!
+//! Always holds: castra.toml is read before a command begins, and one that is wrong ends it (78). Owner: [`super::main`].
+
+use super::failure::{Exit, Failure};
+use super::{
+    backup, bench, broker, completions, config, given, logs, man, publish, status, subscribe, tail, verify,
+    vm_forget,
+};
+use crate::cli::{BusCommand, ConfigCommand, HostCommand, VmCommand};
+use crate::core::config::LogFormat;
+use std::path::PathBuf;
+
+/// Runs a command to its end; `json` says whether a failure is said as an object.
+pub fn run(
+    command: HostCommand,
+    state_root: Option<PathBuf>,
+    config: Option<PathBuf>,
+    json: &mut bool,
+) -> Result<Exit, Failure> {
+    *json = wants_json(&command);
+    // These two work also where the configuration is wrong.
+    match command {
+        HostCommand::Completions(args) => return completions::run(&args),
+        HostCommand::Man(args) => return man::run(&args),
+        _ => {}
+    }
+    let mut config = config::load(named(config).as_deref())?;
+    let root = config.state_root(named(state_root));
+    let looks_itself = matches!(
+        command,
+        HostCommand::Broker(_)
+            | HostCommand::Bench(_)
+            | HostCommand::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
+    );
+    if !looks_itself {
+        given::check_root(&root)?;
+    }
+    match command {
+        HostCommand::Broker(args) => {
+            config.take(&args)?;
+            *json |= config.settings.log_format == LogFormat::Json && !args.print_config;
+            if args.print_config {
+                broker::print_config(&root, &config)
+            } else {
+                broker::run(root, config.settings)
+            }
+        }
+        HostCommand::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
+        HostCommand::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
+        HostCommand::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
+        HostCommand::Completions(args) => completions::run(&args),
+        HostCommand::Logs(args) => logs::run(&root, &args),
+        HostCommand::Man(args) => man::run(&args),
+        HostCommand::Status(args) => status::run(&root, &args),
+        HostCommand::Verify(args) => verify::run(&root, &args),
+        HostCommand::Backup(args) => backup::run(&root, &args),
+        HostCommand::Bench(command) => bench::run(&root, &command),
+        HostCommand::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
+        HostCommand::Config(ConfigCommand::Check(_)) => broker::print_config(&root, &config),
+    }
+}
+
+/// A path that is not empty.
+fn named(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Whether a failure is said as an object.
+fn wants_json(command: &HostCommand) -> bool {
+    match command {
+        HostCommand::Status(args) => args.json,
+        HostCommand::Broker(args) => args.log_format.as_deref() == Some("json"),
+        HostCommand::Bus(BusCommand::Publish(args)) => args.json,
+        HostCommand::Bus(BusCommand::Subscribe(args)) => args.json,
+        HostCommand::Vm(VmCommand::Forget(args)) => args.json,
+        HostCommand::Verify(args) => args.json,
+        HostCommand::Backup(args) => args.json,
+        HostCommand::Bench(command) => bench::common(command).json,
+        HostCommand::Bus(BusCommand::Tail(_))
+        | HostCommand::Completions(_)
+        | HostCommand::Config(_)
+        | HostCommand::Logs(_)
+        | HostCommand::Man(_) => false,
+    }
+}
