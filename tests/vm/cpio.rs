@@ -1,23 +1,32 @@
 //! An archive that the kernel unpacks as its first file system ("newc"): no root and no `cpio` is needed to write one.
 
+use std::collections::HashSet;
+
 /// The archive, while it grows.
 #[derive(Default)]
 pub struct Archive {
     bytes: Vec<u8>,
     entries: u32,
+    dirs: HashSet<String>,
 }
 
 impl Archive {
+    /// A folder, and those it is in.
     pub fn dir(&mut self, path: &str) {
-        self.entry(path, 0o040_755, (0, 0), b"");
+        self.folders_of(path);
+        if self.dirs.insert(path.to_owned()) {
+            self.entry(path, 0o040_755, (0, 0), b"");
+        }
     }
 
     pub fn program(&mut self, path: &str, bytes: &[u8]) {
+        self.folders_of(path);
         self.entry(path, 0o100_755, (0, 0), bytes);
     }
 
     /// A character device.
     pub fn device(&mut self, path: &str, major: u32, minor: u32) {
+        self.folders_of(path);
         self.entry(path, 0o020_600, (major, minor), b"");
     }
 
@@ -25,6 +34,13 @@ impl Archive {
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, (0, 0), b"");
         self.bytes
+    }
+
+    /// The kernel makes none by itself.
+    fn folders_of(&mut self, path: &str) {
+        if let Some((folder, _)) = path.rsplit_once('/') {
+            self.dir(folder);
+        }
     }
 
     fn entry(&mut self, path: &str, mode: u32, (major, minor): (u32, u32), bytes: &[u8]) {

@@ -75,9 +75,9 @@ pub fn lay() -> Result<Ground, String> {
 
 impl Ground {
     /// The first file system, with further files in it.
-    pub fn initramfs(&self, more: &[(&str, &[u8])]) -> Vec<u8> {
+    pub fn initramfs(&self, more: &[(String, Vec<u8>)]) -> Vec<u8> {
         let mut archive = Archive::default();
-        for path in ["bin", "dev", "modules", "proc", "run", "sys", "tmp", "var", "var/lib"] {
+        for path in ["proc", "run", "sys", "tmp", "var/lib"] {
             archive.dir(path);
         }
         archive.device("dev/console", 5, 1);
@@ -93,6 +93,22 @@ impl Ground {
         more.iter().for_each(|(path, bytes)| archive.program(path, bytes));
         archive.finish()
     }
+}
+
+/// The broker as all tests have it, for a guest of its own: its path inside, its bytes, and its libraries.
+pub fn broker_files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+    for program in ["strip", "ldd"] {
+        find(program).ok_or_else(|| format!("there is no {program}"))?;
+    }
+    let (program, small) = (env!("CARGO_BIN_EXE_castra"), dir.join("castra-broker"));
+    output(Command::new("strip").arg("-o").arg(&small).arg(program));
+    let mut files = vec![("bin/castra-broker".to_owned(), fs::read(&small).unwrap())];
+    // Lines like "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)", and the interpreter's, which has only a path.
+    let said = String::from_utf8(output(Command::new("ldd").arg(program)).stdout).unwrap();
+    for path in said.split_whitespace().filter(|word| word.starts_with('/')) {
+        files.push((path.trim_start_matches('/').to_owned(), fs::read(path).unwrap()));
+    }
+    Ok(files)
 }
 
 /// Builds it, or finds that it is built: a test of yesterday's program tests nothing.

@@ -24,7 +24,7 @@ pub struct Settings {
     /// Devices.
     pub args: Vec<String>,
     /// Files beside those that every guest has.
-    pub files: Vec<(&'static str, Vec<u8>)>,
+    pub files: Vec<(String, Vec<u8>)>,
 }
 
 impl Default for Settings {
@@ -46,9 +46,7 @@ impl Machine {
     /// Boots it and waits for its shell; `dir` is its own.
     pub fn boot(ground: &Ground, dir: &Path, settings: &Settings) -> Self {
         let initramfs = dir.join("initramfs");
-        let more: Vec<(&str, &[u8])> =
-            settings.files.iter().map(|(path, bytes)| (*path, bytes.as_slice())).collect();
-        std::fs::write(&initramfs, ground.initramfs(&more)).unwrap();
+        std::fs::write(&initramfs, ground.initramfs(&settings.files)).unwrap();
         let mut command = Command::new("qemu-system-x86_64");
         let memory = settings.memory_mib;
         // A memory that another process can map: vhost-user wants it.

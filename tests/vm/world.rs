@@ -1,0 +1,129 @@
+//! A broker on this machine and one guest with an agent: what the tests of behaviour begin with.
+
+use crate::ground;
+use crate::machine::{Machine, Settings};
+use crate::support::{Broker, eventually, skip};
+use crate::way::Way;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::Child;
+
+/// The guest's name on the bus.
+pub const VM: &str = "web";
+
+/// Both sides.
+pub struct World {
+    pub guest: Option<Machine>,
+    broker: Option<Broker>,
+    carrier: Option<Child>,
+    way: Way,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    /// A running broker, and a booted guest whose agent is not started yet; `None` where it cannot be had.
+    pub fn begin(test: &str, way: Way) -> Option<Self> {
+        let test = format!("{way:?}::{test}").to_lowercase();
+        let ground = match way.missing().map_or_else(ground::lay, Err) {
+            Ok(ground) => ground,
+            Err(why) => {
+                skip(&test, &why);
+                return None;
+            }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("castra.toml"), way.config(dir.path(), VM)).unwrap();
+        // A broker that comes back has the address it had.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let carrier = way.carrier(dir.path(), VM);
+        let settings = Settings { args: way.devices(dir.path()), ..Settings::default() };
+        let mut world = World { guest: None, broker: None, carrier, way, port, dir };
+        world.start_broker();
+        world.guest = Some(Machine::boot(&ground, world.dir.path(), &settings));
+        Some(world)
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn start_broker(&mut self) {
+        let (config, tcp) = (self.dir.path().join("castra.toml"), format!("127.0.0.1:{}", self.port));
+        let args = ["--config", config.to_str().unwrap(), "--tcp", &tcp];
+        self.broker = Some(Broker::start_args(&self.root(), &args));
+    }
+
+    /// `kill -9`.
+    pub fn kill_broker(&mut self) {
+        self.broker.take().unwrap().kill();
+    }
+
+    pub fn broker(&self) -> &Broker {
+        self.broker.as_ref().unwrap()
+    }
+
+    pub fn guest(&mut self) -> &mut Machine {
+        self.guest.as_mut().unwrap()
+    }
+
+    /// Starts the agent inside, with further arguments.
+    pub fn start_agent(&mut self, more: &str) {
+        let broker = self.way.broker(self.port);
+        let line = format!(
+            "castra agent --vm {VM} --broker {broker} {more} >>/tmp/agent.log 2>&1 & echo $! >/tmp/agent.pid"
+        );
+        self.guest().ok(&line);
+    }
+
+    /// `kill -9`.
+    pub fn kill_agent(&mut self) {
+        self.guest().ok("kill -9 $(cat /tmp/agent.pid)");
+        self.guest().eventually("kill -0 $(cat /tmp/agent.pid) || echo gone", |said| {
+            said.contains("gone").then_some(())
+        });
+    }
+
+    /// Waits until status shows the guest so.
+    pub fn eventually_vm<T>(&self, what: &str, mut found: impl FnMut(&Value) -> Option<T>) -> T {
+        eventually(what, || {
+            let status = self.broker().status();
+            let vm = status["vms"].as_array()?.iter().find(|vm| vm["name"] == VM)?;
+            found(vm)
+        })
+    }
+
+    /// The payloads that the guest published to `topic`, in the order of its log.
+    pub fn published(&self, topic: &str) -> Vec<Value> {
+        if !self.root().join(format!("logs/bus/{VM}.log")).exists() {
+            return Vec::new();
+        }
+        let lines = self.broker().log(VM).into_iter();
+        lines.filter(|line| line["topic"] == topic).map(|mut line| line["payload"].take()).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(mut carrier) = self.carrier.take() {
+            let _ = carrier.kill();
+            let _ = carrier.wait();
+        }
+    }
+}
+
+/// The same tests over every way.
+macro_rules! over_every_way {
+    ($($test:ident),+ $(,)?) => {
+        mod tcp {
+            $(#[test] fn $test() { super::$test(crate::way::Way::Tcp); })+
+        }
+        mod serial {
+            $(#[test] fn $test() { super::$test(crate::way::Way::Serial); })+
+        }
+        mod vsock {
+            $(#[test] fn $test() { super::$test(crate::way::Way::Vsock); })+
+        }
+    };
+}
+pub(crate) use over_every_way;
