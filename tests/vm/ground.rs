@@ -95,14 +95,14 @@ impl Ground {
     }
 }
 
-/// The broker as all tests have it, for a guest of its own: its path inside, its bytes, and its libraries.
-pub fn broker_files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
+/// A program of this machine for the guest, as `bin/<name>`, and the libraries it wants.
+pub fn with_libraries(program: &Path, name: &str, scratch: &Path) -> Result<Vec<(String, Vec<u8>)>, String> {
     for program in ["strip", "ldd"] {
         find(program).ok_or_else(|| format!("there is no {program}"))?;
     }
-    let (program, small) = (env!("CARGO_BIN_EXE_castra"), dir.join("castra-broker"));
+    let small = scratch.join(name);
     output(Command::new("strip").arg("-o").arg(&small).arg(program));
-    let mut files = vec![("bin/castra-broker".to_owned(), fs::read(&small).unwrap())];
+    let mut files = vec![(format!("bin/{name}"), fs::read(&small).unwrap())];
     // Lines like "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)", and the interpreter's, which has only a path.
     let said = String::from_utf8(output(Command::new("ldd").arg(program)).stdout).unwrap();
     for path in said.split_whitespace().filter(|word| word.starts_with('/')) {

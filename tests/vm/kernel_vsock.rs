@@ -5,6 +5,7 @@ use crate::ground;
 use crate::machine::{Machine, Settings};
 use crate::support::skip;
 use serde_json::Value;
+use std::path::Path;
 
 fn json(said: &str) -> Option<Value> {
     serde_json::from_str(said).ok()
@@ -14,7 +15,11 @@ fn json(said: &str) -> Option<Value> {
 fn the_cid_names_the_vm() {
     const NAME: &str = "the_cid_names_the_vm";
     let dir = tempfile::tempdir().unwrap();
-    let laid = ground::lay().and_then(|ground| Ok((ground, ground::broker_files(dir.path())?)));
+    let broker = |ground| {
+        let program = Path::new(env!("CARGO_BIN_EXE_castra"));
+        Ok((ground, ground::with_libraries(program, "castra-broker", dir.path())?))
+    };
+    let laid = ground::lay().and_then(broker);
     let (ground, mut files) = match laid {
         Ok(laid) => laid,
         Err(why) => return skip(NAME, &why),
@@ -28,7 +33,7 @@ fn the_cid_names_the_vm() {
          --segment-bytes 1MiB >/tmp/broker.log 2>&1 &");
     guest.eventually("cat /tmp/broker.log", |said| said.contains("vsock:").then_some(()));
     guest.ok("castra agent --vm inner --broker vsock:1:7070 >/tmp/agent.log 2>&1 & echo $! >/tmp/agent.pid");
-    guest.ok("castra agent publish --wait 30s build.done '{\"n\":1}' || castra agent publish build.done '{\"n\":1}'");
+    guest.ok("until castra agent publish build.done '{\"n\":1}'; do sleep 0.1; done");
     let vm = guest.eventually("castra-broker status --json --state-root /state", |said| {
         let vm = json(said)?["vms"].as_array()?.first()?.clone();
         (vm["last_publish_age_ms"] != Value::Null).then_some(vm)

@@ -9,6 +9,7 @@ mod support;
 
 mod boot;
 mod cpio;
+mod exactly_once;
 mod ground;
 mod kernel_vsock;
 mod machine;

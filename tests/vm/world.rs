@@ -24,6 +24,11 @@ pub struct World {
 impl World {
     /// A running broker, and a booted guest whose agent is not started yet; `None` where it cannot be had.
     pub fn begin(test: &str, way: Way) -> Option<Self> {
+        Self::begin_with(test, way, Settings::default())
+    }
+
+    /// The same with further files or more memory.
+    pub fn begin_with(test: &str, way: Way, settings: Settings) -> Option<Self> {
         let test = format!("{way:?}::{test}").to_lowercase();
         let ground = match way.missing().map_or_else(ground::lay, Err) {
             Ok(ground) => ground,
@@ -37,7 +42,7 @@ impl World {
         // A broker that comes back has the address it had.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let carrier = way.carrier(dir.path(), VM);
-        let settings = Settings { args: way.devices(dir.path()), ..Settings::default() };
+        let settings = Settings { args: way.devices(dir.path()), ..settings };
         let mut world = World { guest: None, broker: None, carrier, way, port, dir };
         world.start_broker();
         world.guest = Some(Machine::boot(&ground, world.dir.path(), &settings));
@@ -91,6 +96,12 @@ impl World {
             let vm = status["vms"].as_array()?.iter().find(|vm| vm["name"] == VM)?;
             found(vm)
         })
+    }
+
+    /// How many events wait in the guest's outbox.
+    pub fn waiting(&mut self) -> usize {
+        let said = self.guest().run("castra agent outbox ls --state pending --json").1;
+        said.lines().filter(|line| line.contains("\"state\":\"pending\"")).count()
     }
 
     /// The payloads that the guest published to `topic`, in the order of its log.
