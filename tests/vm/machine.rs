@@ -21,15 +21,15 @@ pub struct Settings {
     pub memory_mib: u32,
     /// Behind the kernel's own words on its command line.
     pub append: String,
-    /// Devices.
-    pub args: Vec<String>,
+    /// Devices, as QEMU is told of them.
+    pub devices: Vec<String>,
     /// Files beside those that every guest has.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { memory_mib: 128, append: String::new(), args: Vec::new(), files: Vec::new() }
+        Settings { memory_mib: 128, append: String::new(), devices: Vec::new(), files: Vec::new() }
     }
 }
 
@@ -61,7 +61,7 @@ impl Machine {
              tsc=reliable tsc_early_khz={} {}",
             ground.tsc_khz, settings.append
         );
-        command.args(["-append", &append]).args(&settings.args);
+        command.args(["-append", &append]).args(&settings.devices);
         let errors = dir.join("qemu.stderr");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors).unwrap());
         let mut qemu = command.spawn().unwrap();

@@ -10,6 +10,7 @@ mod support;
 mod boot;
 mod cpio;
 mod exactly_once;
+mod found;
 mod ground;
 mod kernel_vsock;
 mod machine;

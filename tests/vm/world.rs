@@ -42,7 +42,17 @@ impl World {
         // A broker that comes back has the address it had.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let carrier = way.carrier(dir.path(), VM);
-        let settings = Settings { args: way.devices(dir.path()), ..settings };
+        // What is said before the VM begins, too, may have to name the broker.
+        let named = |text: &String| {
+            let socket = dir.path().join("guests.sock");
+            text.replace("{broker}", &way.broker(port)).replace("{socket}", socket.to_str().unwrap())
+        };
+        let devices = if settings.devices.is_empty() { way.devices(dir.path()) } else { settings.devices };
+        let settings = Settings {
+            append: named(&settings.append),
+            devices: devices.iter().map(named).collect(),
+            ..settings
+        };
         let mut world = World { guest: None, broker: None, carrier, way, port, dir };
         world.start_broker();
         world.guest = Some(Machine::boot(&ground, world.dir.path(), &settings));
@@ -55,7 +65,8 @@ impl World {
 
     pub fn start_broker(&mut self) {
         let (config, tcp) = (self.dir.path().join("castra.toml"), format!("127.0.0.1:{}", self.port));
-        let args = ["--config", config.to_str().unwrap(), "--tcp", &tcp];
+        let unix = self.dir.path().join("guests.sock");
+        let args = ["--config", config.to_str().unwrap(), "--tcp", &tcp, "--unix", unix.to_str().unwrap()];
         self.broker = Some(Broker::start_args(&self.root(), &args));
     }
 
@@ -75,9 +86,12 @@ impl World {
     /// Starts the agent inside, with further arguments.
     pub fn start_agent(&mut self, more: &str) {
         let broker = self.way.broker(self.port);
-        let line = format!(
-            "castra agent --vm {VM} --broker {broker} {more} >>/tmp/agent.log 2>&1 & echo $! >/tmp/agent.pid"
-        );
+        self.start_agent_with(&format!("--vm {VM} --broker {broker} {more}"));
+    }
+
+    /// The same with these arguments only.
+    pub fn start_agent_with(&mut self, arguments: &str) {
+        let line = format!("castra agent {arguments} >>/tmp/agent.log 2>&1 & echo $! >/tmp/agent.pid");
         self.guest().ok(&line);
     }
 
