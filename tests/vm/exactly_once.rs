@@ -4,7 +4,7 @@ use crate::ground;
 use crate::machine::Settings;
 use crate::support::skip;
 use crate::way::Way;
-use crate::world::{VM, World};
+use crate::world::{VM, World, over_every_way};
 use std::time::{Duration, Instant};
 
 const EVENTS: usize = 10_000;
@@ -29,7 +29,10 @@ enum Side {
     Agent,
 }
 
-fn ten_thousand_arrive(test: &str, way: Way) {
+over_every_way!(ten_thousand_arrive);
+
+fn ten_thousand_arrive(way: Way) {
+    let test = "ten_thousand_arrive";
     let scratch = tempfile::tempdir().unwrap();
     let socat = ground::find("socat").ok_or_else(|| "there is no socat".to_owned());
     let mut files = match socat.and_then(|path| ground::with_libraries(&path, "socat", scratch.path())) {
@@ -88,14 +91,4 @@ fn ten_thousand_arrive(test: &str, way: Way) {
     // And the journal is as the logs are.
     assert!(world.broker().run(&["verify"]).status.success());
     println!("{EVENTS} events in {:?}", since.elapsed());
-}
-
-#[test]
-fn ten_thousand_arrive_over_vsock() {
-    ten_thousand_arrive("ten_thousand_arrive_over_vsock", Way::Vsock);
-}
-
-#[test]
-fn ten_thousand_arrive_over_serial() {
-    ten_thousand_arrive("ten_thousand_arrive_over_serial", Way::Serial);
 }
