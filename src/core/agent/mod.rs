@@ -1,0 +1,3 @@
+//! The guest's side.
+//!
+//! Owner: `app/agent`.
