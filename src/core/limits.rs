@@ -96,6 +96,20 @@ pub const PIPELINE_BYTES: usize = 768 * 1024;
 pub const FOLLOW_BYTES: usize = 1024 * 1024;
 /// The most findings that `castra verify` shows of the journal, and of each log; the rest is counted.
 pub const FINDINGS_SHOWN: usize = 64;
+/// The pending events of an agent's outbox, in bytes.
+pub const OUTBOX_BYTES: u64 = 64 * 1024 * 1024;
+/// An event is pending in an outbox for so long, while the guest is up.
+pub const OUTBOX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Events that an outbox shows as sent; older ones are forgotten.
+pub const OUTBOX_SENT: u64 = 1000;
+/// Requests that wait for an outbox's thread; then whoever asks waits before that.
+pub const OUTBOX_WAITING: usize = 1024;
+/// Local programs on an agent's socket at once.
+pub const LOCAL_CONNECTIONS: usize = 64;
+/// Lines of one local program that are taken and not answered yet; then its socket is read no further.
+pub const LOCAL_UNANSWERED: usize = 256;
+/// A local program that takes no answer for so long is cut off.
+pub const LOCAL_WRITE_TIME: Duration = Duration::from_secs(10);
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.
