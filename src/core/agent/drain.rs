@@ -13,12 +13,11 @@
 
 use super::outbox::Sent;
 use crate::core::backoff;
+pub use crate::core::limits::DRAIN_EVENTS as WINDOW;
 use crate::core::wire::received::Ack;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Events under way at the most.
-pub const WINDOW: usize = 128;
 /// Refusals for now: nothing was stored, or nobody knows. All others are for good.
 const FOR_NOW: [&str; 5] = ["disk-full", "outcome-unknown", "journal-unreadable", "draining", "journal-failed"];
 /// The first wait after a refusal for now is this at the most, the next ones twice as long each …
@@ -112,7 +111,7 @@ impl Drain {
                 Fate::Sent(Sent { n: flying.n, seq, duplicate: ack.duplicate })
             }
             _ if ack.is_ok() => return Err(OutOfStep),
-            _ if FOR_NOW.contains(&code.as_str()) || code.starts_with("too-many-requests") => {
+            _ if FOR_NOW.contains(&code.as_str()) => {
                 if self.held.is_none() {
                     self.held = Some(flying.n);
                     self.until = now + backoff::wait_within(FIRST, LONGEST, self.refusals, chance);
