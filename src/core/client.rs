@@ -347,14 +347,29 @@ mod tests {
 
     #[test]
     fn targets() {
-        for good in
-            ["tcp:127.0.0.1:7070", "tcp:[::1]:1", "tcp:host.lan:65535", "unix:/run/castra.sock", "unix:a:b", "vsock:2:7070"]
-        {
+        for good in [
+            "tcp:127.0.0.1:7070",
+            "tcp:[::1]:1",
+            "tcp:host.lan:65535",
+            "unix:/run/castra.sock",
+            "unix:a:b",
+            "vsock:2:7070",
+        ] {
             assert_eq!(good.parse::<Target>().unwrap().to_string(), good);
         }
-        for bad in
-            ["", "tcp", "tcp:", "tcp:7070", "tcp::7070", "tcp:a:x", "tcp:a:65536", "unix:", "vsock:2", "vsock:a:1", "vsock:4294967295:1"]
-        {
+        for bad in [
+            "",
+            "tcp",
+            "tcp:",
+            "tcp:7070",
+            "tcp::7070",
+            "tcp:a:x",
+            "tcp:a:65536",
+            "unix:",
+            "vsock:2",
+            "vsock:a:1",
+            "vsock:4294967295:1",
+        ] {
             assert_eq!(bad.parse::<Target>(), Err(TargetError), "{bad}");
         }
     }

@@ -158,7 +158,9 @@ pub fn kernel_word(cmdline: &str, key: &str) -> Option<String> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoName {
     /// What was said is no name.
-    #[error("{from} {text:?} is no VM's name: 1-128 of A-Z a-z 0-9 . _ -, starting with a letter or digit, not host or bus")]
+    #[error(
+        "{from} {text:?} is no VM's name: 1-128 of A-Z a-z 0-9 . _ -, starting with a letter or digit, not host or bus"
+    )]
     Bad {
         /// Who said it.
         from: &'static str,
@@ -270,7 +272,10 @@ mod tests {
         said.typed = None;
         said.cmdline = text("castra.broker=7070");
         let bad = said.place().unwrap_err().to_string();
-        assert!(bad.starts_with("castra.broker= of the kernel command line \"7070\": a broker is at"), "{bad}");
+        assert!(
+            bad.starts_with("castra.broker= of the kernel command line \"7070\": a broker is at"),
+            "{bad}"
+        );
         said.cmdline = text("castra.broker= castra.brokers=x");
         assert_eq!(said.place(), at("tcp:c:1"), "nothing said");
     }

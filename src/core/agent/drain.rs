@@ -19,7 +19,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Refusals for now: nothing was stored, or nobody knows. All others are for good.
-const FOR_NOW: [&str; 5] = ["disk-full", "outcome-unknown", "journal-unreadable", "draining", "journal-failed"];
+const FOR_NOW: [&str; 5] =
+    ["disk-full", "outcome-unknown", "journal-unreadable", "draining", "journal-failed"];
 /// The first wait after a refusal for now is this at the most, the next ones twice as long each …
 const FIRST: Duration = Duration::from_millis(250);
 /// … up to this.
@@ -163,7 +164,8 @@ mod tests {
         assert_eq!(answer(&mut drain, again, zero), sent(5, 3, true));
         let failed = Ok(Fate::Failed(6, "bad-topic".into(), "r".into()));
         assert_eq!(answer(&mut drain, &refused("bad-topic"), zero), failed);
-        let stored = r#"{"type":"ack","ack":"publish","status":"error","code":"logs-behind","seq":12,"id":"i7"}"#;
+        let stored =
+            r#"{"type":"ack","ack":"publish","status":"error","code":"logs-behind","seq":12,"id":"i7"}"#;
         assert_eq!(answer(&mut drain, stored, zero), sent(7, 12, false));
         assert_eq!(answer(&mut drain, &ok("i8", 13), zero), Err(OutOfStep), "nothing is under way");
         drain.sent(8, "i8".into());

@@ -101,7 +101,9 @@ impl Feed {
         let after = match self.following.closed.take() {
             None => After::Nothing,
             Some(Broken::OtherJournal { .. }) => self.anew(),
-            Some(Broken::Refused { code, .. }) if code == "seq-ahead" && self.following.next.is_some() => self.anew(),
+            Some(Broken::Refused { code, .. }) if code == "seq-ahead" && self.following.next.is_some() => {
+                self.anew()
+            }
             Some(Broken::Refused { code, reason }) => After::Refused(code, reason),
             // The session itself looks at what ends it.
             Some(Broken::Lost { .. }) => After::Nothing,

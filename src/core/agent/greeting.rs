@@ -76,7 +76,8 @@ impl Greeting {
     pub fn take(&mut self, bytes: &[u8]) -> Option<Answer> {
         self.kept.extend_from_slice(bytes);
         loop {
-            let found = MARKS.iter().filter_map(|mark| self.kept.windows(mark.len()).position(|w| w == *mark));
+            let found =
+                MARKS.iter().filter_map(|mark| self.kept.windows(mark.len()).position(|w| w == *mark));
             let Some(at) = found.min() else {
                 // The last bytes may be the beginning of a mark.
                 let longest = MARKS.iter().map(|mark| mark.len()).max().unwrap_or(0);
@@ -135,7 +136,9 @@ mod tests {
         assert_eq!(greeting.due(Duration::ZERO).unwrap(), b"\nhello vm:a epoch=0123\n");
         assert_eq!((greeting.due(S), greeting.next()), (None, 2 * S));
         let second = greeting.due(2 * S).unwrap();
-        assert!(second[..FLUSH].iter().all(|b| *b == b'\n') && &second[FLUSH..] == b"hello vm:a epoch=0123\n");
+        assert!(
+            second[..FLUSH].iter().all(|b| *b == b'\n') && &second[FLUSH..] == b"hello vm:a epoch=0123\n"
+        );
         assert_eq!(greeting.due(4 * S).unwrap().len(), 23);
         // What the broker says of the newlines is no refusal.
         assert_eq!(greeting.take(b"castra-broker 0.1.0 ready\nerror: hello-empty\n"), None);
@@ -146,7 +149,12 @@ mod tests {
     #[test]
     fn only_our_own_answer_is_taken() {
         let mut greeting = greeting();
-        for other in ["ok session=1\n", "ok session=1 epoch=0\n", "ok session=1 epoch=01234\n", "x ok session=2 epoch=0123\n"] {
+        for other in [
+            "ok session=1\n",
+            "ok session=1 epoch=0\n",
+            "ok session=1 epoch=01234\n",
+            "x ok session=2 epoch=0123\n",
+        ] {
             assert_eq!(greeting.take(other.as_bytes()), None, "{other}");
         }
         let whole = greeting.take(b"ok session=1 epoch=0123\n\0\0\0\x02{}");

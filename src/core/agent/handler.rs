@@ -76,7 +76,8 @@ impl Handler {
 
     /// Handles one; whether to go on.
     async fn event(&self, line: &[u8], stop: &mut watch::Receiver<bool>) -> bool {
-        let Some((seq, ts, id)) = Facts::of(line).map(|facts| (facts.seq, facts.ts, facts.id.into_owned())) else {
+        let Some((seq, ts, id)) = Facts::of(line).map(|facts| (facts.seq, facts.ts, facts.id.into_owned()))
+        else {
             tracing::warn!("something that is no event was received and left out");
             return true;
         };
@@ -92,7 +93,11 @@ impl Handler {
             }
             if attempt >= HANDLER_ATTEMPTS {
                 self.tally.0.1.fetch_add(1, Ordering::Relaxed);
-                tracing::error!(seq, id, "the handler {how} for event {seq}, {attempt} times; the event is passed over");
+                tracing::error!(
+                    seq,
+                    id,
+                    "the handler {how} for event {seq}, {attempt} times; the event is passed over"
+                );
                 break;
             }
             tracing::warn!(seq, attempt, "the handler {how} for event {seq}; trying it again");

@@ -166,9 +166,13 @@ impl<D: Dial> Link<D> {
             let error = match self.greet(&way, &epoch, kept, line).await {
                 Ok(pipe) => return Ok((way, pipe)),
                 Err(ClientError::Refused(reason)) => {
-                    let passes = reason != "too-many-wrong-tokens" && may_pass(&ClientError::Refused(reason.clone()));
+                    let passes =
+                        reason != "too-many-wrong-tokens" && may_pass(&ClientError::Refused(reason.clone()));
                     let came = if passes { Came::Nothing(Duration::ZERO) } else { Came::Refusal };
-                    let why = format!("the broker on {way} refuses this VM: {}", what_to_do(&reason, &self.identity));
+                    let why = format!(
+                        "the broker on {way} refuses this VM: {}",
+                        what_to_do(&reason, &self.identity)
+                    );
                     return Err(NoSession { why, came });
                 }
                 Err(ClientError::Connect(error)) => error.to_string(),
@@ -267,15 +271,21 @@ fn what_to_do(reason: &str, identity: &Identity) -> String {
     let vm = &identity.vm;
     let hint = match reason {
         "bad-name" | "reserved-identity" => "--vm gives it another name".to_owned(),
-        "identity-mismatch" => format!("the host knows it under another name than {vm}: --vm must be that of castra.toml on the host"),
+        "identity-mismatch" => format!(
+            "the host knows it under another name than {vm}: --vm must be that of castra.toml on the host"
+        ),
         "unknown-vm" => format!("add it to castra.toml on the host: [[vms]] name = \"{vm}\""),
         "unknown-cid" => format!("add its CID to castra.toml on the host: [[vms]] name = \"{vm}\", cid = …"),
         "wrong-token" | "too-many-wrong-tokens" => {
             format!("--token-file must have the token of {vm} in castra.toml on the host")
         }
-        "token-over-network" => "a token is not sent over a network in the clear: use vsock, a serial line or a tunnel".into(),
+        "token-over-network" => {
+            "a token is not sent over a network in the clear: use vsock, a serial line or a tunnel".into()
+        }
         "not-proven" => {
-            format!("the host takes only VMs that prove who they are: give {vm} a token in castra.toml on the host, and --token-file here")
+            format!(
+                "the host takes only VMs that prove who they are: give {vm} a token in castra.toml on the host, and --token-file here"
+            )
         }
         _ => return reason.to_owned(),
     };

@@ -6,15 +6,11 @@
 use crate::core::stream::{Reader, Writer};
 use nix::fcntl::OFlag;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::OpenOptions;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::unix::pipe;
 
 /// Where the kernel says what its virtio-serial ports are called.
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -33,8 +29,11 @@ pub fn open(port: &str) -> io::Result<(Reader, Writer)> {
         cfmakeraw(&mut settings);
         tcsetattr(&file, SetArg::TCSANOW, &settings).map_err(|e| at(e.into()))?;
     }
-    let line = Arc::new(AsyncFd::new(file).map_err(at)?);
-    Ok((Box::new(Line(line.clone())), Box::new(Line(line))))
+    let other = file.try_clone().map_err(at)?;
+    // These take whatever can be polled, not only pipes.
+    let reader = pipe::Receiver::from_owned_fd_unchecked(file.into()).map_err(at)?;
+    let writer = pipe::Sender::from_owned_fd_unchecked(other.into()).map_err(at)?;
+    Ok((Box::new(reader), Box::new(writer)))
 }
 
 /// The device of the port that has this name.
@@ -48,46 +47,6 @@ fn find(ports: &Path, name: &str) -> io::Result<PathBuf> {
         }
     }
     Err(none())
-}
-
-/// One half; both are the same descriptor.
-struct Line(Arc<AsyncFd<File>>);
-
-impl AsyncRead for Line {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            let unfilled = buf.initialize_unfilled();
-            match guard.try_io(|line| line.get_ref().read(unfilled)) {
-                Ok(result) => {
-                    buf.advance(result?);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(_would_block) => {}
-            }
-        }
-    }
-}
-
-impl AsyncWrite for Line {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            match guard.try_io(|line| line.get_ref().write(bytes)) {
-                Ok(result) => return Poll::Ready(result),
-                Err(_would_block) => {}
-            }
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    /// A line has no end.
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }
 
 #[cfg(test)]

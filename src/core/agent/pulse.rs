@@ -82,7 +82,8 @@ impl Pulse {
     /// What is due, one thing at a time.
     pub fn look(&mut self, now: Duration, clocks: Clocks) -> Option<Due> {
         let passed = i64::try_from(now.saturating_sub(self.compared).as_millis()).unwrap_or(i64::MAX);
-        let apart = |now: i64, before: i64| (now.saturating_sub(before).saturating_sub(passed)).abs() >= APART_MS;
+        let apart =
+            |now: i64, before: i64| (now.saturating_sub(before).saturating_sub(passed)).abs() >= APART_MS;
         let stopped = apart(clocks.boot, self.clocks.boot) || apart(clocks.wall, self.clocks.wall);
         (self.compared, self.clocks) = (now, clocks);
         if stopped && self.hurry.is_none() {
@@ -134,7 +135,10 @@ mod tests {
         assert_eq!(run(&mut pulse.clone(), 100, at), all);
         pulse.heard(S * 12);
         pulse.sent(S * 5);
-        assert_eq!(run(&mut pulse, 100, at), [(15, Due::Beat), (25, Due::Beat), (35, Due::Beat), (42, Due::Gone(S * 30))]);
+        assert_eq!(
+            run(&mut pulse, 100, at),
+            [(15, Due::Beat), (25, Due::Beat), (35, Due::Beat), (42, Due::Gone(S * 30))]
+        );
     }
 
     #[test]
@@ -153,7 +157,11 @@ mod tests {
         for (boot, wall) in [(3_600_000, 3_600_000), (0, 3_600_000), (3_600_000, 0), (0, -3_600_000)] {
             let clocks = |now: Duration| {
                 let Clocks { boot: b, wall: w } = at(now);
-                if now > S * 7 { Clocks { boot: b + boot, wall: w + wall } } else { Clocks { boot: b, wall: w } }
+                if now > S * 7 {
+                    Clocks { boot: b + boot, wall: w + wall }
+                } else {
+                    Clocks { boot: b, wall: w }
+                }
             };
             let mut pulse = Pulse::new(TIMES, at(Duration::ZERO));
             assert_eq!(run(&mut pulse.clone(), 100, clocks), [(10, Due::Beat), (20, Due::Gone(S * 20))]);

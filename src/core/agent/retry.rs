@@ -53,7 +53,8 @@ impl Retry {
             }
             Came::Refusal => {
                 let wait = backoff::wait_within(FIRST_REFUSED / 2, LONGEST_REFUSED / 2, self.refused, chance);
-                let least = backoff::wait_within(FIRST_REFUSED / 2, LONGEST_REFUSED / 2, self.refused, u64::MAX);
+                let least =
+                    backoff::wait_within(FIRST_REFUSED / 2, LONGEST_REFUSED / 2, self.refused, u64::MAX);
                 self.refused = self.refused.saturating_add(1);
                 least + wait
             }
@@ -113,7 +114,10 @@ mod tests {
     #[test]
     fn a_good_session_begins_anew_and_a_bad_one_does_not() {
         let mut retry = Retry::default();
-        let most = |retry: &Retry, came| { let mut retry = *retry; retry.wait(came, u64::MAX).as_millis() };
+        let most = |retry: &Retry, came| {
+            let mut retry = *retry;
+            retry.wait(came, u64::MAX).as_millis()
+        };
         let nothing = Came::Nothing(Duration::ZERO);
         for want in [500, 1000, 2000, 4000, 5000, 5000] {
             assert_eq!(retry.wait(nothing, u64::MAX).as_millis(), want);

@@ -76,7 +76,18 @@ impl<'a> Session<'a> {
     ) -> Self {
         let (begun, pulse) = (Instant::now(), Pulse::new(times, clocks()));
         let drain = Drain::new();
-        Session { pipe, outbox, feed, is_line, begun, drain, pulse, is_more: true, subscribe_at: None, is_useful: false }
+        Session {
+            pipe,
+            outbox,
+            feed,
+            is_line,
+            begun,
+            drain,
+            pulse,
+            is_more: true,
+            subscribe_at: None,
+            is_useful: false,
+        }
     }
 
     /// Holds it to its end.
@@ -205,7 +216,9 @@ impl<'a> Session<'a> {
         while let Some(mut body) = self.pipe.frame().map_err(|e| broken(&e))? {
             match Received::parse(&mut body).map_err(|e| broken(&e))? {
                 // A publish that could not even be read as one is refused as a frame.
-                Received::Ack(ack) if ack.is_of("publish") || (ack.is_of("frame") && self.drain.under_way() > 0) => {
+                Received::Ack(ack)
+                    if ack.is_of("publish") || (ack.is_of("frame") && self.drain.under_way() > 0) =>
+                {
                     let (now, chance) = (self.begun.elapsed(), super::chance());
                     fates.push(self.drain.answered(&ack, now, chance).map_err(|e| broken(&e))?);
                     self.is_useful = true;
@@ -231,7 +244,9 @@ impl<'a> Session<'a> {
             After::Anew => feed.anew_frames().iter().for_each(|frame| self.push(frame)),
             After::Refused(code, reason) => {
                 let seconds = AGAIN.as_secs();
-                tracing::error!("the broker refuses the subscription: {code}: {reason}; asking again every {seconds} s");
+                tracing::error!(
+                    "the broker refuses the subscription: {code}: {reason}; asking again every {seconds} s"
+                );
                 self.subscribe_at = Some(Instant::now() + AGAIN);
             }
         }
@@ -244,7 +259,10 @@ impl<'a> Session<'a> {
             match fate {
                 Fate::Sent(ack) => sent.push(ack),
                 Fate::Failed(n, code, reason) => {
-                    tracing::warn!(n, "the broker refuses an event: {code}: {reason}; 'castra agent outbox ls' shows it");
+                    tracing::warn!(
+                        n,
+                        "the broker refuses an event: {code}: {reason}; 'castra agent outbox ls' shows it"
+                    );
                     self.outbox.failed(n, &code, &reason).await;
                 }
                 Fate::Held(code, reason) => {
