@@ -2,6 +2,9 @@
 //!
 //! Owner: [`super::main`].
 
+mod outbox;
+mod publish;
+
 use super::{Exit, Failure};
 use crate::cli::AgentArgs;
 
