@@ -6,6 +6,9 @@
 mod given;
 mod service;
 
+mod outbox;
+mod publish;
+
 use super::{Exit, Failure};
 use crate::cli::AgentArgs;
 use crate::core::agent::dial::System;
