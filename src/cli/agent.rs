@@ -1,8 +1,10 @@
 //! `castra agent`, as it is typed.
 
+use super::agent_outbox::{OUTBOX_HELP, OutboxArgs};
+use super::agent_publish::{AgentPublishArgs, PUBLISH_HELP};
 use super::parse_some_time;
-use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -105,4 +107,18 @@ pub struct AgentArgs {
     /// How much is said on stderr
     #[arg(long, hide_env_values = true, env = "CASTRA_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
     pub log_level: String,
+    /// What else there is to do.
+    #[command(subcommand)]
+    pub command: Option<AgentCommand>,
+}
+
+/// `castra agent …`, beside the agent itself.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Publish an event through the agent of this guest.
+    #[command(after_help = PUBLISH_HELP)]
+    Publish(Box<AgentPublishArgs>),
+    /// What waits on this guest for the broker.
+    #[command(after_help = OUTBOX_HELP)]
+    Outbox(OutboxArgs),
 }

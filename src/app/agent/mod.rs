@@ -4,13 +4,12 @@
 //! to, and in order. Owner: [`super::main`].
 
 mod given;
-mod service;
-
 mod outbox;
 mod publish;
+mod service;
 
 use super::{Exit, Failure};
-use crate::cli::AgentArgs;
+use crate::cli::{AgentArgs, AgentCommand};
 use crate::core::agent::dial::System;
 use crate::core::agent::local::Door;
 use crate::core::agent::outbox::{Opened, Outbox, OutboxError};
@@ -23,7 +22,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::level_filters::LevelFilter;
 
-pub fn run(args: AgentArgs, _json: &mut bool) -> Result<Exit, Failure> {
+pub fn run(mut args: AgentArgs, json: &mut bool) -> Result<Exit, Failure> {
+    match args.command.take() {
+        Some(AgentCommand::Publish(args)) => {
+            *json = args.json;
+            return publish::run(*args);
+        }
+        Some(AgentCommand::Outbox(args)) => {
+            *json = args.json();
+            return outbox::run(args);
+        }
+        None => {}
+    }
     let (plan, bounds) = (given::plan(&args)?, given::bounds(&args)?);
     log(&args.log_level);
     let service = Service::start().map_err(Failure::system)?;

@@ -198,8 +198,8 @@ impl<D: Dial> Link<D> {
             let (reader, writer) = self.dial.dial(way).await.map_err(ClientError::Connect)?;
             let greeted = timeout(GREETING, Client::greet(reader, writer, &hello)).await;
             let (client, answer) = greeted.map_err(|_| ClientError::Lost(late()))??;
-            let other = answer.split_ascii_whitespace().filter_map(|word| word.strip_prefix("epoch="));
-            if other.last().is_some_and(|other| other != epoch) {
+            let mut epochs = answer.split_ascii_whitespace().filter_map(|word| word.strip_prefix("epoch="));
+            if epochs.any(|other| other != epoch) {
                 return Err(ClientError::Protocol(format!("it answers somebody else's hello: {answer:?}")));
             }
             let (reader, writer, input) = client.into_parts();
