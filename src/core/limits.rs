@@ -102,6 +102,8 @@ pub const OUTBOX_BYTES: u64 = 64 * 1024 * 1024;
 pub const OUTBOX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Events that an outbox shows as sent; older ones are forgotten.
 pub const OUTBOX_SENT: u64 = 1000;
+/// Damaged outboxes that are kept; with one more the agent does not begin a new one.
+pub const OUTBOX_ASIDES: usize = 8;
 /// Requests that wait for an outbox's thread; then whoever asks waits before that.
 pub const OUTBOX_WAITING: usize = 1024;
 /// Local programs on an agent's socket at once.

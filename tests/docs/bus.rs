@@ -394,6 +394,7 @@ fn limits_are_those_of_limits_rs() {
         ("OUTBOX_BYTES", limits::OUTBOX_BYTES),
         ("OUTBOX_AGE", limits::OUTBOX_AGE.as_millis() as u64),
         ("OUTBOX_SENT", limits::OUTBOX_SENT),
+        ("OUTBOX_ASIDES", limits::OUTBOX_ASIDES as u64),
         ("OUTBOX_WAITING", limits::OUTBOX_WAITING as u64),
         ("LOCAL_CONNECTIONS", limits::LOCAL_CONNECTIONS as u64),
         ("LOCAL_UNANSWERED", limits::LOCAL_UNANSWERED as u64),
