@@ -37,7 +37,7 @@ mod verify;
 mod vm;
 
 #[cfg(feature = "agent")]
-pub use agent::AgentArgs;
+pub use agent::{AgentArgs, AgentCommand};
 #[cfg(feature = "agent")]
 pub use agent_outbox::{
     OutboxArgs, OutboxCommand, OutboxLsArgs, OutboxPurgeArgs, OutboxRetryArgs, OutboxState, StateDirArgs,

@@ -14,11 +14,13 @@ use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
 use crate::core::journal::aligned::BLOCK;
 use crate::core::log_view::LogsError;
+use crate::core::policy::Policy;
 use crate::core::state_root::{StateRoot, StateRootError};
 use std::io::{self, Write};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 /// Prints what is in force, as a castra.toml.
 pub fn print_config(root: &StateRoot, config: &Configured) -> Result<Exit, Failure> {
@@ -39,7 +41,8 @@ fn serve(root: StateRoot, settings: Settings, handed: Handed, service: &Arc<Serv
     let Settings { tcp, unix, log_level, log_format, mut limits, .. } = settings;
     // In whole blocks.
     limits.segment_bytes &= !(BLOCK as u64 - 1);
-    let config = Config { root, tcp, unix, handed, limits };
+    let (_policy, policy) = watch::channel(Arc::<Policy>::default());
+    let config = Config { root, tcp, unix, vsock: None, policy, handed, limits };
     config.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // From here on a signal ends nothing by itself.

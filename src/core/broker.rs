@@ -13,7 +13,7 @@ use super::bus::{Bus, Ending};
 use super::delivery::Delivery;
 use super::delivery::router::Router;
 use super::descriptors::raise_descriptors;
-use super::door::listen::{Doors, Handed, ListenError};
+use super::door::listen::{Doors, Handed, ListenError, Ways};
 use super::door::{Lobby, unix};
 use super::events::Recorder;
 use super::journal::disk::RealDisk;
@@ -22,6 +22,7 @@ use super::journal::{Damage, Journal, OpenError, Opened};
 use super::limits::Limits;
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
+use super::policy::Policy;
 use super::service::{self, Supervisor};
 use super::state_root::{StateRoot, StateRootError};
 use super::status::{State, VmTable};
@@ -44,6 +45,10 @@ pub struct Config {
     pub tcp: Vec<SocketAddr>,
     /// Sockets for guests, beside the host's own.
     pub unix: Vec<PathBuf>,
+    /// The port for guests that come over vsock.
+    pub vsock: Option<u32>,
+    /// Who may do what. A new one takes effect at once, also for sessions that are open.
+    pub policy: watch::Receiver<Arc<Policy>>,
     /// Sockets that are bound already.
     pub handed: Handed,
     /// The bounds.
@@ -112,7 +117,7 @@ pub async fn run(
 ) -> Result<(), BrokerError> {
     let mut config = config;
     let places = share_descriptors(&mut config.limits);
-    let Config { root, limits, tcp, unix, handed } = &mut config;
+    let Config { root, limits, tcp, unix, vsock, policy, handed } = &mut config;
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
     let status = status.map_err(failed("status"))?;
@@ -159,10 +164,19 @@ pub async fn run(
     status.attach(journal.clone(), logs.clone());
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
-    let bus = Bus::new(limits.clone(), vms, recorder, logs.clone(), journal.clone(), delivery, ended.clone());
+    let bus = Bus::new(
+        limits.clone(),
+        vms,
+        recorder,
+        logs.clone(),
+        journal.clone(),
+        delivery,
+        (ended.clone(), policy.clone()),
+    );
     let (alive, mut all_gone) = mpsc::channel(1);
     let lobby = Lobby::new(Arc::new(bus), places, alive);
-    let doors = Doors::open(tcp, unix, &root.socket(), std::mem::take(handed)).await?;
+    let ways = Ways { tcp, unix, vsock: *vsock, policy: policy.clone() };
+    let doors = Doors::open(ways, &root.socket(), std::mem::take(handed)).await?;
     let (listeners, bound) = (doors.listeners.clone(), doors.bound.clone());
     doors.serve(&lobby);
     drop(lobby);

@@ -10,6 +10,7 @@ use super::identity::{Role, VmName};
 use super::journal::{Journal, Outcome};
 use super::limits::{Limits, WINDOW_SHARE};
 use super::logs::Logs;
+use super::policy::Policy;
 use super::refusal::Refusal;
 use super::status::{Forgotten, VmTable};
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct Bus {
     pub sessions: Arc<Semaphore>,
     /// Tells every connection when it has to end.
     pub ending: watch::Receiver<Ending>,
+    /// Who may do what; a new one when the operator says so.
+    pub policy: watch::Receiver<Arc<Policy>>,
     /// The way to whoever subscribes.
     pub delivery: Arc<Delivery>,
     journal: Arc<Journal>,
@@ -60,7 +63,7 @@ impl Bus {
         logs: Arc<Logs>,
         journal: Arc<Journal>,
         delivery: Arc<Delivery>,
-        ending: watch::Receiver<Ending>,
+        (ending, policy): (watch::Receiver<Ending>, watch::Receiver<Arc<Policy>>),
     ) -> Self {
         Bus {
             sessions: Arc::new(Semaphore::new(limits.sessions)),
@@ -71,6 +74,7 @@ impl Bus {
             recorder,
             logs,
             ending,
+            policy,
             delivery,
             journal,
         }

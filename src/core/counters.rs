@@ -26,6 +26,12 @@ pub struct Counters<N = u64> {
     pub back_pressure_left: N,
     /// Times that a socket which takes nothing was recorded.
     pub write_retries: N,
+    /// Subscriptions that a change of castra.toml ended.
+    pub unsubscribed: N,
+    /// Hellos that were refused for who said them.
+    pub refused: N,
+    /// … and those of them whose token was wrong.
+    pub wrong_tokens: N,
     /// Signals that were not said at once.
     pub signals_folded: N,
     /// Events that went to a subscriber as they were published.
@@ -47,6 +53,7 @@ pub struct Disconnects<N = u64> {
     pub io_error: N,
     pub heartbeat_timeout: N,
     pub slow_consumer: N,
+    pub identity_revoked: N,
     pub read_failed: N,
     pub draining: N,
     pub journal_failed: N,
@@ -64,6 +71,7 @@ impl<N> Disconnects<N> {
             End::IoError => &self.io_error,
             End::HeartbeatTimeout => &self.heartbeat_timeout,
             End::SlowConsumer => &self.slow_consumer,
+            End::IdentityRevoked => &self.identity_revoked,
             End::ReadFailed => &self.read_failed,
             End::Draining => &self.draining,
             End::JournalFailed => &self.journal_failed,
@@ -79,6 +87,7 @@ impl Counting {
             Signal::BackPressureEntered => &self.back_pressure_entered,
             Signal::BackPressureLeft => &self.back_pressure_left,
             Signal::WriteRetry(_) => &self.write_retries,
+            Signal::Unsubscribed => &self.unsubscribed,
             Signal::Ended(end) => self.disconnects.of(end),
         };
         counter.fetch_add(1, Relaxed);
@@ -97,6 +106,7 @@ impl Counting {
                 io_error: read(&ends.io_error),
                 heartbeat_timeout: read(&ends.heartbeat_timeout),
                 slow_consumer: read(&ends.slow_consumer),
+                identity_revoked: read(&ends.identity_revoked),
                 read_failed: read(&ends.read_failed),
                 draining: read(&ends.draining),
                 journal_failed: read(&ends.journal_failed),
@@ -105,6 +115,9 @@ impl Counting {
             back_pressure_entered: read(&self.back_pressure_entered),
             back_pressure_left: read(&self.back_pressure_left),
             write_retries: read(&self.write_retries),
+            unsubscribed: read(&self.unsubscribed),
+            refused: read(&self.refused),
+            wrong_tokens: read(&self.wrong_tokens),
             signals_folded: read(&self.signals_folded),
             delivered_live: read(&self.delivered_live),
             delivered_from_journal: read(&self.delivered_from_journal),
@@ -138,6 +151,7 @@ mod tests {
             (Signal::HeartbeatSent, "heartbeats_sent"),
             (Signal::BackPressureEntered, "back_pressure_entered"),
             (Signal::BackPressureLeft, "back_pressure_left"),
+            (Signal::Unsubscribed, "unsubscribed"),
             (Signal::WriteRetry(2), "write_retries"),
         ];
         for (signal, name) in ends.map(|end| (Signal::Ended(end), end.reason())).into_iter().chain(others) {

@@ -20,6 +20,8 @@ pub enum End {
     HeartbeatTimeout,
     /// The socket took no byte for too long while something waited.
     SlowConsumer,
+    /// What proved its name does not any more: the operator changed it.
+    IdentityRevoked,
     /// The journal could not be read for a subscription.
     ReadFailed,
     /// The broker shuts down.
@@ -30,13 +32,14 @@ pub enum End {
 
 impl End {
     /// All of them.
-    pub const ALL: [End; 9] = [
+    pub const ALL: [End; 10] = [
         End::PeerClosed,
         End::FrameEmpty,
         End::FrameTooLarge,
         End::IoError,
         End::HeartbeatTimeout,
         End::SlowConsumer,
+        End::IdentityRevoked,
         End::ReadFailed,
         End::Draining,
         End::JournalFailed,
@@ -51,6 +54,7 @@ impl End {
             End::IoError => "io-error",
             End::HeartbeatTimeout => "heartbeat-timeout",
             End::SlowConsumer => "slow-consumer",
+            End::IdentityRevoked => "identity-revoked",
             End::ReadFailed => "read-failed",
             End::Draining => "draining",
             End::JournalFailed => "journal-failed",

@@ -48,6 +48,13 @@ pub struct Publish<'a> {
     pub caused_by: Option<&'a RawValue>,
 }
 
+impl Publish<'_> {
+    /// The topic it is for; it need not be a valid one.
+    pub fn topic(&self) -> &str {
+        self.topic.as_ref().map_or(Topic::BROADCAST.as_str(), |topic| &topic.0)
+    }
+}
+
 /// One event of a [`Batch`]: where its bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draft {

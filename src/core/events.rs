@@ -39,6 +39,8 @@ pub struct Handshake<'a> {
     pub session_outcome: &'static str,
     /// Why not granted.
     pub reason: Option<&'a str>,
+    /// What proved the name, when that was judged: `cid`, `socket`, `token`, or `name` for nothing.
+    pub identity: Option<&'static str>,
     /// Who it was.
     pub remote_addr: &'a str,
 }

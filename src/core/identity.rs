@@ -1,12 +1,10 @@
-//! Who is who: names of VMs, and what a peer may call itself.
+//! Who is who: names of VMs, the ways that peers come by, what proves a name.
 //!
 //! Always holds: two names never share a file (the characters are those of a plain file name, and a
 //! name that differs only by case is another name on another file); `host` and `bus` are nobody's.
-//! Pure. Owner: the handshake, which asks [`admit`] once per connection.
+//! Pure. Owner: whoever parsed it; `policy.rs` decides who is let in.
 
 use super::limits::NAME_BYTES;
-use super::refusal::Refusal;
-use super::topic::Pattern;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,7 +18,7 @@ pub struct VmName(Arc<str>);
 pub struct NameError;
 
 impl VmName {
-    /// Checks the characters and the length; reserved names pass (see [`admit`]).
+    /// Checks the characters and the length; reserved names pass.
     ///
     /// # Errors
     /// [`NameError`] when a rule is broken.
@@ -58,10 +56,72 @@ impl fmt::Display for VmName {
 /// What a door knows about a connection before the first byte.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// For people and records: `127.0.0.1:4711`, `unix:uid=0,pid=12`.
+    /// For people and records: `127.0.0.1:4711`, `unix:uid=0,pid=12`, `vsock:cid=42,port=1025`, `hybrid:/run/web.vsock`,
+    /// `serial:/run/web.serial`.
     pub address: String,
-    /// The connection came over `castra.sock` from the broker's own uid or root.
-    pub may_be_host: bool,
+    /// What the way it came by says of it.
+    pub origin: Origin,
+}
+
+impl Peer {
+    /// Whoever can be told from others before a hello: an address without its port, a uid, a VM.
+    pub fn source(&self) -> String {
+        match &self.origin {
+            Origin::Cid(cid) => format!("cid {cid}"),
+            Origin::Allotted(vm) => format!("vm {vm}"),
+            Origin::Host | Origin::Local | Origin::Remote => {
+                self.address.rsplit_once([':', ',']).map_or(&*self.address, |(source, _)| source).to_owned()
+            }
+        }
+    }
+}
+
+/// What the way that a connection came by says of its peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `castra.sock`, from the broker's own uid or root.
+    Host,
+    /// A socket of this machine that anybody may share: TCP on loopback, a socket for guests.
+    Local,
+    /// TCP from another machine.
+    Remote,
+    /// The vsock context of a VM.
+    Cid(u32),
+    /// A socket or a serial line that the host allotted to this VM alone.
+    Allotted(VmName),
+}
+
+/// What proves a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// The vsock context that the host allotted.
+    Cid,
+    /// The socket or serial line that the host allotted.
+    Socket,
+    /// A token.
+    Token,
+    /// Nothing: it is only a name.
+    Name,
+}
+
+impl Identity {
+    /// As records and status say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Identity::Cid => "cid",
+            Identity::Socket => "socket",
+            Identity::Token => "token",
+            Identity::Name => "name",
+        }
+    }
+
+    /// What [`Identity::as_str`] says; anything else is nothing.
+    pub fn meant(text: &str) -> Self {
+        [Identity::Cid, Identity::Socket, Identity::Token]
+            .into_iter()
+            .find(|identity| identity.as_str() == text)
+            .unwrap_or(Identity::Name)
+    }
 }
 
 /// Who a session speaks as.
@@ -71,42 +131,6 @@ pub enum Role {
     Host,
     /// A VM.
     Guest,
-}
-
-/// A name or capability that this peer may not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("reserved-identity")]
-pub struct ReservedIdentity;
-
-/// Decides what a peer that says `name` and these capabilities is.
-///
-/// # Errors
-/// [`ReservedIdentity`]: `host`, `bus` or `host-bus` from somebody who may not.
-pub fn admit(peer: &Peer, name: &VmName, asks_host_bus: bool) -> Result<Role, ReservedIdentity> {
-    if name.as_str() == "host" && peer.may_be_host {
-        return Ok(Role::Host);
-    }
-    if name.is_reserved() || asks_host_bus {
-        return Err(ReservedIdentity);
-    }
-    Ok(Role::Guest)
-}
-
-/// Whether a session may subscribe `pattern`: wildcards match no mailboxes and nothing of the broker's own, so only a
-/// pattern that names them asks for them.
-///
-/// # Errors
-/// `forbidden-topic`.
-pub fn may_subscribe(role: Role, name: &VmName, pattern: &Pattern) -> Result<(), Refusal> {
-    let text = pattern.as_str();
-    let why = match text.strip_prefix("vm:") {
-        _ if role == Role::Host => return Ok(()),
-        Some(mailbox) if mailbox == name.as_str() => return Ok(()),
-        Some(_) => format!("'{text:.64}': a guest subscribes its own mailbox only, which is 'vm:{name}'"),
-        None if text.starts_with('$') => format!("'{text:.64}': topics that begin with '$' are for the host"),
-        None => return Ok(()),
-    };
-    Err(Refusal::new("forbidden-topic", why))
 }
 
 #[cfg(test)]
@@ -120,25 +144,6 @@ mod tests {
         }
         for bad in ["", ".a", "-a", "_a", "a/b", "a b", "ä", "a\0", &"x".repeat(129)] {
             assert!(VmName::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_the_hosts_socket_has_the_host() {
-        let tcp = Peer { address: "t".into(), may_be_host: false };
-        let own = Peer { address: "u".into(), may_be_host: true };
-        let name = |n| VmName::parse(n).unwrap();
-        assert_eq!(admit(&own, &name("host"), true), Ok(Role::Host));
-        assert_eq!(admit(&own, &name("web"), false), Ok(Role::Guest));
-        for (peer, n, host_bus) in [
-            (&tcp, "host", true),
-            (&tcp, "HOST", false),
-            (&own, "Host", true),
-            (&own, "bus", false),
-            (&tcp, "web", true),
-            (&own, "web", true),
-        ] {
-            assert_eq!(admit(peer, &name(n), host_bus), Err(ReservedIdentity), "{n}");
         }
     }
 }

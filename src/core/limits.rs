@@ -104,6 +104,18 @@ pub const OUTBOX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const OUTBOX_SENT: u64 = 1000;
 /// Damaged outboxes that are kept; with one more the agent does not begin a new one.
 pub const OUTBOX_ASIDES: usize = 8;
+/// Events of an outbox on their way to the broker, which remembers twice as many ids of a VM …
+pub const DRAIN_EVENTS: usize = 128;
+/// … and the bytes of their frames.
+pub const DRAIN_BYTES: usize = 256 * 1024;
+/// A session of an agent that sent nothing for so long sends a heartbeat.
+pub const HOST_BEAT: Duration = Duration::from_secs(10);
+/// A host that an agent did not hear for so long is gone.
+pub const HOST_SILENCE: Duration = Duration::from_secs(30);
+/// An agent's handler that fails so often for an event has had it.
+pub const HANDLER_ATTEMPTS: u32 = 5;
+/// A handler that runs when the agent is told to end may go on for so long.
+pub const HANDLER_TIME: Duration = Duration::from_secs(10);
 /// Requests that wait for an outbox's thread; then whoever asks waits before that.
 pub const OUTBOX_WAITING: usize = 1024;
 /// Local programs on an agent's socket at once.
@@ -112,6 +124,12 @@ pub const LOCAL_CONNECTIONS: usize = 64;
 pub const LOCAL_UNANSWERED: usize = 256;
 /// A local program that takes no answer for so long is cut off.
 pub const LOCAL_WRITE_TIME: Duration = Duration::from_secs(10);
+/// So many wrong tokens of one peer within a minute make it slow.
+pub const WRONG_TOKENS: usize = 5;
+/// Peers whose wrong tokens are remembered.
+pub const THROTTLED_PEERS: usize = 1024;
+/// What a peer may have echoed in the answer to its hello, in bytes.
+pub const EPOCH_BYTES: usize = 32;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

@@ -4,11 +4,12 @@
 //! Always holds: answers come in the order of their frames; a refusal counts against the session's window
 //! like an event, so that nothing a peer sends grows without bound (invariant 6). Pure. Owner: the session.
 
-use super::event::Batch;
+use super::event::{Batch, Publish};
 use super::identity::VmName;
 use super::ids::IdSource;
 use super::journal::{NotCommitted, Receipt};
 use super::limits::REASON_BYTES;
+use super::policy::Rules;
 use super::refusal::Refusal;
 use super::wire::frame::{self, Frame};
 use super::wire::subscribe::{Subscribe, sub_of};
@@ -68,21 +69,29 @@ impl Round {
     }
 
     /// Takes one frame of `vm`; `now` is wall time in milliseconds. What the round does not answer comes back.
-    pub fn take(&mut self, body: &[u8], vm: &VmName, ids: &mut IdSource, now: u64) -> Option<Aside> {
+    pub fn take(
+        &mut self,
+        body: &[u8],
+        vm: &VmName,
+        rules: &Rules,
+        ids: &mut IdSource,
+        now: u64,
+    ) -> Option<Aside> {
         let from = self.batch.len();
+        let mut push = |batch: &mut Batch, publish: &Publish<'_>| {
+            rules.may_publish(publish.topic())?;
+            batch.push(vm, publish, |out| ids.write(now, out))
+        };
         let taken = match frame::parse(body) {
             Ok(Frame::Heartbeat) => return Some(Aside::Heartbeat),
             Ok(Frame::Subscribe(wish)) => return Some(Aside::Subscribe(wish)),
             Ok(Frame::Unsubscribe(sub)) => return Some(Aside::Unsubscribe(sub)),
             Ok(Frame::Forget(vm)) => return Some(Aside::Forget(vm)),
-            Ok(Frame::Publish(publish)) => self
-                .batch
-                .push(vm, &publish, |out| ids.write(now, out))
+            Ok(Frame::Publish(publish)) => push(&mut self.batch, &publish)
                 .map(|()| Answer::Events(1))
                 .map_err(|refusal| ("publish", refusal)),
             Ok(Frame::PublishAll(events)) => {
-                let pushed =
-                    events.iter().try_for_each(|event| self.batch.push(vm, event, |out| ids.write(now, out)));
+                let pushed = events.iter().try_for_each(|event| push(&mut self.batch, event));
                 match pushed {
                     Ok(()) => {
                         self.batch.join(from);

@@ -26,6 +26,8 @@ pub enum Signal {
     /// The socket takes nothing; the step of the series, from 0. A later step is another signal: it says that the
     /// socket stood still for longer.
     WriteRetry(u8),
+    /// The operator does not let it subscribe something any more.
+    Unsubscribed,
     /// The session ended.
     Ended(End),
 }
@@ -37,6 +39,7 @@ impl Signal {
             Signal::HeartbeatSent => "heartbeat",
             Signal::BackPressureEntered | Signal::BackPressureLeft => "back-pressure",
             Signal::WriteRetry(_) => End::SlowConsumer.reason(),
+            Signal::Unsubscribed => "forbidden-topic",
             Signal::Ended(end) => end.reason(),
         }
     }
@@ -48,6 +51,7 @@ impl Signal {
             Signal::BackPressureEntered => "entered",
             Signal::BackPressureLeft => "left",
             Signal::WriteRetry(_) => "retry",
+            Signal::Unsubscribed => "unsubscribed",
             Signal::Ended(_) => "disconnect",
         }
     }
@@ -117,6 +121,7 @@ mod tests {
             Just(Signal::HeartbeatSent),
             Just(Signal::BackPressureEntered),
             Just(Signal::BackPressureLeft),
+            Just(Signal::Unsubscribed),
             (0u8..3).prop_map(Signal::WriteRetry),
         ]
     }

@@ -9,7 +9,7 @@
 //! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
 use super::counters::Counters;
-use super::identity::VmName;
+use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ pub struct Vm {
     sessions: Mutex<Vec<Arc<Standing>>>,
     in_flight: AtomicI64,
     capabilities: Mutex<Vec<String>>,
+    /// What proved its name the last time.
+    identity: Mutex<Identity>,
     changed: Arc<AtomicBool>,
 }
 
@@ -45,6 +47,7 @@ impl Vm {
             sessions: Mutex::default(),
             in_flight: AtomicI64::new(0),
             capabilities: Mutex::default(),
+            identity: Mutex::new(Identity::Name),
             changed,
         }
     }
@@ -57,6 +60,12 @@ impl Vm {
     /// What it can do, as it says.
     pub fn says(&self, capabilities: &[String]) {
         *self.capabilities.lock().unwrap_or_else(PoisonError::into_inner) = capabilities.to_vec();
+        self.changed.store(true, Relaxed);
+    }
+
+    /// What proves its name.
+    pub fn proved(&self, identity: Identity) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity;
         self.changed.store(true, Relaxed);
     }
 
@@ -108,6 +117,7 @@ impl Vm {
             sessions: u32::try_from(sessions.len()).unwrap_or(u32::MAX),
             in_flight: self.in_flight.load(Relaxed).max(0) as u64,
             capabilities: self.capabilities.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            identity: self.identity.lock().unwrap_or_else(PoisonError::into_inner).as_str().to_owned(),
             topics,
             topics_more,
             queued,
@@ -238,6 +248,7 @@ impl VmTable {
             stamp(&vm.publish, record.publish);
             stamp(&vm.heartbeat, record.heartbeat);
             *vm.capabilities.lock().unwrap_or_else(PoisonError::into_inner) = record.capabilities.clone();
+            vm.proved(Identity::meant(&record.identity));
         }
     }
 }
@@ -260,6 +271,7 @@ pub struct VmRecord {
     pub sessions: u32,
     pub in_flight: u64,
     pub capabilities: Vec<String>,
+    pub identity: String,
     pub topics: Vec<String>,
     pub topics_more: u64,
     pub queued: u64,

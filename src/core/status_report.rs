@@ -4,6 +4,7 @@
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
 use super::counters::Counters;
+use super::identity::Identity;
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::state_root::Holder;
 use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
@@ -107,7 +108,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 reachable: runs && (vm.sessions > 0 || handshake.is_some_and(|age| age <= REACHABLE_MS)),
                 last_handshake_age_ms: handshake,
                 capabilities: vm.capabilities.clone(),
-                identity: "name",
+                identity: Identity::meant(&vm.identity).as_str(),
                 sessions: if runs { vm.sessions } else { 0 },
                 bus_subscribed: runs && !vm.topics.is_empty(),
                 topics: if runs { vm.topics.clone() } else { Vec::new() },

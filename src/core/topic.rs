@@ -146,6 +146,26 @@ impl Pattern {
         String::from_utf8(out).map_or_else(|_| self.clone(), |text| Pattern(text.into()))
     }
 
+    /// Whether everything that `other` matches is matched by this one, too.
+    pub fn covers(&self, other: &Pattern) -> bool {
+        let (own, other) = (&*self.0, &*other.0);
+        if other.starts_with("vm:") {
+            return own == MAILBOXES || own == other;
+        }
+        if own.starts_with('$') != other.starts_with('$') {
+            return false;
+        }
+        let (mut own, mut other) = (own.split('.'), other.split('.'));
+        loop {
+            match (own.next(), other.next()) {
+                (Some(">"), Some(_)) | (None, None) => return true,
+                (Some("*"), Some(token)) if token != ">" => {}
+                (Some(own), Some(other)) if own == other => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// Whether `topic`, which is valid, is one of these.
     pub fn matches(&self, topic: &str) -> bool {
         if topic.starts_with("vm:") {
@@ -251,6 +271,22 @@ mod tests {
             let same = fixed.iter().zip(&have).all(|(w, h)| *w == "*" || w == h);
             let plain = !topic.starts_with("vm:") && !topic.starts_with('$');
             prop_assert_eq!(Pattern::parse(&pattern).unwrap().matches(&topic), long && same && plain);
+        }
+
+        /// What covers matches all of it; what does not misses something of it.
+        #[test]
+        fn covering_is_matching_all_of_it(
+            own in "([$]?[ab*])([.][ab*]){0,2}([.]>)?|>|vm:[ab*]",
+            other in "([$]?[ab*])([.][ab*]){0,2}([.]>)?|>|vm:[ab*]",
+        ) {
+            let (Ok(own), Ok(other)) = (Pattern::parse(&own), Pattern::parse(&other)) else { return Ok(()) };
+            // A token that no pattern names stands for whatever a wildcard takes.
+            let some = |rest: &str| match other.as_str() {
+                MAILBOXES => "vm:z".to_owned(),
+                text => text.split('.').map(|t| match t { "*" => "z", ">" => rest, t => t }).collect::<Vec<_>>().join("."),
+            };
+            let all = ["z", "z.z", "z.z.z.z"].iter().all(|rest| own.matches(&some(rest)));
+            prop_assert_eq!(own.covers(&other), all, "{:?} {:?}", own, other);
         }
 
         /// The byte loop agrees with the rule as the specification words it.

@@ -14,13 +14,14 @@ use castra::core::delivery::router::Router;
 use castra::core::door::{Connection, Lobby};
 use castra::core::event::Event;
 use castra::core::events::Recorder;
-use castra::core::identity::Peer as Whose;
+use castra::core::identity::{Origin, Peer as Whose};
 use castra::core::journal::read::Read;
 use castra::core::journal::writer::Committed;
 use castra::core::journal::{Journal, Opened};
 use castra::core::limits::Limits;
 use castra::core::log_view::LogView;
 use castra::core::logs::Logs;
+use castra::core::policy::Policy;
 use castra::core::state_root::StateRoot;
 use castra::core::status::VmTable;
 use serde_json::Value;
@@ -140,8 +141,17 @@ impl World {
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
-        let bus =
-            Arc::new(Bus::new(limits, vms, recorder.clone(), logs.clone(), journal.clone(), delivery, ended));
+        let policy = watch::channel(Arc::<Policy>::default()).1;
+        let bus = Arc::new(Bus::new(
+            limits,
+            vms,
+            recorder.clone(),
+            logs.clone(),
+            journal.clone(),
+            delivery,
+            ended,
+            policy,
+        ));
         let (alive, gone) = mpsc::channel(1);
         let lobby = Lobby::new(bus.clone(), 1 << 20, alive);
         let (door, connections) = mpsc::unbounded_channel();
@@ -173,8 +183,14 @@ impl World {
     pub fn connect(&self, bytes: usize, may_be_host: bool) -> DuplexStream {
         let (ours, theirs) = duplex(bytes);
         let (reader, writer) = tokio::io::split(theirs);
-        let peer = Whose { address: "pipe".into(), may_be_host };
-        let sent = self.door.send(Connection { reader: Box::new(reader), writer: Box::new(writer), peer });
+        let origin = if may_be_host { Origin::Host } else { Origin::Local };
+        let peer = Whose { address: "pipe".into(), origin };
+        let sent = self.door.send(Connection {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+            peer,
+            is_line: false,
+        });
         assert!(sent.is_ok(), "the door is open");
         ours
     }

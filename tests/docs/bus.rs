@@ -25,7 +25,7 @@ const DOC: &str = "docs/BUS.md";
 const SOURCES: [&str; 16] = [
     "src/core/bus.rs",
     "src/core/event.rs",
-    "src/core/identity.rs",
+    "src/core/policy.rs",
     "src/core/session/mod.rs",
     "src/core/session/publishing.rs",
     "src/core/session/subscribing.rs",
@@ -290,8 +290,13 @@ fn signals_are_those_of_the_code() {
         .filter(|row| row[0].starts_with('`'))
         .map(|row| (ticked(&row[0]).to_owned(), ticked(&row[1]).to_owned()))
         .collect();
-    let signals =
-        [Signal::HeartbeatSent, Signal::BackPressureEntered, Signal::BackPressureLeft, Signal::WriteRetry(0)];
+    let signals = [
+        Signal::HeartbeatSent,
+        Signal::BackPressureEntered,
+        Signal::BackPressureLeft,
+        Signal::WriteRetry(0),
+        Signal::Unsubscribed,
+    ];
     assert_eq!(listed, signals.map(said));
     for signal in signals {
         match signal {
@@ -299,6 +304,7 @@ fn signals_are_those_of_the_code() {
             | Signal::BackPressureEntered
             | Signal::BackPressureLeft
             | Signal::WriteRetry(_)
+            | Signal::Unsubscribed
             | Signal::Ended(_) => {} // A new one goes here, above, and into the table.
         }
     }

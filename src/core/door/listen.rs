@@ -5,12 +5,14 @@
 
 use super::tcp::BindError;
 use super::{Lobby, tcp, unix};
+use crate::core::policy::Policy;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 /// Stands for the path of a socket that has none.
 const UNNAMED: &str = "(unnamed)";
@@ -57,6 +59,18 @@ pub struct Handed {
     pub unix: Vec<std::os::unix::net::UnixListener>,
 }
 
+/// Where guests come in.
+pub struct Ways<'a> {
+    /// TCP addresses.
+    pub tcp: &'a [SocketAddr],
+    /// Sockets for guests, beside the host's own.
+    pub unix: &'a [PathBuf],
+    /// The port of vsock.
+    pub vsock: Option<u32>,
+    /// The sockets and serial lines of VMs, as they come and go with it.
+    pub policy: watch::Receiver<Arc<Policy>>,
+}
+
 /// Doors that are bound and not served yet.
 #[derive(Default)]
 pub struct Doors {
@@ -74,12 +88,8 @@ impl Doors {
     ///
     /// # Errors
     /// The first that cannot be had.
-    pub async fn open(
-        tcp: &[SocketAddr],
-        unix: &[PathBuf],
-        own: &Path,
-        handed: Handed,
-    ) -> Result<Self, ListenError> {
+    pub async fn open(ways: Ways<'_>, own: &Path, handed: Handed) -> Result<Self, ListenError> {
+        let Ways { tcp, unix, .. } = ways;
         let mut doors = Doors::default();
         for listener in handed.tcp {
             let addr = listener.local_addr().map_err(failed("a TCP socket that was handed over".into()))?;

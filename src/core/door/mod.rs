@@ -17,25 +17,32 @@ pub mod unix;
 use super::bus::{Bus, Ending};
 use super::clock;
 use super::events::Handshake;
-use super::identity::{Peer, ReservedIdentity, Role, admit};
+use super::identity::{Identity, Peer, Role};
 use super::limits::{ACCEPT_QUEUE, HELLO_BYTES};
+use super::policy::{Admitted, Claim, Denied, Policy, Token};
 use super::session::Session;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
-use super::wire::handshake::{BUS_V1, HEARTBEAT, HOST_BUS, Hello, HelloError, parse_hello, take_line};
+use super::throttle::Throttle;
+use super::wire::handshake::{
+    self, BUS_V1, HEARTBEAT, HOST_BUS, Hello, HelloError, parse_hello, skip_to_hello, take_line,
+};
 use nix::sys::socket::{Backlog, listen};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// After an accept that failed (no descriptors) a door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// Stands for it.
+const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What all doors share.
@@ -46,6 +53,8 @@ pub struct Lobby {
     pending: Mutex<Pending>,
     /// The most handshakes that wait; at most half of the places, so that silence takes nobody's place.
     pending_limit: usize,
+    throttle: Mutex<Throttle>,
+    begun: Instant,
     /// Held by every connection; the broker waits until all are gone.
     alive: mpsc::Sender<()>,
 }
@@ -65,6 +74,9 @@ pub struct Connection {
     pub writer: Writer,
     /// Who it is, as far as the door can tell.
     pub peer: Peer,
+    /// It is a line that outlives whoever speaks at its other end: what comes may begin anywhere, and nobody may speak
+    /// for a long time.
+    pub is_line: bool,
 }
 
 impl Lobby {
@@ -72,7 +84,26 @@ impl Lobby {
     pub fn new(bus: Arc<Bus>, places: usize, alive: mpsc::Sender<()>) -> Arc<Self> {
         let pending_limit = bus.limits.pending_handshakes.min(places / 2);
         let places = Arc::new(Semaphore::new(places));
-        Arc::new(Lobby { bus, places, pending: Mutex::default(), pending_limit, alive })
+        let (pending, throttle) = (Mutex::default(), Mutex::default());
+        Arc::new(Lobby { bus, places, pending, pending_limit, throttle, begun: Instant::now(), alive })
+    }
+
+    /// Who may do what, as it changes.
+    pub fn policy(&self) -> watch::Receiver<Arc<Policy>> {
+        self.bus.policy.clone()
+    }
+
+    /// Resolves when the broker ends.
+    pub async fn ended(&self) {
+        let _ = self.bus.ending.clone().wait_for(|e| *e != Ending::No).await;
+    }
+
+    /// Serves one connection to its end.
+    pub async fn attend(&self, connection: Connection) {
+        let Ok(place) = self.places.clone().acquire_owned().await else { return };
+        let alive = self.alive.clone();
+        self.welcome(connection).await;
+        drop((place, alive));
     }
 
     /// Serves what `accept` brings, until the broker ends.
@@ -106,7 +137,7 @@ impl Lobby {
         }
     }
 
-    fn enter(&self) -> (u64, oneshot::Receiver<()>) {
+    fn enter(&self) -> (Option<u64>, Option<oneshot::Receiver<()>>) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.waiting.len() >= self.pending_limit {
             pending.waiting.pop_first();
@@ -115,7 +146,7 @@ impl Lobby {
         pending.next += 1;
         let ticket = pending.next;
         pending.waiting.insert(ticket, end);
-        (ticket, ended)
+        (Some(ticket), Some(ended))
     }
 
     fn leave(&self, ticket: u64) {
@@ -123,22 +154,24 @@ impl Lobby {
     }
 
     async fn welcome(&self, connection: Connection) {
-        let Connection { mut reader, mut writer, peer } = connection;
-        let (ticket, dropped) = self.enter();
+        let Connection { mut reader, mut writer, peer, is_line } = connection;
+        // Nobody may speak on a line for days: it takes no place from those who are about to.
+        let (ticket, dropped) = if is_line { (None, None) } else { self.enter() };
         let mut input = Vec::with_capacity(HELLO_BYTES);
         let mut ending = self.bus.ending.clone();
         let said = tokio::select! {
-            said = hear_hello(&self.bus, &mut reader, &mut writer, &mut input) => said,
-            _ = dropped => Err(Refused::denied("too-many-handshakes")),
+            said = hear_hello(&self.bus, is_line, &mut reader, &mut writer, &mut input) => said,
+            () = crowded_out(dropped) => Err(Refused::denied("too-many-handshakes")),
             why = ending.wait_for(|e| *e != Ending::No) => {
                 let failed = why.is_ok_and(|why| *why == Ending::JournalFailed);
                 Err(Refused::denied(if failed { "journal-failed" } else { "draining" }))
             }
         };
-        self.leave(ticket);
+        ticket.into_iter().for_each(|ticket| self.leave(ticket));
         let hello = match said {
             Ok(Some(hello)) => hello,
             // Gone without a word.
+            Ok(None) if is_line => return,
             Ok(None) => return self.record(&peer, None, Outcome::Denied("closed-before-hello")),
             Err(refused) => {
                 self.record(&peer, None, refused.outcome);
@@ -151,23 +184,35 @@ impl Lobby {
                 .await;
             }
         };
-        let granted = self.judge(&peer, &hello);
+        let claim = Claim {
+            peer: peer.clone(),
+            name: hello.name.clone(),
+            asks_host_bus: hello.has(HOST_BUS),
+            token: hello.token.as_deref().map(Token::new),
+        };
+        let granted = match self.admit(&claim).await {
+            Ok(admitted) => self.judge(claim, &hello, admitted),
+            Err(reason) => Err(reason),
+        };
         match granted {
             Ok(Judged::Session(session)) => {
-                self.record(&peer, Some(&hello), Outcome::Granted);
-                let line = format!("ok session={}\n", uuid::Uuid::new_v4().simple());
+                self.record(&peer, Some(&hello), Outcome::Granted(session.admitted.identity));
+                let token = uuid::Uuid::new_v4().simple().to_string();
+                let line = handshake::granted(&token, hello.epoch.as_deref()) + "\n";
                 let sent = timeout(self.bus.limits.write_time, writer.write_all(line.as_bytes())).await;
                 if matches!(sent, Ok(Ok(()))) {
-                    let Granted { presence, role, place } = *session;
+                    let Granted { claim, presence, admitted, place } = *session;
                     let beats = hello.has(HEARTBEAT);
-                    Session::new(&self.bus, presence, role, beats, (reader, writer), input).run().await;
+                    let session =
+                        Session::new(&self.bus, presence, claim, admitted, beats, (reader, writer), input);
+                    session.run().await;
                     drop(place);
                 } else {
                     tracing::info!(vm = %hello.name, remote = %peer.address, "session: gone before its first frame");
                 }
             }
-            Ok(Judged::HandshakeOnly) => {
-                self.record(&peer, Some(&hello), Outcome::Denied("missing-capability"));
+            Ok(Judged::HandshakeOnly(identity)) => {
+                self.record(&peer, Some(&hello), Outcome::HandshakeOnly(identity));
                 farewell(&self.bus, &mut reader, &mut writer, "ok\n").await;
             }
             Err(reason) => {
@@ -177,31 +222,59 @@ impl Lobby {
         }
     }
 
-    /// What a peer that said hello gets.
-    fn judge(&self, peer: &Peer, hello: &Hello) -> Result<Judged, &'static str> {
-        let role =
-            admit(peer, &hello.name, hello.has(HOST_BUS)).map_err(|ReservedIdentity| "reserved-identity")?;
+    /// Whether a peer is what it says. Who guesses tokens waits here.
+    async fn admit(&self, claim: &Claim) -> Result<Admitted, &'static str> {
+        let throttle = || self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        let source = claim.peer.source();
+        if claim.token.is_some() {
+            let wait = throttle().wait(&source, self.begun.elapsed()).ok_or("too-many-wrong-tokens")?;
+            if !wait.is_zero() {
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    () = self.ended() => return Err("draining"),
+                }
+            }
+        }
+        let judged = self.bus.policy.borrow().judge(claim);
+        if judged == Err(Denied::WrongToken) && throttle().wrong(&source, self.begun.elapsed()) {
+            let (remote, vm) = (&claim.peer.address, &claim.name);
+            tracing::warn!(%remote, %vm, "handshake: many wrong tokens; this peer's are looked at one a second now");
+        }
+        let counters = &self.bus.recorder.counters;
+        judged
+            .inspect_err(|denied| {
+                counters.refused.fetch_add(1, Relaxed);
+                counters.wrong_tokens.fetch_add(u64::from(*denied == Denied::WrongToken), Relaxed);
+            })
+            .map_err(Denied::reason)
+    }
+
+    /// What a peer that was let in gets.
+    fn judge(&self, claim: Claim, hello: &Hello, admitted: Admitted) -> Result<Judged, &'static str> {
         // The host is no VM: it has a session and no place in the table.
-        let vm = match role {
+        let vm = match admitted.role {
             Role::Host => self.bus.vms.host(),
             Role::Guest => self.bus.vms.enter(&hello.name, clock::boot_ms()).ok_or("too-many-vms")?,
         };
         vm.says(&hello.capabilities);
+        vm.proved(admitted.identity);
         if !hello.has(BUS_V1) {
-            return Ok(Judged::HandshakeOnly);
+            return Ok(Judged::HandshakeOnly(admitted.identity));
         }
         let place = self.bus.sessions.clone().try_acquire_owned().map_err(|_| "too-many-sessions")?;
         let presence =
             vm.open_session(self.bus.limits.sessions_per_vm).ok_or("too-many-sessions-of-this-vm")?;
-        Ok(Judged::Session(Box::new(Granted { presence, role, place })))
+        Ok(Judged::Session(Box::new(Granted { claim, presence, admitted, place })))
     }
 
     fn record(&self, peer: &Peer, hello: Option<&Hello>, outcome: Outcome) {
-        let (session_outcome, reason) = match outcome {
-            Outcome::Granted => ("granted", None),
-            Outcome::Denied(reason) => ("denied", Some(reason)),
-            Outcome::Timeout => ("timeout", Some("hello-timeout")),
+        let (session_outcome, reason, identity) = match outcome {
+            Outcome::Granted(identity) => ("granted", None, Some(identity)),
+            Outcome::HandshakeOnly(identity) => ("denied", Some("missing-capability"), Some(identity)),
+            Outcome::Denied(reason) => ("denied", Some(reason), None),
+            Outcome::Timeout => ("timeout", Some("hello-timeout"), None),
         };
+        let identity = identity.map(Identity::as_str);
         let vm = hello.map(|hello| hello.name.as_str());
         let capabilities = hello.map_or(&[][..], |hello| &hello.capabilities);
         let session_kind = if capabilities.iter().any(|c| c == BUS_V1) { BUS_V1 } else { "handshake-only" };
@@ -213,6 +286,7 @@ impl Lobby {
             kind = session_kind,
             capabilities = %said.escape_debug(),
             reason = reason.unwrap_or("-"),
+            identity = identity.unwrap_or("-"),
             remote = %peer.address,
             "handshake"
         );
@@ -223,6 +297,7 @@ impl Lobby {
             session_kind,
             session_outcome,
             reason,
+            identity,
             remote_addr: &peer.address,
         });
     }
@@ -230,18 +305,20 @@ impl Lobby {
 
 enum Judged {
     Session(Box<Granted>),
-    HandshakeOnly,
+    HandshakeOnly(Identity),
 }
 
 struct Granted {
+    claim: Claim,
     presence: Presence,
-    role: Role,
+    admitted: Admitted,
     place: OwnedSemaphorePermit,
 }
 
 #[derive(Clone, Copy)]
 enum Outcome {
-    Granted,
+    Granted(Identity),
+    HandshakeOnly(Identity),
     Denied(&'static str),
     Timeout,
 }
@@ -264,21 +341,34 @@ impl From<HelloError> for Refused {
     }
 }
 
+/// Resolves when this handshake has to make place for a newer one.
+async fn crowded_out(dropped: Option<oneshot::Receiver<()>>) {
+    match dropped {
+        Some(dropped) => drop(dropped.await),
+        None => std::future::pending().await,
+    }
+}
+
 /// Says the banner and reads the hello; what was sent behind it stays in `input`. `None`: gone.
 async fn hear_hello(
     bus: &Bus,
+    is_line: bool,
     reader: &mut Reader,
     writer: &mut Writer,
     input: &mut Vec<u8>,
 ) -> Result<Option<Hello>, Refused> {
-    let until = Instant::now() + bus.limits.hello_time;
+    let until = Instant::now() + if is_line { NEVER } else { bus.limits.hello_time };
     let late = |_| Refused { reason: "hello-timeout".to_owned(), outcome: Outcome::Timeout };
     let banner = format!("castra-broker {VERSION} ready\n");
     if timeout_at(until, writer.write_all(banner.as_bytes())).await.map_err(late)?.is_err() {
         return Ok(None);
     }
     loop {
-        if let Some((line, taken)) = take_line(input)? {
+        if is_line {
+            if let Some(line) = skip_to_hello(input) {
+                return Ok(Some(parse_hello(&line)?));
+            }
+        } else if let Some((line, taken)) = take_line(input)? {
             let hello = parse_hello(line)?;
             input.drain(..taken);
             return Ok(Some(hello));

@@ -4,7 +4,7 @@
 //! nowhere else. Sockets set no-delay. Owner: `broker.rs`.
 
 use super::{Connection, widen};
-use crate::core::identity::Peer;
+use crate::core::identity::{Origin, Peer};
 use std::io;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
@@ -56,6 +56,7 @@ pub async fn accept(listener: &TcpListener) -> io::Result<Connection> {
     let (stream, addr) = listener.accept().await?;
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
-    let peer = Peer { address: addr.to_string(), may_be_host: false };
-    Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer })
+    let origin = if addr.ip().is_loopback() { Origin::Local } else { Origin::Remote };
+    let peer = Peer { address: addr.to_string(), origin };
+    Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer, is_line: false })
 }

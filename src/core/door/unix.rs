@@ -4,7 +4,7 @@
 //! the broker's own uid, or root, be the host (SO_PEERCRED). Owner: `broker.rs`.
 
 use super::{Connection, widen};
-use crate::core::identity::Peer;
+use crate::core::identity::{Origin, Peer};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::fs::Permissions;
@@ -93,6 +93,7 @@ pub async fn accept(listener: &UnixListener, hosts: bool) -> io::Result<Connecti
     let trusted = cred.uid() == 0 || cred.uid() == nix::unistd::geteuid().as_raw();
     let address = format!("unix:uid={},pid={}", cred.uid(), cred.pid().unwrap_or(0));
     let (reader, writer) = stream.into_split();
-    let peer = Peer { address, may_be_host: hosts && trusted };
-    Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer })
+    let origin = if hosts && trusted { Origin::Host } else { Origin::Local };
+    let peer = Peer { address, origin };
+    Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer, is_line: false })
 }

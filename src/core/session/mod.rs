@@ -9,15 +9,16 @@
 mod output;
 mod publishing;
 mod pulse;
+mod rights;
 pub mod state;
 mod subscribing;
 
 use super::bus::{Bus, Ending};
 use super::end::End;
 use super::events::Signals;
-use super::identity::Role;
 use super::ids::IdSource;
 use super::limits::OUTPUT_BYTES;
+use super::policy::{Admitted, Claim};
 use super::signals::Signal;
 use super::status::{Presence, Vm};
 use super::stream::{Reader, Writer, linger};
@@ -25,6 +26,7 @@ use super::wire::frame;
 use output::{Output, SLICES};
 use publishing::Publishing;
 use pulse::{Due, Pulse};
+use rights::Rights;
 use state::{Input, State};
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -49,7 +51,7 @@ pub struct Session<'a> {
     vm: Arc<Vm>,
     /// Until it ends for everybody but the peer.
     presence: Option<Presence>,
-    role: Role,
+    rights: Rights,
     id: u64,
     signals: Signals,
     ids: IdSource,
@@ -74,7 +76,8 @@ impl<'a> Session<'a> {
     pub fn new(
         bus: &'a Bus,
         presence: Presence,
-        role: Role,
+        claim: Claim,
+        admitted: Admitted,
         wants_heartbeats: bool,
         (reader, writer): (Reader, Writer),
         input: Vec<u8>,
@@ -85,7 +88,7 @@ impl<'a> Session<'a> {
         let heartbeat_time = wants_heartbeats.then_some(limits.heartbeat_time.min(limits.idle_time / 3));
         Session {
             bus,
-            role,
+            rights: Rights::new(claim, admitted, bus.policy.clone()),
             id,
             signals: Signals::new(bus.recorder.clone(), vm.name.clone(), id),
             ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
@@ -194,6 +197,9 @@ impl<'a> Session<'a> {
                     }
                 }
                 () = outlet.ready() => {}
+                () = self.rights.changed() => if let Err(end) = self.take_policy() {
+                    return end;
+                },
                 () = &mut alarm => if let Err(end) = self.look() {
                     return end;
                 },

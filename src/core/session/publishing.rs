@@ -111,7 +111,7 @@ impl Session<'_> {
             {
                 match first_frame(&input[taken..]) {
                     Ok(Some(body)) => {
-                        aside = round.take(body, &self.vm.name, &mut self.ids, now);
+                        aside = round.take(body, &self.vm.name, &self.rights.rules, &mut self.ids, now);
                         taken += LENGTH_BYTES + body.len();
                     }
                     Ok(None) => break,
@@ -144,7 +144,7 @@ impl Session<'_> {
                 self.output.own(frame::heartbeat_ack);
             }
             Aside::Forget(name) => {
-                let forgotten = self.bus.forget(self.role, &name);
+                let forgotten = self.bus.forget(self.rights.role, &name);
                 self.output.own(|out| match forgotten {
                     Ok(()) => frame::forget_ack(out),
                     Err(refusal) => frame::error_ack(out, "forget", &refusal, None),
@@ -209,7 +209,7 @@ impl Session<'_> {
             Some(Err(why)) => return self.output.own(|out| answer_not_committed(out, owed.answers, why)),
         };
         let last_seq = (receipt.first_seq + receipt.batch.len() as u64).saturating_sub(1);
-        if self.role == Role::Host {
+        if self.rights.role == Role::Host {
             // One wait for all that is owed: the logs are behind for all of it or for none.
             let until =
                 *self.publishing.patience.get_or_insert(Instant::now() + self.bus.limits.host_log_time);

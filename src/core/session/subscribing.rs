@@ -11,12 +11,12 @@ use crate::core::delivery::outlet::{Item, Outlet};
 use crate::core::delivery::subscription::{Source, Subscriptions};
 use crate::core::delivery::{Beginning, Delivery};
 use crate::core::end::End;
-use crate::core::identity::may_subscribe;
 use crate::core::journal::read::Mark;
 use crate::core::limits::{Limits, OUTPUT_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
 use crate::core::standing::Standing;
+use crate::core::topic::Pattern;
 use crate::core::wire::subscribe::{Subscribe, refused_ack, subscribe_ack, unsubscribe_ack};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -121,6 +121,15 @@ impl Subscribing {
         }
     }
 
+    /// The name and the patterns of each subscription, also of the one that is being looked up.
+    pub fn interests(&self) -> Vec<(Box<str>, Vec<Pattern>)> {
+        let own = self.table.iter().map(|subscription| &*subscription.interest);
+        let all = own.chain(self.lookup.iter().map(|lookup| &lookup.interest));
+        let typed =
+            |interest: &Interest| interest.topics().iter().filter_map(|t| Pattern::parse(t).ok()).collect();
+        all.map(|interest| (interest.sub().into(), typed(interest))).collect()
+    }
+
     /// Says what waits and how far it is behind.
     fn show(&self) {
         self.standing.queued(self.outlet.events() as u64);
@@ -153,9 +162,7 @@ impl Session<'_> {
     }
 
     fn try_subscribe(&mut self, wish: Subscribe) -> Result<(), Refusal> {
-        for pattern in &wish.patterns {
-            may_subscribe(self.role, &self.vm.name, pattern)?;
-        }
+        self.check_rights(&wish.patterns)?;
         let interest = Interest::new(wish.sub, &wish.patterns);
         let subscribing = &mut self.subscribing;
         if let Some(next) = subscribing.table.check(&interest, self.bus.limits.subscriptions)? {
@@ -197,19 +204,28 @@ impl Session<'_> {
     }
 
     pub(super) fn unsubscribe(&mut self, sub: &str) {
+        if self.drop_subscription(sub) {
+            return self.output.own(|out| unsubscribe_ack(out, sub));
+        }
+        let refusal = Refusal::new("unknown-sub", format!("the session has no subscription '{sub:.64}'"));
+        self.output.own(|out| refused_ack(out, "unsubscribe", Some(sub), &refusal));
+    }
+
+    /// Ends a subscription, or the search for where it begins; whether there was one.
+    pub(super) fn drop_subscription(&mut self, sub: &str) -> bool {
         let subscribing = &mut self.subscribing;
-        let Some(gone) = subscribing.table.remove(sub) else {
-            let refusal = Refusal::new("unknown-sub", format!("the session has no subscription '{sub:.64}'"));
-            return self.output.own(|out| refused_ack(out, "unsubscribe", Some(sub), &refusal));
-        };
+        if subscribing.lookup.take_if(|lookup| lookup.interest.sub() == sub).is_some() {
+            return true;
+        }
+        let Some(gone) = subscribing.table.remove(sub) else { return false };
         subscribing.delivery.router.leave(&gone.interest, &subscribing.outlet, gone.id);
         // What is being read is not to be sent when it is of this one as well.
         if subscribing.reading.as_ref().is_some_and(|reading| reading.ids.contains(&gone.id)) {
             subscribing.reading = None;
         }
         self.release();
-        self.output.own(|out| unsubscribe_ack(out, sub));
         self.subscribing.changed = true;
+        true
     }
 
     /// Moves what waits into the output, as far as it has room.

@@ -5,7 +5,7 @@
 //! Owner: `door`, once per connection.
 
 use crate::core::identity::{NameError, VmName};
-use crate::core::limits::HELLO_BYTES;
+use crate::core::limits::{EPOCH_BYTES, HELLO_BYTES};
 
 /// The capability that opens a session of frames.
 pub const BUS_V1: &str = "bus-v1";
@@ -21,8 +21,10 @@ pub struct Hello {
     pub name: VmName,
     /// Lower-case, sorted, each once.
     pub capabilities: Vec<String>,
-    /// A proof of identity, not read yet.
+    /// A proof of identity.
     pub token: Option<String>,
+    /// What the answer repeats, so that a peer on a line which outlives sessions knows which hello it answers.
+    pub epoch: Option<String>,
 }
 
 impl Hello {
@@ -66,6 +68,35 @@ impl From<NameError> for HelloError {
     }
 }
 
+fn is_epoch(text: &str) -> bool {
+    (1..=EPOCH_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// The answer to a hello that opens a session, without its line end.
+pub fn granted(session: &str, epoch: Option<&str>) -> String {
+    epoch.map_or_else(
+        || format!("ok session={session}"),
+        |epoch| format!("ok session={session} epoch={epoch}"),
+    )
+}
+
+/// Takes the next hello out of what came by a line whose bytes may begin anywhere: everything before it is dropped, and
+/// so is a line that is too long.
+pub fn skip_to_hello(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
+    while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+        let mut line: Vec<u8> = bytes.drain(..=end).collect();
+        line.truncate(end);
+        let line = line.strip_suffix(b"\r").unwrap_or(&line);
+        if line.starts_with(b"hello ") && end < HELLO_BYTES {
+            return Some(line.to_vec());
+        }
+    }
+    if bytes.len() >= HELLO_BYTES {
+        bytes.clear();
+    }
+    None
+}
+
 /// Finds the end of the line in what was read so far: the line without its end, and how many bytes it took.
 ///
 /// # Errors
@@ -99,6 +130,7 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloError> {
         name: VmName::parse(name.strip_prefix("vm:").unwrap_or(name))?,
         capabilities: Vec::new(),
         token: None,
+        epoch: None,
     };
     for word in words {
         if let Some(list) = word.strip_prefix("capabilities=") {
@@ -106,6 +138,8 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloError> {
             hello.capabilities.extend(listed);
         } else if let Some(token) = word.strip_prefix("token=") {
             hello.token = Some(token.to_owned());
+        } else if let Some(epoch) = word.strip_prefix("epoch=").filter(|epoch| is_epoch(epoch)) {
+            hello.epoch = Some(epoch.to_owned());
         }
     }
     hello.capabilities.sort();
@@ -124,7 +158,13 @@ mod tests {
             parse_hello(b"hello vm:dev capabilities=Heartbeat,BUS-V1,,bus-v1 lang=go token=s3").unwrap();
         assert_eq!(hello.name.as_str(), "dev");
         assert_eq!(hello.capabilities, ["bus-v1", "heartbeat"]);
-        assert_eq!(hello.token.as_deref(), Some("s3"));
+        assert_eq!((hello.token.as_deref(), &hello.epoch), (Some("s3"), &None));
+        let epoch = |word: &str| parse_hello(format!("hello dev {word}").as_bytes()).unwrap().epoch;
+        assert_eq!(epoch("epoch=7f3A").as_deref(), Some("7f3A"));
+        assert_eq!(
+            (epoch("epoch="), epoch("epoch=a\u{7f}b"), epoch(&format!("epoch={}", "a".repeat(33)))),
+            (None, None, None)
+        );
         assert!(hello.has(BUS_V1) && !hello.has(HOST_BUS));
         assert_eq!(parse_hello(b"hello dev").unwrap().capabilities, Vec::<String>::new());
         for (line, error) in [
@@ -152,7 +192,37 @@ mod tests {
         assert_eq!(take_line(&longest), Ok(Some((&longest[..511], 512))));
     }
 
+    #[test]
+    fn a_hello_is_found_behind_anything() {
+        let mut input = b"\0\0\0\x14{\"type\":\"heartbeat\"}\nhell\n\n\nhello a\r\n\0\0".to_vec();
+        assert_eq!(skip_to_hello(&mut input).as_deref(), Some(&b"hello a"[..]));
+        assert_eq!(input, b"\0\0");
+        for garbage in
+            [vec![b'x'; 70_000], vec![b'\n'; 65_540], [vec![b'h'; 600], b"\nhello".to_vec()].concat()]
+        {
+            input = garbage;
+            assert_eq!(skip_to_hello(&mut input), None);
+            assert!(input.len() < HELLO_BYTES, "bounded");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_hello_is_found_in_any_pieces(
+            garbage in proptest::collection::vec(prop_oneof![Just(b'\n'), any::<u8>()], 0..700),
+            cut in 1usize..40,
+        ) {
+            prop_assume!(!garbage.windows(6).any(|w| w == b"hello "));
+            let whole = [&garbage[..], b"\nhello vm:a epoch=1\nrest"].concat();
+            let (mut input, mut found) = (Vec::new(), None);
+            for piece in whole.chunks(cut) {
+                input.extend_from_slice(piece);
+                found = found.or_else(|| skip_to_hello(&mut input));
+            }
+            prop_assert_eq!(found.as_deref(), Some(&b"hello vm:a epoch=1"[..]));
+            prop_assert_eq!(&input[..], b"rest");
+        }
+
         #[test]
         fn no_line_panics(line in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = take_line(&line);

@@ -199,6 +199,19 @@ pub fn unsubscribe_ack(out: &mut Vec<u8>, sub: &str) {
     });
 }
 
+/// Appends the news that the operator ended a subscription, and why.
+pub fn unsubscribed(out: &mut Vec<u8>, sub: &str, why: &Refusal) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"unsubscribed\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(b"\",\"code\":\"");
+        out.extend_from_slice(why.code.as_bytes());
+        out.extend_from_slice(b"\",\"reason\":\"");
+        string_body(out, &why.reason);
+        out.extend_from_slice(b"\"}");
+    });
+}
+
 /// How the events of a subscription begin: everything before `"seq":`.
 pub fn event_head(sub: &str) -> Box<[u8]> {
     let mut head = b"{\"type\":\"event\",\"sub\":\"".to_vec();
