@@ -113,6 +113,8 @@ fn a_line_is_answered_when_it_is_kept_with_all_that_it_says() {
         "type": "publish", "topic": "t", "id": "i", "key": "k", "headers": {"a": "b"}, "tags": ["c"],
         "caused_by": ["d"], "payload": [1, {"é": null}],
     });
+    assert_eq!(served.pending(), std::slice::from_ref(&want));
+    assert_eq!(program.ask(line)["duplicate"], true, "sent again for want of an answer");
     assert_eq!(served.pending(), [want]);
     let answer = program.ask("{}");
     let id = answer["id"].as_str().unwrap();

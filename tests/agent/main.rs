@@ -8,5 +8,6 @@ mod faults;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod commands;
 mod local;
 mod outbox;

@@ -78,6 +78,8 @@ pub struct Kept {
     pub n: u64,
     /// The publisher's id, or the one that it was given.
     pub id: String,
+    /// It was there before, pending or among those that are shown as sent: it is not kept a second time.
+    pub duplicate: bool,
 }
 
 /// An event that is to be sent.

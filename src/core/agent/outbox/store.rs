@@ -196,31 +196,45 @@ impl Store {
         write_age(&self.db, &self.age)
     }
 
-    /// Keeps these, or refuses all of them.
+    /// Keeps these, or refuses all of them. One whose id is pending or among the sent ones that are shown is kept
+    /// already.
     pub fn put(
         &mut self,
         puts: &[Put],
         bounds: &Bounds,
         gone: &mut Gone,
     ) -> rusqlite::Result<Result<Vec<Kept>, Refusal>> {
-        let bytes: u64 = puts.iter().map(weight).sum();
+        let mut bytes = 0;
+        for put in puts {
+            bytes += self.place_of(&put.id)?.map_or_else(|| weight(put), |_| 0);
+        }
         if let Err(refusal) = self.make_room(bytes, bounds, gone)? {
             self.tally.counts.refused += 1;
             return Ok(Err(refusal));
         }
         let (now, wall) = (self.now(), clock::wall_ms() as i64);
         let insert = "INSERT INTO event (state, id, topic, put_ts, since, weight, frame) VALUES (0, ?1, ?2, ?3, ?4, ?5, ?6)";
-        let mut insert = self.db.prepare(insert)?;
         let mut kept = Vec::with_capacity(puts.len());
         for put in puts {
+            if let Some(n) = self.place_of(&put.id)? {
+                kept.push(Kept { n, id: put.id.clone(), duplicate: true });
+                continue;
+            }
             let bytes = weight(put);
-            let n = insert.insert(params![put.id, put.topic, wall, now, bytes as i64, put.frame])? as u64;
-            kept.push(Kept { n, id: put.id.clone() });
+            let values = params![put.id, put.topic, wall, now, bytes as i64, put.frame];
+            let n = self.db.prepare(insert)?.insert(values)? as u64;
+            kept.push(Kept { n, id: put.id.clone(), duplicate: false });
             self.tally.counts.pending += 1;
             self.tally.counts.bytes += bytes;
             self.tally.last_n = n;
         }
         Ok(Ok(kept))
+    }
+
+    /// Where an event of this id is that need not be kept again.
+    fn place_of(&self, id: &str) -> rusqlite::Result<Option<u64>> {
+        let place = "SELECT n FROM event WHERE id = ?1 AND state <> 2";
+        self.db.query_row(place, [id], |row| Ok(row.get::<_, i64>(0)? as u64)).optional()
     }
 
     /// The broker has these.
@@ -379,6 +393,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Put(Vec<usize>),
+        /// The same id once more, beside another one.
+        Again(usize),
         Sent(usize),
         Failed(usize),
         /// The first so many pending ones get old.
@@ -395,6 +411,7 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         let plain = prop_oneof![
             6 => vec(0usize..3_000, 1..5).prop_map(Op::Put),
+            2 => any::<usize>().prop_map(Op::Again),
             5 => any::<usize>().prop_map(Op::Sent),
             3 => any::<usize>().prop_map(Op::Failed),
             1 => (0usize..4).prop_map(Op::Expire),
@@ -446,21 +463,32 @@ mod tests {
             }
         }
 
-        fn put(&mut self, puts: &[Put], bounds: &Bounds) -> bool {
-            let bytes: u64 = puts.iter().map(weight).sum();
+        /// The places, and whether they were there before; `None`: refused.
+        fn put(&mut self, puts: &[Put], bounds: &Bounds) -> Option<Vec<(u64, bool)>> {
+            let place = |rows: &[Modelled], id: &str| {
+                rows.iter().find(|row| row.id == id && row.state != State::Error).map(|row| row.n)
+            };
+            let is_new = |put: &&Put| place(&self.rows, &put.id).is_none();
+            let bytes: u64 = puts.iter().filter(is_new).map(weight).sum();
             if bounds.when_full == WhenFull::DropOldest && bytes <= bounds.bytes {
                 self.drop_oldest(State::Pending, bounds.bytes - bytes);
             }
             if self.bytes(State::Pending) + bytes > bounds.bytes {
                 self.counts.refused += 1;
-                return false;
+                return None;
             }
+            let mut kept = Vec::new();
             for put in puts {
+                if let Some(n) = place(&self.rows, &put.id) {
+                    kept.push((n, true));
+                    continue;
+                }
                 self.last_n += 1;
                 let (id, bytes) = (put.id.clone(), weight(put));
                 self.rows.push(Modelled { n: self.last_n, id, state: State::Pending, bytes });
+                kept.push((self.last_n, false));
             }
-            true
+            Some(kept)
         }
 
         fn retry(&mut self, which: impl Fn(&Modelled) -> bool) -> u64 {
@@ -526,19 +554,19 @@ mod tests {
                     puts.push(Put::parse(&vm, line.as_bytes(), &mut self.ids, 5).unwrap());
                 }
             }
+            if let Op::Again(which) = op {
+                for line in [format!("{{\"id\":\"{}\"}}", self.id(*which)), "{}".into()] {
+                    puts.push(Put::parse(&vm, line.as_bytes(), &mut self.ids, 5).unwrap());
+                }
+            }
             let store = self.store();
             store.set_durable(false).unwrap();
             store.begin().unwrap();
             match op {
-                Op::Put(_) => {
-                    let kept = store.put(&puts, &bounds, &mut gone).unwrap();
-                    let room = model.put(&puts, &bounds);
-                    assert_eq!(kept.is_ok(), room);
-                    if let Ok(kept) = kept {
-                        let last = model.last_n;
-                        let want = last + 1 - puts.len() as u64..=last;
-                        assert!(kept.iter().map(|kept| kept.n).eq(want));
-                    }
+                Op::Put(_) | Op::Again(_) => {
+                    let kept = store.put(&puts, &bounds, &mut gone).unwrap().ok();
+                    let kept = kept.map(|kept| kept.iter().map(|kept| (kept.n, kept.duplicate)).collect());
+                    assert_eq!(kept, model.put(&puts, &bounds));
                 }
                 Op::Sent(which) => {
                     let pending = model.of(State::Pending);

@@ -93,6 +93,8 @@ impl Writer {
             }
             if let Some(closed) = self.round(group) {
                 self.end();
+                // The lock goes with it: who is told that it is closed may open it.
+                drop(self);
                 // Whoever asked may be gone.
                 let _ = closed.send(());
                 return;
