@@ -60,6 +60,8 @@ pub struct Draft {
     topic_len: u16,
     /// The next draft belongs to the same publish: both or none.
     pub joined: bool,
+    /// The publisher gave the id: the same again is a repeat.
+    pub own_id: bool,
 }
 
 /// Between a VM's name and its topic in the encoding.
@@ -176,6 +178,7 @@ impl Batch {
             vm_len: vm.as_str().len() as u8,
             topic_len: topic_len as u16,
             joined: false,
+            own_id: publish.id.is_some(),
         })
     }
 
@@ -232,6 +235,12 @@ impl Batch {
         &self.tail(draft)[b"\"id\":\"".len()..draft.vm_at as usize - ID_TO_VM.len()]
     }
 
+    /// Who published it.
+    pub fn vm(&self, draft: &Draft) -> &[u8] {
+        let at = draft.vm_at as usize;
+        &self.tail(draft)[at..at + draft.vm_len as usize]
+    }
+
     /// The topic, encoded, without its quotes.
     pub fn topic(&self, draft: &Draft) -> &[u8] {
         let at = draft.vm_at as usize + draft.vm_len as usize + VM_TO_TOPIC.len();
@@ -239,7 +248,8 @@ impl Batch {
     }
 }
 
-/// Where in an event's line its VM and topic stand; kept in the journal's record headers.
+/// What is known of an event's line without reading it: where its VM and topic stand, and whose its id is. Kept in
+/// the journal's record headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// From the line's start to the VM's name.
@@ -248,12 +258,15 @@ pub struct Layout {
     pub vm_len: u8,
     /// The length of the encoded topic, without its quotes.
     pub topic_len: u16,
+    /// The id is the publisher's own.
+    pub own_id: bool,
 }
 
 impl Layout {
     /// The layout of a draft's line whose `{"seq":…,"ts":…,` is `prefix` bytes long.
     pub fn of(draft: &Draft, prefix: usize) -> Self {
-        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len: draft.vm_len, topic_len: draft.topic_len }
+        let Draft { vm_len, topic_len, own_id, .. } = *draft;
+        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len, topic_len, own_id }
     }
 
     /// Where the VM's name stands.
@@ -293,10 +306,24 @@ impl<'a> Event<'a> {
         self.line.get(self.layout.topic()).unwrap_or_default()
     }
 
+    /// Its id, encoded, without its quotes, when the publisher gave it.
+    pub fn own_id(&self) -> Option<&'a [u8]> {
+        const BEGIN: &[u8] = b"\"id\":\"";
+        let head = Some(self.head()).filter(|_| self.layout.own_id)?;
+        // Before it there are only numbers.
+        let at = head.windows(BEGIN.len()).position(|window| window == BEGIN)?;
+        head.get(at + BEGIN.len()..)
+    }
+
+    /// The line up to the end of its id.
+    fn head(&self) -> &'a [u8] {
+        let end = (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len());
+        self.line.get(..end).unwrap_or_default()
+    }
+
     /// Its id is this one, encoded as [`string_body`] does.
     pub fn has_id(&self, encoded: &[u8]) -> bool {
-        let end = (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len());
-        let head = self.line.get(..end).unwrap_or_default();
+        let head = self.head();
         // Quotes inside an id have a backslash before them: these six bytes are where it begins.
         head.strip_suffix(encoded).is_some_and(|head| head.ends_with(b"\"id\":\""))
     }
@@ -420,6 +447,7 @@ mod tests {
         );
         assert_eq!((batch.id(first), batch.topic(first)), (&b"the-id"[..], &b"broadcast"[..]));
         assert_eq!((batch.id(second), batch.topic(second)), (&b"i\\\\1"[..], &b"a\\\"b.c"[..]));
+        assert_eq!((first.own_id, second.own_id), (false, true));
         let text = String::from_utf8(batch.tail(second).to_vec()).unwrap();
         assert!(text.ends_with(
             "\"key\":\"k\",\"headers\":{\"a\":\"1\",\"b\":\"2\"},\"tags\":[\"t\"],\"caused_by\":[\"x\"],\"payload\":[1,             2]}\n"
@@ -476,6 +504,7 @@ mod tests {
             let event = Event { seq: 1, ts: 2, line: &line, layout: Layout::of(&draft, line.len() - tail.len()) };
             prop_assert_eq!(event.vm(), b"dev.box");
             prop_assert_eq!(event.topic(), batch.topic(&draft));
+            prop_assert_eq!((event.vm(), event.own_id()), (batch.vm(&draft), Some(batch.id(&draft))));
             let quoted = [b"\"", event.topic(), b"\""].concat();
             prop_assert_eq!(serde_json::from_slice::<String>(&quoted).unwrap(), topic);
         }

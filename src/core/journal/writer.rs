@@ -16,9 +16,10 @@ use super::disk::Disk;
 use super::look::Next;
 use super::record::{self, Head, Kind, encode};
 use super::recover::Rewritten;
+use super::seen::{Seen, Seqs};
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
-use crate::core::event::{Batch, Event, Layout};
+use crate::core::event::{Batch, Draft, Event, Layout};
 use crate::core::limits::EVENT_BYTES;
 use std::io;
 use std::sync::Arc;
@@ -100,6 +101,8 @@ pub struct Writer {
     poisoned: bool,
     /// A marker says that everything is durable; nothing came after it.
     marked: bool,
+    /// The ids that are durable, and those of `chunk`.
+    seen: Seen,
     chunk: Arc<Committed>,
     /// What is written, in whole blocks.
     blocks: Aligned,
@@ -108,7 +111,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(disk: Arc<dyn Disk>, map: Arc<Map>, next: Next, rewritten: Option<Rewritten>) -> Self {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        map: Arc<Map>,
+        next: Next,
+        rewritten: Option<Rewritten>,
+        seen: Seen,
+    ) -> Self {
         let active = rewritten.map(|Rewritten { spare, segment, rest }| Active {
             spare,
             salt: record::salt(map.journal, segment.first_lsn),
@@ -125,6 +134,7 @@ impl Writer {
             durable_lsn,
             poisoned: false,
             marked: true,
+            seen,
             chunk,
             blocks: Aligned::default(),
             used: Vec::new(),
@@ -158,18 +168,55 @@ impl Writer {
         self.chunk.bytes.len()
     }
 
-    /// Encodes `batch` behind what was pushed; its first seq. `now` is wall time in milliseconds.
+    /// The seqs of `batch` when it is nothing but repeats of what is durable: then nothing is to be written.
+    pub fn repeats(&self, batch: &Batch) -> Option<Seqs> {
+        let pending = self.chunk.first_seq().unwrap_or(self.next.seq);
+        let repeat = |(i, draft): (usize, &Draft)| {
+            let first = if draft.own_id { self.seen.find(batch.vm(draft), batch.id(draft)) } else { None };
+            first.filter(|first| *first < pending).map(|first| (i, first))
+        };
+        let repeats: Option<Vec<_>> = batch.drafts().iter().enumerate().map(repeat).collect();
+        repeats.map(|repeats| Seqs::new(pending, repeats))
+    }
+
+    /// Finds the events of `batch` that are repeats, and takes note of the ids of the others.
+    fn note(&mut self, batch: &Batch) -> Vec<(usize, u64)> {
+        let (mut repeats, mut seq) = (Vec::new(), self.next.seq);
+        for (i, draft) in batch.drafts().iter().enumerate() {
+            match draft.own_id {
+                true => match self.seen.find_or_add(batch.vm(draft), batch.id(draft), seq) {
+                    Some(first) => repeats.push((i, first)),
+                    None => seq += 1,
+                },
+                false => seq += 1,
+            }
+        }
+        repeats
+    }
+
+    /// Encodes `batch` behind what was pushed, but for its repeats; its seqs. `now` is wall time in milliseconds.
     ///
     /// Call only when [`Writer::has_room`].
-    pub fn push(&mut self, batch: &Batch, now: u64) -> u64 {
+    pub fn push(&mut self, batch: &Batch, now: u64) -> Seqs {
         let first_seq = self.next.seq;
-        let Some(active) = &self.active else { return first_seq };
+        if self.active.is_none() {
+            return Seqs::new(first_seq, Vec::new());
+        }
+        let repeats = self.note(batch);
+        let Some(active) = &self.active else { return Seqs::new(first_seq, repeats) };
         let chunk = free_chunk(&mut self.chunk, &mut self.used);
         self.next.ts = self.next.ts.max(now);
         let ts_text = format!(",\"ts\":{},", self.next.ts);
         let mut number = itoa::Buffer::new();
         let mut prefix = Vec::with_capacity(64);
-        for draft in batch.drafts() {
+        let mut behind = &repeats[..];
+        for (i, draft) in batch.drafts().iter().enumerate() {
+            if let Some(((at, _), rest)) = behind.split_first()
+                && *at == i
+            {
+                behind = rest;
+                continue;
+            }
             let tail = batch.tail(draft);
             prefix.clear();
             prefix.extend_from_slice(b"{\"seq\":");
@@ -182,7 +229,7 @@ impl Writer {
                 ts: self.next.ts,
                 synced: self.durable_lsn,
                 kind: Kind::Event,
-                joined: draft.joined,
+                joined: draft.joined && goes_on(batch.drafts(), i, behind),
                 layout,
             };
             let at = chunk.bytes.len() + record::HEAD_BYTES;
@@ -193,8 +240,8 @@ impl Writer {
             self.next.lsn += 1;
             self.next.seq += 1;
         }
-        self.marked = false;
-        first_seq
+        self.marked &= self.next.seq == first_seq;
+        Seqs::new(first_seq, repeats)
     }
 
     /// Writes and syncs what was pushed. On `Ok` it is durable, and comes back for the views.
@@ -206,8 +253,12 @@ impl Writer {
         if chunk.bytes.is_empty() {
             return Ok(chunk);
         }
-        let first = chunk.events.first().map_or(self.next.seq, |e| e.seq);
+        let first = chunk.first_seq().unwrap_or(self.next.seq);
         let written = self.write(&chunk.bytes);
+        match written {
+            Ok(()) => self.seen.keep(),
+            Err(_) => self.seen.forget(),
+        }
         if let Err(CommitError::DiskFull) = written {
             self.next.lsn -= self.next.seq - first;
             self.next.seq = first;
@@ -330,6 +381,12 @@ impl Writer {
         self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES, rest: Vec::new() });
         Ok(())
     }
+}
+
+/// Whether the publish that the draft `i` is in has a later event that is written; `repeats` are those behind it.
+fn goes_on(drafts: &[Draft], i: usize, repeats: &[(usize, u64)]) -> bool {
+    let later = (i + 1..).zip(repeats).take_while(|(next, (at, _))| next == at);
+    later.map(|(next, _)| next).all(|next| drafts[next].joined)
 }
 
 /// What records behind `end` may take of a segment; a marker must fit behind them.
