@@ -102,7 +102,10 @@ fn publish(journal: &Journal, rng: &mut Rng) -> Result<(u64, usize), NotCommitte
     let (batch, _) = draw_batch(rng, 2000);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let outcome = journal.submit(rng.below(3), batch, permit).blocking_recv();
-    outcome.unwrap_or(Err(NotCommitted::Unknown)).map(|receipt| (receipt.first_seq, receipt.batch.len()))
+    outcome.unwrap_or(Err(NotCommitted::Unknown)).map(|receipt| {
+        let count = receipt.batch.len();
+        (receipt.last_seq() + 1 - count as u64, count)
+    })
 }
 
 #[test]

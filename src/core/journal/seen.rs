@@ -276,7 +276,7 @@ mod tests {
                     }
                 }
             }
-            for (vm, id) in (0..4).flat_map(|vm| (0..700).map(move |id| (vm, id))) {
+            for (vm, id) in (0..4u8).flat_map(|vm| (0..700u16).map(move |id| (vm, id))) {
                 prop_assert_eq!(seen.find(&[vm], &id.to_le_bytes()), naive.find(vm, id), "{} {}", vm, id);
             }
         }
