@@ -7,6 +7,8 @@
 //! Always holds: an encoded event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its
 //! last byte. Pure. Owner: the session fills a [`Batch`]; the journal takes it and gives it back.
 
+mod string;
+
 use super::identity::VmName;
 use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
 use super::refusal::Refusal;
@@ -17,6 +19,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+pub use string::string_body;
 
 /// A string that borrows from the frame unless it has escapes.
 #[derive(Debug, Deserialize)]
@@ -64,7 +67,9 @@ pub struct Draft {
     pub own_id: bool,
 }
 
-/// Between a VM's name and its topic in the encoding.
+/// Before an id in the encoding.
+const ID: &[u8] = b"\"id\":\"";
+/// Between a VM's name and its topic.
 const VM_TO_TOPIC: &str = "\",\"topic\":\"";
 /// Between an id and the VM's name.
 const ID_TO_VM: &str = "\",\"vm\":\"";
@@ -113,7 +118,7 @@ impl Batch {
         };
         let out = &mut self.bytes;
         let start = out.len();
-        out.extend_from_slice(b"\"id\":\"");
+        out.extend_from_slice(ID);
         match &publish.id {
             None => new_id(out),
             Some(id) => {
@@ -232,24 +237,21 @@ impl Batch {
 
     /// The id, encoded, without its quotes.
     pub fn id(&self, draft: &Draft) -> &[u8] {
-        &self.tail(draft)[b"\"id\":\"".len()..draft.vm_at as usize - ID_TO_VM.len()]
+        &self.tail(draft)[ID.len()..draft.vm_at as usize - ID_TO_VM.len()]
     }
 
     /// Who published it.
     pub fn vm(&self, draft: &Draft) -> &[u8] {
-        let at = draft.vm_at as usize;
-        &self.tail(draft)[at..at + draft.vm_len as usize]
+        &self.tail(draft)[Layout::of(draft, 0).vm()]
     }
 
     /// The topic, encoded, without its quotes.
     pub fn topic(&self, draft: &Draft) -> &[u8] {
-        let at = draft.vm_at as usize + draft.vm_len as usize + VM_TO_TOPIC.len();
-        &self.tail(draft)[at..at + draft.topic_len as usize]
+        &self.tail(draft)[Layout::of(draft, 0).topic()]
     }
 }
 
-/// What is known of an event's line without reading it: where its VM and topic stand, and whose its id is. Kept in
-/// the journal's record headers.
+/// Where in an event's line its VM and topic stand, and whose its id is; kept in the journal's record headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// From the line's start to the VM's name.
@@ -306,26 +308,22 @@ impl<'a> Event<'a> {
         self.line.get(self.layout.topic()).unwrap_or_default()
     }
 
-    /// Its id, encoded, without its quotes, when the publisher gave it.
-    pub fn own_id(&self) -> Option<&'a [u8]> {
-        const BEGIN: &[u8] = b"\"id\":\"";
-        let head = Some(self.head()).filter(|_| self.layout.own_id)?;
+    /// Its id, encoded, without its quotes.
+    pub fn id(&self) -> &'a [u8] {
         // Before it there are only numbers.
-        let at = head.windows(BEGIN.len()).position(|window| window == BEGIN)?;
-        head.get(at + BEGIN.len()..)
+        let at = self.line.windows(ID.len()).position(|window| window == ID).map_or(0, |at| at + ID.len());
+        self.line.get(at..self.id_end()).unwrap_or_default()
     }
 
-    /// The line up to the end of its id.
-    fn head(&self) -> &'a [u8] {
-        let end = (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len());
-        self.line.get(..end).unwrap_or_default()
+    fn id_end(&self) -> usize {
+        (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len())
     }
 
     /// Its id is this one, encoded as [`string_body`] does.
     pub fn has_id(&self, encoded: &[u8]) -> bool {
-        let head = self.head();
+        let head = self.line.get(..self.id_end()).unwrap_or_default();
         // Quotes inside an id have a backslash before them: these six bytes are where it begins.
-        head.strip_suffix(encoded).is_some_and(|head| head.ends_with(b"\"id\":\""))
+        head.strip_suffix(encoded).is_some_and(|head| head.ends_with(ID))
     }
 
     /// The VM whose mailbox (`vm:<name>`) this was sent to. A name has nothing that JSON escapes.
@@ -398,22 +396,6 @@ fn encode_strings(
     out.extend_from_slice(field.as_bytes());
     out.extend_from_slice(b"\":");
     serde_json::to_writer(&mut *out, &strings).map_err(wrong)
-}
-
-/// Appends `text` as the inside of a JSON string.
-pub fn string_body(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
-        out.extend_from_slice(text.as_bytes());
-        return;
-    }
-    for c in text.chars() {
-        match c {
-            '"' => out.extend_from_slice(b"\\\""),
-            '\\' => out.extend_from_slice(b"\\\\"),
-            '\0'..='\x1f' => out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes()),
-            _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -504,7 +486,7 @@ mod tests {
             let event = Event { seq: 1, ts: 2, line: &line, layout: Layout::of(&draft, line.len() - tail.len()) };
             prop_assert_eq!(event.vm(), b"dev.box");
             prop_assert_eq!(event.topic(), batch.topic(&draft));
-            prop_assert_eq!((event.vm(), event.own_id()), (batch.vm(&draft), Some(batch.id(&draft))));
+            prop_assert_eq!((event.vm(), event.id()), (batch.vm(&draft), batch.id(&draft)));
             let quoted = [b"\"", event.topic(), b"\""].concat();
             prop_assert_eq!(serde_json::from_slice::<String>(&quoted).unwrap(), topic);
         }

@@ -10,7 +10,7 @@
 //! durable, and takes no room. Owner: [`super::Journal`].
 
 use super::inbox::{Next, Rounds};
-use super::seen::Seqs;
+use super::repeats::Seqs;
 use super::spare::Spares;
 use super::writer::{CommitError, Committed, Writer};
 use crate::core::clock::wall_ms;

@@ -7,8 +7,8 @@
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records, `look.rs` what
-//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `seen.rs` which ids are
-//! repeats, `refill.rs` the same after a start. Owner: `broker.rs`.
+//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs` and `seen.rs` which
+//! events are repeats, `refill.rs` the same after a start. Owner: `broker.rs`.
 
 pub mod aligned;
 mod commit;
@@ -23,6 +23,7 @@ pub mod read;
 pub mod record;
 mod recover;
 mod refill;
+mod repeats;
 pub mod retain;
 mod scan;
 mod seen;
@@ -36,7 +37,7 @@ pub use damage::{Damage, Found};
 pub use look::OpenError;
 pub use lookup::SeqAt;
 pub use recover::Report;
-pub use seen::Seqs;
+pub use repeats::Seqs;
 
 use super::clock::wall_ms;
 use super::event::Batch;

@@ -21,8 +21,8 @@ pub(super) fn refill(disk: &Arc<dyn Disk>, map: &Arc<Map>) -> io::Result<Seen> {
     let mut reader = Reader::new(disk.clone(), map.clone(), begin(&**disk, map)?);
     loop {
         let read = reader.read(WINDOW, &mut |event| {
-            if let Some(id) = event.own_id() {
-                seen.add(event.vm(), id, event.seq);
+            if event.layout.own_id {
+                seen.add(event.vm(), event.id(), event.seq);
             }
         })?;
         // So that it does not outgrow its bound.

@@ -60,7 +60,8 @@ impl Seen {
         found
     }
 
-    /// The event `seq` of `vm` was stored with this `id`, the same as an older one or not.
+    /// The event `seq` of `vm` is durable and has this `id`, the same as an older one or not. Only while nothing was
+    /// added that may still be forgotten.
     pub fn add(&mut self, vm: &[u8], id: &[u8], seq: u64) {
         let (hash, ring) = (self.hash(id), self.ring_of(vm));
         // It is stored: nothing brings back what gives way.
@@ -171,45 +172,6 @@ impl Ring {
     }
 }
 
-/// Which seqs the events of a batch have: one after the other, and a repeat that of the event it repeats.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seqs {
-    /// What the first one has that is no repeat, or would have.
-    first: u64,
-    /// Which of them are repeats, in order, and of which event.
-    repeats: Vec<(usize, u64)>,
-}
-
-impl Seqs {
-    pub(super) fn new(first: u64, repeats: Vec<(usize, u64)>) -> Self {
-        Seqs { first, repeats }
-    }
-
-    /// The seq of each, and whether it is a repeat. It does not end: the batch knows how many there are.
-    pub fn each(&self) -> impl Iterator<Item = (u64, bool)> + '_ {
-        let (mut next, mut repeats) = (self.first, self.repeats.iter().peekable());
-        (0..).map(move |i| match repeats.next_if(|(at, _)| *at == i) {
-            Some((_, first)) => (*first, true),
-            None => {
-                next += 1;
-                (next - 1, false)
-            }
-        })
-    }
-
-    /// How many are repeats.
-    pub fn repeats(&self) -> usize {
-        self.repeats.len()
-    }
-
-    /// The highest of the first `events`; 0 of none.
-    pub fn highest(&self, events: usize) -> u64 {
-        let written = events.saturating_sub(self.repeats.len()) as u64;
-        let own = if written > 0 { self.first + written - 1 } else { 0 };
-        self.repeats.iter().map(|(_, first)| *first).max().unwrap_or(0).max(own)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,20 +241,6 @@ mod tests {
             for (vm, id) in (0..4u8).flat_map(|vm| (0..700u16).map(move |id| (vm, id))) {
                 prop_assert_eq!(seen.find(&[vm], &id.to_le_bytes()), naive.find(vm, id), "{} {}", vm, id);
             }
-        }
-
-        #[test]
-        fn seqs_go_on_past_repeats(first in 1u64..1000, repeats in proptest::collection::vec(proptest::option::of(1u64..1000), 0..40)) {
-            let at: Vec<(usize, u64)> =
-                repeats.iter().enumerate().filter_map(|(i, seq)| Some((i, (*seq)?))).collect();
-            let seqs = Seqs::new(first, at);
-            let mut next = first..;
-            let want: Vec<(u64, bool)> = repeats
-                .iter()
-                .map(|repeat| repeat.map_or_else(|| (next.next().unwrap(), false), |seq| (seq, true)))
-                .collect();
-            prop_assert_eq!(seqs.each().take(want.len()).collect::<Vec<_>>(), want.clone());
-            prop_assert_eq!(seqs.highest(want.len()), want.iter().map(|(seq, _)| *seq).max().unwrap_or(0));
         }
     }
 

@@ -16,10 +16,11 @@ use super::disk::Disk;
 use super::look::Next;
 use super::record::{self, Head, Kind, encode};
 use super::recover::Rewritten;
-use super::seen::{Seen, Seqs};
+use super::repeats::Seqs;
+use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
-use crate::core::event::{Batch, Draft, Event, Layout};
+use crate::core::event::{Batch, Event, Layout};
 use crate::core::limits::EVENT_BYTES;
 use std::io;
 use std::sync::Arc;
@@ -170,28 +171,7 @@ impl Writer {
 
     /// The seqs of `batch` when it is nothing but repeats of what is durable: then nothing is to be written.
     pub fn repeats(&self, batch: &Batch) -> Option<Seqs> {
-        let pending = self.chunk.first_seq().unwrap_or(self.next.seq);
-        let repeat = |(i, draft): (usize, &Draft)| {
-            let first = if draft.own_id { self.seen.find(batch.vm(draft), batch.id(draft)) } else { None };
-            first.filter(|first| *first < pending).map(|first| (i, first))
-        };
-        let repeats: Option<Vec<_>> = batch.drafts().iter().enumerate().map(repeat).collect();
-        repeats.map(|repeats| Seqs::new(pending, repeats))
-    }
-
-    /// Finds the events of `batch` that are repeats, and takes note of the ids of the others.
-    fn note(&mut self, batch: &Batch) -> Vec<(usize, u64)> {
-        let (mut repeats, mut seq) = (Vec::new(), self.next.seq);
-        for (i, draft) in batch.drafts().iter().enumerate() {
-            match draft.own_id {
-                true => match self.seen.find_or_add(batch.vm(draft), batch.id(draft), seq) {
-                    Some(first) => repeats.push((i, first)),
-                    None => seq += 1,
-                },
-                false => seq += 1,
-            }
-        }
-        repeats
+        Seqs::of_repeats(batch, self.chunk.first_seq().unwrap_or(self.next.seq), &self.seen)
     }
 
     /// Encodes `batch` behind what was pushed, but for its repeats; its seqs. `now` is wall time in milliseconds.
@@ -199,22 +179,15 @@ impl Writer {
     /// Call only when [`Writer::has_room`].
     pub fn push(&mut self, batch: &Batch, now: u64) -> Seqs {
         let first_seq = self.next.seq;
-        if self.active.is_none() {
-            return Seqs::new(first_seq, Vec::new());
-        }
-        let repeats = self.note(batch);
-        let Some(active) = &self.active else { return Seqs::new(first_seq, repeats) };
+        let Some(active) = &self.active else { return Seqs::default() };
+        let seqs = Seqs::give(batch, first_seq, &mut self.seen);
         let chunk = free_chunk(&mut self.chunk, &mut self.used);
         self.next.ts = self.next.ts.max(now);
         let ts_text = format!(",\"ts\":{},", self.next.ts);
         let mut number = itoa::Buffer::new();
         let mut prefix = Vec::with_capacity(64);
-        let mut behind = &repeats[..];
-        for (i, draft) in batch.drafts().iter().enumerate() {
-            if let Some(((at, _), rest)) = behind.split_first()
-                && *at == i
-            {
-                behind = rest;
+        for ((i, draft), (_, repeat)) in batch.drafts().iter().enumerate().zip(seqs.each()) {
+            if repeat {
                 continue;
             }
             let tail = batch.tail(draft);
@@ -229,7 +202,7 @@ impl Writer {
                 ts: self.next.ts,
                 synced: self.durable_lsn,
                 kind: Kind::Event,
-                joined: draft.joined && goes_on(batch.drafts(), i, behind),
+                joined: seqs.goes_on(batch.drafts(), i),
                 layout,
             };
             let at = chunk.bytes.len() + record::HEAD_BYTES;
@@ -241,7 +214,7 @@ impl Writer {
             self.next.seq += 1;
         }
         self.marked &= self.next.seq == first_seq;
-        Seqs::new(first_seq, repeats)
+        seqs
     }
 
     /// Writes and syncs what was pushed. On `Ok` it is durable, and comes back for the views.
@@ -381,12 +354,6 @@ impl Writer {
         self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES, rest: Vec::new() });
         Ok(())
     }
-}
-
-/// Whether the publish that the draft `i` is in has a later event that is written; `repeats` are those behind it.
-fn goes_on(drafts: &[Draft], i: usize, repeats: &[(usize, u64)]) -> bool {
-    let later = (i + 1..).zip(repeats).take_while(|(next, (at, _))| next == at);
-    later.map(|(next, _)| next).all(|next| drafts[next].joined)
 }
 
 /// What records behind `end` may take of a segment; a marker must fit behind them.
