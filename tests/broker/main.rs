@@ -10,6 +10,7 @@ mod support;
 mod bench;
 mod config;
 mod drain;
+mod duplicates;
 mod exit_codes;
 mod fake_broker;
 mod handshake;
