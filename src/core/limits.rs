@@ -102,6 +102,8 @@ pub const OUTBOX_BYTES: u64 = 64 * 1024 * 1024;
 pub const OUTBOX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Events that an outbox shows as sent; older ones are forgotten.
 pub const OUTBOX_SENT: u64 = 1000;
+/// Damaged outboxes that are kept; with one more the agent does not begin a new one.
+pub const OUTBOX_ASIDES: usize = 8;
 /// Events of an outbox on their way to the broker, which remembers twice as many ids of a VM …
 pub const DRAIN_EVENTS: usize = 128;
 /// … and the bytes of their frames.

@@ -4,6 +4,7 @@
 //! Always holds: nothing is held open while rows are handed out, so that a slow reader of a list keeps no log from
 //! being written back; a change is one transaction. Owner: `castra agent outbox`.
 
+use super::facts::{read_age, read_text};
 use super::folder::database;
 use super::open::connect_beside;
 use super::store::{self, trouble};
@@ -110,7 +111,7 @@ pub fn find(state_dir: &Path) -> Result<PathBuf, Refusal> {
 pub fn summary(path: &Path) -> Result<Summary, Refusal> {
     let db = connect_beside(path, true)?;
     let read = || -> rusqlite::Result<Summary> {
-        let said = store::read_text(&db, "said")?.filter(|said| !said.is_empty());
+        let said = read_text(&db, "said")?.filter(|said| !said.is_empty());
         Ok(Summary { said, counts: Counts::default() })
     };
     let said = read().map_err(|e| trouble(&e))?;
@@ -192,7 +193,7 @@ pub fn retry(path: &Path, which: Which<'_>) -> Result<(u64, Vec<String>), Refusa
                  WHERE state = 2 AND frame IS NOT NULL AND (?2 IS NULL OR id = ?2) ORDER BY n";
     let old = "DELETE FROM event WHERE state = 2 AND (?1 IS NULL OR id = ?1)";
     change(path, which, |db, id| {
-        let now = store::read_age(db)?.ms;
+        let now = read_age(db)?.ms;
         let n = db.execute(again, params![now, id])?;
         db.execute(old, [id])?;
         Ok(n as u64)

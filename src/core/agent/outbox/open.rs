@@ -38,6 +38,7 @@ CREATE TABLE event (
   frame BLOB
 );
 CREATE INDEX event_state ON event (state, n);
+CREATE INDEX event_id ON event (id);
 CREATE TABLE cursor (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, ts INTEGER NOT NULL, id TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE fact (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 ";
