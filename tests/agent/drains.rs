@@ -40,7 +40,7 @@ fn what_is_published_while_the_broker_is_away_is_sent_in_order_once_it_is_there(
     }
     let last = agent.outbox().pop().unwrap();
     assert_eq!(last["counts"]["pending"], 300, "{last}");
-    assert!(last["last_error"].to_string().contains("no broker answers"), "{last}");
+    wait_for_error(&agent, "no broker answers");
     let broker = Broker::start(&root);
     let all = wait_for_ids(&broker, 300);
     let want: Vec<String> = (0..300).map(|n| format!("a{n}")).collect();
@@ -129,6 +129,14 @@ fn kills_of_the_broker_and_the_agent_lose_nothing() {
     println!("{} events stored, {} of them again", all.len(), all.len() - first.len());
 }
 
+/// Why nothing is sent is written down within a second.
+fn wait_for_error(agent: &Agent, error: &str) {
+    eventually(error, || {
+        let last = agent.outbox().pop()?;
+        last["last_error"].to_string().contains(error).then_some(())
+    });
+}
+
 fn publish_ids(agent: &Agent, ids: &[&str]) {
     let mut local = agent.program();
     for id in ids {
@@ -161,8 +169,7 @@ fn nothing_overtakes_what_is_refused_for_now_and_what_is_refused_for_good_stands
     let again = session.receive().unwrap();
     assert_eq!(id(&again), "c");
     assert!(session.poll().is_none(), "d waits for it");
-    let waiting = agent.outbox().pop().unwrap();
-    assert!(waiting["last_error"].to_string().contains("disk-full"), "{waiting}");
+    wait_for_error(&agent, "disk-full");
     session.ack(&again, 2);
     let last = session.receive().unwrap();
     assert_eq!(id(&last), "d");

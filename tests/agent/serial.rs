@@ -186,7 +186,9 @@ fn a_line_serves_one_agent_after_the_other_and_one_broker_after_the_other() {
     let broker = Broker::start(&root);
     agent.program().publish(r#"{"topic":"a","id":"3"}"#);
     agent.drained();
-    assert_eq!(ids(&broker), ["1", "2", "3"]);
+    // Logs are written a moment later.
+    let all = eventually("three lines", || Some(ids(&broker)).filter(|all| all.len() >= 3));
+    assert_eq!(all, ["1", "2", "3"]);
     let handled = eventually("three events", || {
         let text = std::fs::read_to_string(&out).unwrap_or_default();
         (text.lines().count() >= 3).then_some(text)

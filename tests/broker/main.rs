@@ -11,6 +11,7 @@ mod bench;
 mod config;
 mod config_vms;
 mod drain;
+mod duplicates;
 mod exit_codes;
 mod fake_broker;
 mod handshake;

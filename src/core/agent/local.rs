@@ -9,7 +9,7 @@
 //! without waiting for answers are committed together; what a program may have under way is bounded, and one that
 //! takes no answers is cut off (invariant 6). Owner: the agent.
 
-use super::outbox::{Outbox, Put, Receipt};
+use super::outbox::{Kept, Outbox, Put, Receipt};
 use crate::core::clock;
 use crate::core::door::unix;
 use crate::core::event::string_body;
@@ -221,7 +221,7 @@ async fn write(mut writer: OwnedWriteHalf, mut owed: mpsc::Receiver<Owed>) -> Re
                 }
             },
         };
-        write_answer(&mut out, answer.as_ref().map(|kept| kept.first().map_or("", |kept| kept.id.as_str())));
+        write_answer(&mut out, answer.as_ref().map(Vec::as_slice));
         if out.len() >= GATHER {
             flush(&mut writer, &mut out, &mut gone).await?;
         }
@@ -239,18 +239,23 @@ async fn flush(writer: &mut OwnedWriteHalf, out: &mut Vec<u8>, gone: &mut bool) 
     Ok(())
 }
 
-fn write_answer(out: &mut Vec<u8>, answer: Result<&str, &Refusal>) {
+fn write_answer(out: &mut Vec<u8>, answer: Result<&[Kept], &Refusal>) {
     match answer {
-        Ok(id) => {
+        Ok(kept) => {
             out.extend_from_slice(b"{\"status\":\"ok\",\"id\":\"");
-            string_body(out, id);
+            string_body(out, kept.first().map_or("", |kept| &kept.id));
+            out.push(b'"');
+            if kept.first().is_some_and(|kept| kept.duplicate) {
+                out.extend_from_slice(b",\"duplicate\":true");
+            }
         }
         Err(refusal) => {
             out.extend_from_slice(b"{\"status\":\"error\",\"code\":\"");
             string_body(out, refusal.code);
             out.extend_from_slice(b"\",\"reason\":\"");
             string_body(out, &refusal.reason);
+            out.push(b'"');
         }
     }
-    out.extend_from_slice(b"\"}\n");
+    out.extend_from_slice(b"}\n");
 }

@@ -5,6 +5,7 @@
 
 use super::OutboxError;
 use crate::core::clock;
+use crate::core::limits::OUTBOX_ASIDES;
 use crate::core::state_root::{StateRootError, make_dir, sync_dir};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -96,6 +97,18 @@ impl Folder {
     /// Renames the database and what is beside it; what it is called now. SQLite finds the log beside the new name.
     pub fn put_aside(&self) -> Result<PathBuf, OutboxError> {
         let path = self.database();
+        let asides = std::fs::read_dir(&self.path).map_err(failed("list", &self.path))?;
+        let is_aside = |name: &std::ffi::OsStr| {
+            let name = name.as_encoded_bytes();
+            name.starts_with(b"outbox.db.damaged-")
+                && !BESIDE.iter().any(|end| name.ends_with(end.as_bytes()))
+        };
+        let asides = asides.filter(|entry| entry.as_ref().is_ok_and(|entry| is_aside(&entry.file_name())));
+        if asides.count() >= OUTBOX_ASIDES {
+            let why =
+                format!("{OUTBOX_ASIDES} damaged ones are there already; look at them, and remove them");
+            return Err(failed("put aside", &path)(io::Error::other(why)));
+        }
         let time = clock::wall_ms() / 1000;
         let free = |path: &PathBuf| std::fs::symlink_metadata(path).is_err();
         let aside = (0..1000)

@@ -11,24 +11,30 @@
 
 mod age;
 pub mod edit;
+mod facts;
+mod folded;
 mod folder;
 mod open;
 mod put;
+mod reopen;
+mod request;
+mod room;
 mod store;
 mod writer;
 
 pub use folder::STATE_DIR_FILES;
 pub use put::Put;
 
-use super::super::limits::{OUTBOX_AGE, OUTBOX_BYTES, OUTBOX_WAITING};
-use super::super::refusal::Refusal;
+use crate::core::limits::{OUTBOX_AGE, OUTBOX_BYTES, OUTBOX_WAITING};
+use crate::core::refusal::Refusal;
 use folder::Folder;
+use request::Request;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
-use writer::{Request, Writer};
+use writer::Writer;
 
 /// What may be kept, and what happens at more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,8 @@ pub struct Kept {
     pub n: u64,
     /// The publisher's id, or the one that it was given.
     pub id: String,
+    /// It was there before, pending or among those that are shown as sent: it is not kept a second time.
+    pub duplicate: bool,
 }
 
 /// An event that is to be sent.

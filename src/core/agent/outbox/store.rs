@@ -10,7 +10,8 @@
 //! sent have no frame. Owner: `writer.rs`, and `edit.rs` for the commands; both call it within a transaction.
 
 use super::age::Age;
-use super::{Bounds, Counts, Cursor, Entry, Kept, Put, Sent, WhenFull};
+use super::facts::{COUNTERS, counter, read_age, read_number, write_age, write_fact};
+use super::{Bounds, Counts, Cursor, Entry, Kept, Put, Sent};
 use crate::core::clock;
 use crate::core::limits::OUTBOX_SENT;
 use crate::core::refusal::Refusal;
@@ -18,16 +19,11 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 /// What a row takes besides its frame, as the bounds count it, in bytes.
 pub const ROW_BYTES: u64 = 128;
-/// Rows that are looked at together where some are to go.
-const PIECE: i64 = 256;
 
 /// The states, as they are stored.
 pub(super) const PENDING: i64 = 0;
 pub(super) const SENT: i64 = 1;
 pub(super) const ERROR: i64 = 2;
-
-/// Counted over the life of the file, in its table `fact`.
-const COUNTERS: [&str; 5] = ["sent", "duplicate", "dropped", "refused", "expired"];
 
 /// What there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +54,16 @@ pub(super) fn trouble(error: &rusqlite::Error) -> Refusal {
             Refusal::new("outbox-disk-full", why)
         }
         _ => Refusal::new("outbox-failed", format!("the outbox's database failed: {error}")),
+    }
+}
+
+/// The same for a command, which opens what it is given: the file may be none.
+pub(super) fn trouble_beside(error: &rusqlite::Error) -> Refusal {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            Refusal::new("outbox-damaged", format!("it is damaged: {error}"))
+        }
+        _ => trouble(error),
     }
 }
 
@@ -200,26 +206,34 @@ impl Store {
         write_age(&self.db, &self.age)
     }
 
-    /// Keeps these, or refuses all of them.
+    /// Keeps these, or refuses all of them. One whose id is pending or among the sent ones that are shown is kept
+    /// already.
     pub fn put(
         &mut self,
         puts: &[Put],
         bounds: &Bounds,
         gone: &mut Gone,
     ) -> rusqlite::Result<Result<Vec<Kept>, Refusal>> {
-        let bytes: u64 = puts.iter().map(weight).sum();
+        let mut bytes = 0;
+        for put in puts {
+            bytes += self.place_of(&put.id)?.map_or_else(|| weight(put), |_| 0);
+        }
         if let Err(refusal) = self.make_room(bytes, bounds, gone)? {
             self.tally.counts.refused += 1;
             return Ok(Err(refusal));
         }
         let (now, wall) = (self.now(), clock::wall_ms() as i64);
         let insert = "INSERT INTO event (state, id, topic, put_ts, since, weight, frame) VALUES (0, ?1, ?2, ?3, ?4, ?5, ?6)";
-        let mut insert = self.db.prepare(insert)?;
         let mut kept = Vec::with_capacity(puts.len());
         for put in puts {
+            if let Some(n) = self.place_of(&put.id)? {
+                kept.push(Kept { n, id: put.id.clone(), duplicate: true });
+                continue;
+            }
             let bytes = weight(put);
-            let n = insert.insert(params![put.id, put.topic, wall, now, bytes as i64, put.frame])? as u64;
-            kept.push(Kept { n, id: put.id.clone() });
+            let values = params![put.id, put.topic, wall, now, bytes as i64, put.frame];
+            let n = self.db.prepare(insert)?.insert(values)? as u64;
+            kept.push(Kept { n, id: put.id.clone(), duplicate: false });
             self.tally.counts.pending += 1;
             self.tally.counts.bytes += bytes;
             self.tally.last_n = n;
@@ -227,59 +241,10 @@ impl Store {
         Ok(Ok(kept))
     }
 
-    fn make_room(
-        &mut self,
-        bytes: u64,
-        bounds: &Bounds,
-        gone: &mut Gone,
-    ) -> rusqlite::Result<Result<(), Refusal>> {
-        if bytes <= bounds.bytes && bounds.when_full == WhenFull::DropOldest {
-            let most = bounds.bytes - bytes;
-            gone.pending += self.drop_oldest(PENDING, most)?;
-        }
-        if self.tally.counts.bytes + bytes <= bounds.bytes {
-            return Ok(Ok(()));
-        }
-        let has = self.tally.counts.pending;
-        let why = format!(
-            "{has} events are pending and no room is left for {bytes} bytes of {} that are allowed; it has room again \
-             when the broker takes them",
-            bounds.bytes
-        );
-        Ok(Err(Refusal::new("outbox-full", why)))
-    }
-
-    /// Drops the oldest rows of a state until they take `most` bytes. How many went.
-    fn drop_oldest(&mut self, state: i64, most: u64) -> rusqlite::Result<u64> {
-        let mut gone = 0;
-        loop {
-            let counts = &mut self.tally.counts;
-            let (number, bytes) = match state {
-                PENDING => (&mut counts.pending, &mut counts.bytes),
-                _ => (&mut counts.error, &mut self.tally.error_bytes),
-            };
-            if *bytes <= most {
-                break;
-            }
-            let oldest = "SELECT n, weight FROM event WHERE state = ?1 ORDER BY n LIMIT ?2";
-            let mut oldest = self.db.prepare(oldest)?;
-            let mut rows = oldest.query([state, PIECE])?;
-            let (mut last, mut went) = (None, 0);
-            while let Some(row) = rows.next()?
-                && *bytes > most
-            {
-                last = Some(row.get::<_, i64>(0)?);
-                *bytes = bytes.saturating_sub(row.get::<_, i64>(1)? as u64);
-                went += 1;
-            }
-            drop(rows);
-            let Some(last) = last else { break };
-            self.db.execute("DELETE FROM event WHERE state = ?1 AND n <= ?2", [state, last])?;
-            *number = number.saturating_sub(went);
-            counts.dropped += went;
-            gone += went;
-        }
-        Ok(gone)
+    /// Where an event of this id is that need not be kept again.
+    fn place_of(&self, id: &str) -> rusqlite::Result<Option<u64>> {
+        let place = "SELECT n FROM event WHERE id = ?1 AND state <> 2";
+        self.db.query_row(place, [id], |row| Ok(row.get::<_, i64>(0)? as u64)).optional()
     }
 
     /// The broker has these.
@@ -345,11 +310,6 @@ impl Store {
         counts.bytes = counts.bytes.saturating_sub(bytes);
         counts.error += number;
         self.tally.error_bytes += bytes;
-    }
-
-    fn bound_errors(&mut self, bounds: &Bounds, gone: &mut Gone) -> rusqlite::Result<()> {
-        gone.error += self.drop_oldest(ERROR, bounds.bytes / 4)?;
-        Ok(())
     }
 
     /// Whether something is pending for too long.
@@ -421,52 +381,390 @@ fn weight(put: &Put) -> u64 {
     put.frame.len() as u64 + ROW_BYTES
 }
 
-fn counter<'c>(counts: &'c mut Counts, name: &str) -> &'c mut u64 {
-    match name {
-        "sent" => &mut counts.sent,
-        "duplicate" => &mut counts.duplicate,
-        "dropped" => &mut counts.dropped,
-        "refused" => &mut counts.refused,
-        _ => &mut counts.expired,
-    }
-}
-
 fn state_of(db: &Connection, n: u64) -> rusqlite::Result<Option<(i64, u64)>> {
     let state = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64));
     db.query_row("SELECT state, weight FROM event WHERE n = ?1", [n as i64], state).optional()
 }
 
-/// A number of the table `fact`.
-pub(super) fn read_number(db: &Connection, name: &str) -> rusqlite::Result<Option<i64>> {
-    db.query_row("SELECT value FROM fact WHERE name = ?1", [name], |row| row.get(0)).optional()
-}
+#[cfg(test)]
+mod tests {
+    use super::super::folder::Folder;
+    use super::super::{OutboxError, WhenFull, edit, open};
+    use super::*;
+    use crate::core::identity::VmName;
+    use crate::core::ids::IdSource;
+    use edit::{State, Which};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::path::Path;
+    use std::time::Duration;
 
-/// A text of the table `fact`.
-pub(super) fn read_text(db: &Connection, name: &str) -> rusqlite::Result<Option<String>> {
-    db.query_row("SELECT value FROM fact WHERE name = ?1", [name], |row| row.get(0)).optional()
-}
+    /// What may happen to an outbox; numbers choose among what is there.
+    #[derive(Clone, Debug)]
+    enum Op {
+        Put(Vec<usize>),
+        /// The same id once more, beside another one.
+        Again(usize),
+        Sent(usize),
+        Failed(usize),
+        /// The first so many pending ones get old.
+        Expire(usize),
+        Retry(usize),
+        RetryAll,
+        Purge(usize),
+        PurgeAll(State),
+        /// The transaction of this is undone.
+        Undone(Box<Op>),
+        Reopen,
+    }
 
-fn write_fact(db: &Connection, name: &str, value: &dyn rusqlite::ToSql) -> rusqlite::Result<()> {
-    db.execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?1, ?2)", params![name, value]).map(drop)
-}
+    fn op() -> impl Strategy<Value = Op> {
+        let plain = prop_oneof![
+            6 => vec(0usize..3_000, 1..5).prop_map(Op::Put),
+            2 => any::<usize>().prop_map(Op::Again),
+            5 => any::<usize>().prop_map(Op::Sent),
+            3 => any::<usize>().prop_map(Op::Failed),
+            1 => (0usize..4).prop_map(Op::Expire),
+        ];
+        let beside = prop_oneof![
+            2 => any::<usize>().prop_map(Op::Retry),
+            1 => Just(Op::RetryAll),
+            1 => any::<usize>().prop_map(Op::Purge),
+            1 => prop_oneof![Just(State::Sent), Just(State::Error), Just(State::Pending)].prop_map(Op::PurgeAll),
+            1 => Just(Op::Reopen),
+        ];
+        prop_oneof![
+            8 => plain.clone(),
+            3 => beside,
+            1 => plain.prop_map(|op| Op::Undone(Box::new(op))),
+        ]
+    }
 
-/// The outbox's clock now.
-pub(super) fn read_age(db: &Connection) -> rusqlite::Result<Age> {
-    let saved = Age {
-        ms: read_number(db, "clock")?.unwrap_or(0),
-        boot_ms: read_number(db, "clock_boot_ms")?.unwrap_or(0),
-        boot_id: read_text(db, "clock_boot")?.unwrap_or_default(),
-    };
-    let mut age = saved.now();
-    // Of the run of the machine before this one, what was not written down is at least as much.
-    let newest = "SELECT since FROM event WHERE state = 0 ORDER BY n DESC LIMIT 1";
-    let newest: Option<i64> = db.query_row(newest, [], |row| row.get(0)).optional()?;
-    age.ms = age.ms.max(newest.unwrap_or(0));
-    Ok(age)
-}
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Modelled {
+        n: u64,
+        id: String,
+        state: State,
+        bytes: u64,
+    }
 
-fn write_age(db: &Connection, age: &Age) -> rusqlite::Result<()> {
-    write_fact(db, "clock", &age.ms)?;
-    write_fact(db, "clock_boot_ms", &age.boot_ms)?;
-    write_fact(db, "clock_boot", &age.boot_id)
+    /// The same, written down as simply as it can be.
+    #[derive(Clone, Debug, Default)]
+    struct Model {
+        rows: Vec<Modelled>,
+        last_n: u64,
+        counts: Counts,
+    }
+
+    impl Model {
+        fn of(&self, state: State) -> Vec<usize> {
+            let of = |(i, row): (usize, &Modelled)| (row.state == state).then_some(i);
+            self.rows.iter().enumerate().filter_map(of).collect()
+        }
+
+        fn bytes(&self, state: State) -> u64 {
+            self.rows.iter().filter(|row| row.state == state).map(|row| row.bytes).sum()
+        }
+
+        fn drop_oldest(&mut self, state: State, most: u64) {
+            while self.bytes(state) > most {
+                self.rows.remove(self.of(state)[0]);
+                self.counts.dropped += 1;
+            }
+        }
+
+        /// The places, and whether they were there before; `None`: refused.
+        fn put(&mut self, puts: &[Put], bounds: &Bounds) -> Option<Vec<(u64, bool)>> {
+            let place = |rows: &[Modelled], id: &str| {
+                rows.iter().find(|row| row.id == id && row.state != State::Error).map(|row| row.n)
+            };
+            let is_new = |put: &&Put| place(&self.rows, &put.id).is_none();
+            let bytes: u64 = puts.iter().filter(is_new).map(weight).sum();
+            if bounds.when_full == WhenFull::DropOldest && bytes <= bounds.bytes {
+                self.drop_oldest(State::Pending, bounds.bytes - bytes);
+            }
+            if self.bytes(State::Pending) + bytes > bounds.bytes {
+                self.counts.refused += 1;
+                return None;
+            }
+            let mut kept = Vec::new();
+            for put in puts {
+                if let Some(n) = place(&self.rows, &put.id) {
+                    kept.push((n, true));
+                    continue;
+                }
+                self.last_n += 1;
+                let (id, bytes) = (put.id.clone(), weight(put));
+                self.rows.push(Modelled { n: self.last_n, id, state: State::Pending, bytes });
+                kept.push((self.last_n, false));
+            }
+            Some(kept)
+        }
+
+        fn retry(&mut self, which: impl Fn(&Modelled) -> bool) -> u64 {
+            let again = |row: &Modelled| row.state == State::Error && which(row);
+            let moved: Vec<Modelled> = self.rows.iter().filter(|row| again(row)).cloned().collect();
+            self.rows.retain(|row| !again(row));
+            for row in &moved {
+                self.last_n += 1;
+                self.rows.push(Modelled { n: self.last_n, state: State::Pending, ..row.clone() });
+            }
+            moved.len() as u64
+        }
+    }
+
+    struct World {
+        dir: tempfile::TempDir,
+        folder: Folder,
+        store: Option<Store>,
+        model: Model,
+        bounds: Bounds,
+        ids: IdSource,
+    }
+
+    fn opened(dir: &Path) -> Folder {
+        Folder::open(dir).unwrap()
+    }
+
+    impl World {
+        fn new(bounds: Bounds) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = opened(&dir.path().join("agent"));
+            let (store, aside) = open::open(&folder, 0).unwrap();
+            assert_eq!(aside, None);
+            let (model, ids) = (Model::default(), IdSource::new(7));
+            World { dir, folder, store: Some(store), model, bounds, ids }
+        }
+
+        fn store(&mut self) -> &mut Store {
+            self.store.as_mut().unwrap()
+        }
+
+        fn path(&self) -> std::path::PathBuf {
+            self.folder.database()
+        }
+
+        /// The id of a row that may be there.
+        fn id(&self, n: usize) -> String {
+            match self.model.rows.len() {
+                0 => "none".into(),
+                rows => self.model.rows[n % rows].id.clone(),
+            }
+        }
+
+        /// Does it to the store, and, if it lasts, to the model.
+        fn within(&mut self, op: &Op, lasts: bool) {
+            let bounds = self.bounds;
+            let mut model = self.model.clone();
+            let mut gone = Gone::default();
+            let (mut puts, vm) = (Vec::new(), VmName::parse("web").unwrap());
+            if let Op::Put(sizes) = op {
+                for size in sizes {
+                    let line = format!("{{\"topic\":\"t\",\"payload\":\"{}\"}}", "x".repeat(*size));
+                    puts.push(Put::parse(&vm, line.as_bytes(), &mut self.ids, 5).unwrap());
+                }
+            }
+            if let Op::Again(which) = op {
+                for line in [format!("{{\"id\":\"{}\"}}", self.id(*which)), "{}".into()] {
+                    puts.push(Put::parse(&vm, line.as_bytes(), &mut self.ids, 5).unwrap());
+                }
+            }
+            let store = self.store();
+            store.set_durable(false).unwrap();
+            store.begin().unwrap();
+            match op {
+                Op::Put(_) | Op::Again(_) => {
+                    let kept = store.put(&puts, &bounds, &mut gone).unwrap().ok();
+                    let kept = kept.map(|kept| kept.iter().map(|kept| (kept.n, kept.duplicate)).collect());
+                    assert_eq!(kept, model.put(&puts, &bounds));
+                }
+                Op::Sent(which) => {
+                    let pending = model.of(State::Pending);
+                    if !pending.is_empty() {
+                        let row = &mut model.rows[pending[which % pending.len()]];
+                        let ack = Sent { n: row.n, seq: row.n + 1000, duplicate: which % 2 == 0 };
+                        // A repeated ack changes nothing.
+                        store.sent(&[ack, ack]).unwrap();
+                        (row.state, row.bytes) = (State::Sent, 0);
+                        model.counts.sent += 1;
+                        model.counts.duplicate += u64::from(ack.duplicate);
+                    }
+                }
+                Op::Failed(which) => {
+                    let pending = model.of(State::Pending);
+                    if !pending.is_empty() {
+                        let row = &mut model.rows[pending[which % pending.len()]];
+                        store.failed(row.n, "bad-topic", "no", &bounds, &mut gone).unwrap();
+                        row.state = State::Error;
+                        model.drop_oldest(State::Error, bounds.bytes / 4);
+                    }
+                }
+                Op::Expire(number) => {
+                    let pending: Vec<usize> = model.of(State::Pending).into_iter().take(*number).collect();
+                    let age = bounds.age.as_millis() as i64 + 1_000;
+                    for at in &pending {
+                        let row = &mut model.rows[*at];
+                        let older = "UPDATE event SET since = since - ?1 WHERE n = ?2";
+                        store.db.execute(older, [age, row.n as i64]).unwrap();
+                        row.state = State::Error;
+                        model.counts.expired += 1;
+                    }
+                    assert_eq!(store.has_expired(&bounds).unwrap(), !pending.is_empty());
+                    assert_eq!(store.expire(&bounds, &mut gone).unwrap(), pending.len() as u64);
+                    model.drop_oldest(State::Error, bounds.bytes / 4);
+                }
+                _ => {}
+            }
+            if lasts {
+                store.commit().unwrap();
+                self.model = model;
+            } else {
+                store.undo();
+            }
+        }
+
+        fn run(&mut self, op: &Op) {
+            let path = self.path();
+            match op {
+                Op::Undone(op) => self.within(op, false),
+                Op::Retry(which) => {
+                    let id = self.id(*which);
+                    let (n, unknown) = edit::retry(&path, Which::Ids(std::slice::from_ref(&id))).unwrap();
+                    assert_eq!(n, self.model.retry(|row| row.id == id));
+                    assert_eq!(unknown.len(), usize::from(n == 0));
+                }
+                Op::RetryAll => {
+                    let (n, _) = edit::retry(&path, Which::All(State::Error)).unwrap();
+                    assert_eq!(n, self.model.retry(|_| true));
+                }
+                Op::Purge(which) => {
+                    let id = self.id(*which);
+                    edit::purge(&path, Which::Ids(std::slice::from_ref(&id))).unwrap();
+                    self.model.rows.retain(|row| row.id != id);
+                }
+                Op::PurgeAll(state) => {
+                    edit::purge(&path, Which::All(*state)).unwrap();
+                    self.model.rows.retain(|row| row.state != *state);
+                }
+                Op::Reopen => {
+                    self.store = None;
+                    let (store, aside) = open::open(&self.folder, 0).unwrap();
+                    assert_eq!(aside, None);
+                    self.store = Some(store);
+                }
+                op => self.within(op, true),
+            }
+            self.check();
+        }
+
+        fn check(&mut self) {
+            let (path, model) = (self.path(), self.model.clone());
+            let mut listed = Vec::new();
+            edit::list(&path, None, None, |row| {
+                let bytes = row.frame.map_or(0, |frame| frame.len() as u64 + ROW_BYTES);
+                listed.push(Modelled { n: row.n, id: row.id, state: row.state, bytes });
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+            assert_eq!(listed, model.rows);
+            let store = self.store();
+            store.look().unwrap();
+            let want = Counts {
+                pending: model.of(State::Pending).len() as u64,
+                error: model.of(State::Error).len() as u64,
+                bytes: model.bytes(State::Pending),
+                ..model.counts
+            };
+            assert_eq!(store.tally.counts, want);
+            assert_eq!(store.tally.error_bytes, model.bytes(State::Error));
+            assert_eq!(store.tally.shown, model.of(State::Sent).len() as u64);
+            // Any way to ask for what is pending gives all of it, in order.
+            for (limit, bytes) in [(1, usize::MAX), (usize::MAX, 1), (3, 4_000), (usize::MAX, usize::MAX)] {
+                let (mut after, mut pending) = (0, Vec::new());
+                while let found = store.pending(after, limit, bytes).unwrap()
+                    && let Some(last) = found.last()
+                {
+                    after = last.n;
+                    assert!(found.len() <= limit);
+                    assert!(found.len() == 1 || found.iter().map(|e| e.frame.len()).sum::<usize>() <= bytes);
+                    pending.extend(found.into_iter().map(|entry| entry.n));
+                }
+                assert!(pending.iter().eq(model.of(State::Pending).iter().map(|at| &model.rows[*at].n)));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+        /// Whatever happens in whatever order, the file and what is counted of it are the model's.
+        #[test]
+        fn an_outbox_is_its_model(
+            ops in vec(op(), 1..60), drops in any::<bool>(), bytes in 2_000u64..30_000,
+        ) {
+            let when_full = if drops { WhenFull::DropOldest } else { WhenFull::Refuse };
+            let mut world = World::new(Bounds { bytes, when_full, ..Bounds::default() });
+            for op in &ops {
+                world.run(op);
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_last_that_were_sent_are_shown() {
+        let mut world = World::new(Bounds::default());
+        let over = 30;
+        for _ in 0..(OUTBOX_SENT + over) / 10 {
+            world.within(&Op::Put(vec![1; 10]), true);
+        }
+        for _ in 0..OUTBOX_SENT + over {
+            world.within(&Op::Sent(0), true);
+        }
+        let store = world.store();
+        assert_eq!((store.tally.shown, store.tally.counts.sent), (OUTBOX_SENT, OUTBOX_SENT + over));
+        let first: i64 = store.db.query_row("SELECT min(n) FROM event", [], |row| row.get(0)).unwrap();
+        assert_eq!(first as u64, over + 1);
+    }
+
+    #[test]
+    fn numbers_go_on_over_a_file_that_was_put_aside_and_over_an_empty_one() {
+        let mut world = World::new(Bounds::default());
+        world.within(&Op::Put(vec![1, 1]), true);
+        edit::purge(&world.path(), Which::All(State::Pending)).unwrap();
+        world.store = None;
+        let (store, _) = open::open(&world.folder, 0).unwrap();
+        assert_eq!(store.tally.last_n, 2);
+        drop(store);
+        let (store, _) = open::open(&world.folder, 40).unwrap();
+        world.store = Some(store);
+        world.model.last_n = 40;
+        world.model.rows.clear();
+        world.run(&Op::Put(vec![1]));
+    }
+
+    #[test]
+    fn age_goes_on_where_the_machine_was_not_up() {
+        let mut world = World::new(Bounds { age: Duration::from_secs(60), ..Bounds::default() });
+        world.within(&Op::Put(vec![1]), true);
+        let at = world.store().now();
+        let store = world.store();
+        store.begin().unwrap();
+        store.save_clock().unwrap();
+        store.commit().unwrap();
+        // Another run of the machine, whose own clock says little, and whose wall clock may say anything.
+        store.db.execute("UPDATE fact SET value = 'another' WHERE name = 'clock_boot'", []).unwrap();
+        store.db.execute("UPDATE event SET put_ts = 1", []).unwrap();
+        world.run(&Op::Reopen);
+        let now = world.store().now();
+        assert!((at..at + 30_000).contains(&now), "{at} {now}");
+        let bounds = world.bounds;
+        assert!(!world.store().has_expired(&bounds).unwrap());
+    }
+
+    #[test]
+    fn two_agents_do_not_share_a_folder() {
+        let world = World::new(Bounds::default());
+        let second = Folder::open(&world.dir.path().join("agent"));
+        let Err(OutboxError::InUse { pid, .. }) = second else { panic!() };
+        assert_eq!(pid, format!(" (pid {})", std::process::id()));
+    }
 }

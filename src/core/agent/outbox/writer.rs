@@ -4,38 +4,25 @@
 //! kept, it is said once, and every later put tries it anew, so that it works again by itself; what the broker
 //! acknowledged and could not be written down is kept in memory and tried again. Owner: [`super::Outbox`].
 
+use super::folded::Folded;
 use super::folder::Folder;
-use super::open;
+use super::reopen::{file_of, is_passing};
+use super::request::Request;
 use super::store::{Gone, Store, trouble};
-use super::{Bounds, Cursor, Entry, Kept, Put, Sent, Shared};
+use super::{Bounds, Entry, Sent, Shared};
 use crate::core::refusal::Refusal;
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// So often it looks what commands and time did.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 /// So often the outbox's clock is written down while something is pending.
 const CLOCK: Duration = Duration::from_secs(60);
-/// What is refused or dropped again and again is said so often.
-const FOLD: Duration = Duration::from_secs(60);
 /// Requests of one commit at the most.
 const GROUP: usize = 1024;
-
-/// What is asked of the thread.
-pub(super) enum Request {
-    Put { events: Vec<Put>, reply: oneshot::Sender<Result<Vec<Kept>, Refusal>> },
-    Sent { acks: Vec<Sent>, reply: oneshot::Sender<()> },
-    Failed { n: u64, code: String, reason: String, reply: oneshot::Sender<()> },
-    Said { error: String, reply: oneshot::Sender<()> },
-    SetCursor { name: String, cursor: Cursor, reply: oneshot::Sender<Result<(), Refusal>> },
-    Cursor { name: String, reply: oneshot::Sender<Result<Option<Cursor>, Refusal>> },
-    Pending { after: u64, limit: usize, bytes: usize, reply: oneshot::Sender<Result<Vec<Entry>, Refusal>> },
-    Close { reply: oneshot::Sender<()> },
-}
 
 /// What the broker said of an event and is not written down yet.
 enum Fate {
@@ -43,28 +30,20 @@ enum Fate {
     Failed(String, String),
 }
 
-/// What waits between two times that it is said.
-#[derive(Default)]
-struct Folded {
-    gone: Gone,
-    refused: u64,
-    said: Option<Instant>,
-}
-
 /// The thread's own.
 pub(super) struct Writer {
-    folder: Folder,
+    pub(super) folder: Folder,
     bounds: Bounds,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// `None` while the database has to be opened anew.
-    store: Option<Store>,
+    pub(super) store: Option<Store>,
     /// The file that is open: device and inode.
-    file: Option<(u64, u64)>,
+    pub(super) file: Option<(u64, u64)>,
     /// Why puts are refused.
-    ill: Option<Refusal>,
+    pub(super) ill: Option<Refusal>,
     /// When it may be opened anew.
-    retry_at: Instant,
-    last_n: u64,
+    pub(super) retry_at: Instant,
+    pub(super) last_n: u64,
     owed: BTreeMap<u64, Fate>,
     /// What [`super::Outbox::said`] said last, and whether it is written down.
     said: (String, bool),
@@ -114,6 +93,8 @@ impl Writer {
             }
             if let Some(closed) = self.round(group) {
                 self.end();
+                // The lock goes with it: who is told that it is closed may open it.
+                drop(self);
                 // Whoever asked may be gone.
                 let _ = closed.send(());
                 return;
@@ -171,21 +152,24 @@ impl Writer {
             }
             Ok(())
         });
+        let puts = changes.iter().filter(|change| matches!(change, Request::Put { .. })).count();
+        let came = done.is_ok() && kept.iter().any(Result::is_ok);
+        let refused = if done.is_ok() { kept.iter().filter(|kept| kept.is_err()).count() } else { puts };
+        self.folded.refused += refused as u64;
+        if done.is_err() {
+            self.count_refused(puts as u64);
+        }
+        // Who has an answer sees it counted.
+        self.publish_counts();
         let mut kept = kept.into_iter();
-        let mut came = false;
         // Whoever asked may be gone.
         for change in changes {
             match change {
                 Request::Put { reply, .. } => {
                     let answer = match &done {
                         Ok(()) => kept.next().unwrap_or_else(|| Err(super::closed())),
-                        Err(refusal) => {
-                            self.count_refused();
-                            Err(refusal.clone())
-                        }
+                        Err(refusal) => Err(refusal.clone()),
                     };
-                    came |= answer.is_ok();
-                    self.folded.refused += u64::from(answer.is_err());
                     let _ = reply.send(answer);
                 }
                 Request::Sent { acks, reply } => {
@@ -206,17 +190,16 @@ impl Writer {
                 _ => {}
             }
         }
-        self.publish_counts();
         if came {
             self.shared.changed.notify_one();
         }
     }
 
-    fn count_refused(&mut self) {
+    fn count_refused(&mut self, puts: u64) {
         match &mut self.store {
-            Some(store) => store.tally.counts.refused += 1,
+            Some(store) => store.tally.counts.refused += puts,
             None => {
-                self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).refused += 1;
+                self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).refused += puts;
             }
         }
     }
@@ -229,7 +212,7 @@ impl Writer {
     }
 
     /// One transaction. One that is not `durable` survives a crash of the agent, and may be lost with the machine.
-    fn transact(
+    pub(super) fn transact(
         &mut self,
         durable: bool,
         work: impl FnOnce(&mut Store, &Bounds, &mut Gone) -> rusqlite::Result<()>,
@@ -251,8 +234,7 @@ impl Writer {
         match run() {
             Ok(()) => {
                 self.last_n = self.last_n.max(store.tally.last_n);
-                self.folded.gone.pending += gone.pending;
-                self.folded.gone.error += gone.error;
+                self.folded.add(&gone);
                 if self.ill.take().is_some() {
                     tracing::info!("the outbox works again");
                 }
@@ -266,56 +248,7 @@ impl Writer {
         }
     }
 
-    /// Says once what is wrong. `anew`: the database has to be opened again.
-    fn fall_ill(&mut self, refusal: Refusal, anew: bool) -> Refusal {
-        if self.ill.as_ref().is_none_or(|ill| ill.code != refusal.code) {
-            tracing::error!("{refusal}; new events are refused until it works again");
-        }
-        if anew {
-            self.store = None;
-            self.retry_at = Instant::now() + TICK;
-        }
-        self.ill = Some(refusal.clone());
-        refusal
-    }
-
-    /// Opens the database again, if it has to be and it is time to.
-    fn reopen(&mut self) {
-        if self.store.is_some() || Instant::now() < self.retry_at {
-            return;
-        }
-        match open::open(&self.folder, self.last_n) {
-            Ok((mut store, _)) => {
-                let counts = *self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner);
-                store.keep_counting(&counts);
-                self.store = Some(store);
-                self.opened();
-                if self.ill.take().is_some() {
-                    tracing::info!("the outbox works again");
-                }
-            }
-            Err(error) => {
-                let refusal = match error {
-                    super::OutboxError::Failed(refusal) => refusal,
-                    other => Refusal::new("outbox-failed", other.to_string()),
-                };
-                self.fall_ill(refusal, true);
-            }
-        }
-    }
-
-    fn opened(&mut self) {
-        self.file = file_of(&self.folder);
-        // A full disk: the next put says so.
-        let _ = self.transact(false, |store, _, _| store.save_clock());
-        if let Some(store) = &self.store {
-            self.last_n = self.last_n.max(store.tally.last_n);
-        }
-        self.publish_counts();
-        self.shared.changed.notify_one();
-    }
-
-    fn publish_counts(&self) {
+    pub(super) fn publish_counts(&self) {
         if let Some(store) = &self.store {
             *self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner) = store.tally.counts;
         }
@@ -405,7 +338,7 @@ impl Writer {
             let _ = self.transact(false, |store, _, _| store.save_clock());
         }
         self.publish_counts();
-        self.say_folded();
+        self.folded.say();
     }
 
     fn expire(&mut self) {
@@ -422,23 +355,6 @@ impl Writer {
         }
     }
 
-    fn say_folded(&mut self) {
-        let Folded { gone, refused, said } = &self.folded;
-        if *gone == Gone::default() && *refused == 0 || said.is_some_and(|said| said.elapsed() < FOLD) {
-            return;
-        }
-        if gone.pending > 0 {
-            tracing::warn!("the outbox is full: its {} oldest pending events were dropped", gone.pending);
-        }
-        if gone.error > 0 {
-            tracing::warn!("{} old events in the state error were dropped to keep their bound", gone.error);
-        }
-        if *refused > 0 {
-            tracing::warn!("{refused} puts were refused");
-        }
-        self.folded = Folded { said: Some(Instant::now()), ..Folded::default() };
-    }
-
     fn end(&mut self) {
         self.write_owed();
         let said = self.said.0.clone();
@@ -446,20 +362,9 @@ impl Writer {
             store.said(&said)?;
             store.save_clock()
         });
-        self.folded.said = None;
-        self.say_folded();
+        self.folded.say_now();
         self.publish_counts();
         // Closing writes the log back into the file.
         self.store = None;
     }
-}
-
-/// Whether the same connection may go on: another one held the database, or the disk is full.
-fn is_passing(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
-    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
-}
-
-fn file_of(folder: &Folder) -> Option<(u64, u64)> {
-    std::fs::metadata(folder.database()).ok().map(|file| (file.dev(), file.ino()))
 }
