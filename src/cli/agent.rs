@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Behind `--help`.
 pub const HELP: &str = r#"Examples:
-  castra agent                                       the host name is the VM's; the broker is found
+  castra agent                                       name and broker are found
   castra agent --vm web --broker vsock:2:7070        this name, this way
   castra agent --broker tcp:10.0.2.2:7070 --token-file /etc/castra/token
   castra agent --broker serial                       the virtio-serial port org.castra.bus.0
