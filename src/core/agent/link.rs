@@ -353,7 +353,7 @@ mod tests {
             greetings.wait_for(|n| *n == 2).await.unwrap();
             stop.send_replace(true);
         };
-        tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(link.run(stopped), sessions) })
+        timeout(Duration::from_secs(20), async { tokio::join!(link.run(stopped), sessions) })
             .await
             .expect("two sessions");
         outbox.close().await;
