@@ -187,11 +187,14 @@ fn a_line_serves_one_agent_after_the_other_and_one_broker_after_the_other() {
     // Logs are written a moment later.
     let all = eventually("three lines", || Some(ids(&broker)).filter(|all| all.len() >= 3));
     assert_eq!(all, ["1", "2", "3"]);
+    // The one that was being handled when its agent was killed may have been handled again.
     let handled = eventually("three events", || {
         let text = std::fs::read_to_string(&out).unwrap_or_default();
-        (text.lines().count() >= 3).then_some(text)
+        let mut seqs: Vec<String> = text.lines().map(str::to_owned).collect();
+        seqs.dedup();
+        (seqs.len() >= 3).then_some(seqs)
     });
-    assert_eq!(handled, "1\n2\n3\n");
+    assert_eq!(handled, ["1", "2", "3"]);
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn the_service_manager_hears_how_it_is() {
     let broker = Broker::start(&root);
     wait("STATUS=connected over unix:");
     wait("outbox: 0 pending, 0 in error");
-    assert_eq!(broker.status()["vms"][0]["name"], "web");
+    eventually("the VM in the status", || (broker.status()["vms"][0]["name"] == "web").then_some(()));
     assert_eq!(agent.stop(), Some(0));
     let all = wait("STOPPING=1");
     assert_eq!(all.matches("READY=1").count(), 1, "{all}");

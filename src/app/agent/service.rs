@@ -40,7 +40,7 @@ impl Service {
             return Ok(Service { queue: None, patience: None });
         }
         let (queue, told) = sync_channel(QUEUED);
-        std::thread::Builder::new().name("castra-service".into()).spawn(move || tell(&told))?;
+        std::thread::Builder::new().name("castra-notify".into()).spawn(move || tell(&told))?;
         Ok(Service { queue: Some(queue), patience: sd_notify::watchdog_enabled() })
     }
 

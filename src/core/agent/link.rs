@@ -291,3 +291,81 @@ fn what_to_do(reason: &str, identity: &Identity) -> String {
     };
     format!("{reason}: {hint}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::agent::discover::Place;
+    use crate::core::agent::outbox::Bounds;
+    use crate::core::stream::{Reader, Writer};
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, split};
+
+    /// Dials nobody: only `leads` leads anywhere, to a broker that answers each hello and closes the session.
+    #[derive(Clone)]
+    struct Fake {
+        leads: &'static str,
+        dialled: Arc<Mutex<Vec<String>>>,
+        greeted: Arc<watch::Sender<u32>>,
+    }
+
+    impl Dial for Fake {
+        async fn dial(&self, way: &Way) -> io::Result<(Reader, Writer)> {
+            self.dialled.lock().unwrap().push(way.to_string());
+            if way.to_string() != self.leads {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let (ours, theirs) = tokio::io::duplex(100_000);
+            let greeted = self.greeted.clone();
+            tokio::spawn(async move {
+                let (reader, mut writer) = split(theirs);
+                let mut lines = BufReader::new(reader).lines();
+                writer.write_all(b"castra-broker 0 ready\n").await.unwrap();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    if let Some((_, epoch)) = line.rsplit_once("epoch=") {
+                        let close = br#"{"type":"close","reason":"draining","retry_after_ms":0}"#;
+                        writer.write_all(format!("ok session=1 epoch={epoch}\n").as_bytes()).await.unwrap();
+                        writer.write_all(&(close.len() as u32).to_be_bytes()).await.unwrap();
+                        writer.write_all(close).await.unwrap();
+                        greeted.send_modify(|n| *n += 1);
+                    }
+                }
+            });
+            let (reader, writer) = split(ours);
+            Ok((Box::new(reader), Box::new(writer)))
+        }
+    }
+
+    /// What `auto` dials until there were two sessions.
+    async fn dialled(leads: &'static str) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(dir.path(), Bounds::default()).unwrap().outbox;
+        let (greeted, mut greetings) = watch::channel(0);
+        let fake = Fake { leads, dialled: Arc::default(), greeted: Arc::new(greeted) };
+        let (standing, _stands) = watch::channel(Standing::Away("looking".into()));
+        let (stop, stopped) = watch::channel(false);
+        let times = Times { beat: Duration::from_secs(10), silence: Duration::from_secs(30) };
+        let identity = Identity { vm: VmName::parse("web").unwrap(), token: None };
+        let ways = Ways::new(&Place::Auto);
+        let (dial, of) = (fake.clone(), outbox.clone());
+        let link = Link { dial, ways, identity, outbox: of, feed: None, times, standing };
+        let sessions = async {
+            greetings.wait_for(|n| *n == 2).await.unwrap();
+            stop.send_replace(true);
+        };
+        timeout(Duration::from_secs(20), async { tokio::join!(link.run(stopped), sessions) })
+            .await
+            .expect("two sessions");
+        outbox.close().await;
+        fake.dialled.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn auto_tries_one_way_after_the_other_and_then_what_worked() {
+        let (vsock, serial, tcp) = ("vsock:2:7070", "serial:org.castra.bus.0", "tcp:10.0.2.2:7070");
+        assert_eq!(dialled(tcp).await, [vsock, serial, tcp, tcp]);
+        assert_eq!(dialled(vsock).await, [vsock, vsock]);
+        // A line that is open stays open.
+        assert_eq!(dialled(serial).await, [vsock, serial]);
+    }
+}
