@@ -46,6 +46,9 @@ Fields of --json (ages are milliseconds, null when never):
                                subscriptions that left live delivery for the journal, and
                                that came back
     .write_retries             times that a socket which takes nothing was recorded
+    .unsubscribed              subscriptions that a change of castra.toml ended
+    .refused, .wrong_tokens    hellos that were refused for who said them, and those of them
+                               whose token was wrong
     .signals_folded            signals that were not said at once: the same of a session is
                                said every 5 min at most
     .delivered_live, .delivered_from_journal
@@ -58,7 +61,9 @@ Fields of --json (ages are milliseconds, null when never):
                                45 s ago
   vms[].last_handshake_age_ms, last_publish_age_ms, last_heartbeat_age_ms
   vms[].capabilities           of its last hello
-  vms[].identity               what proves its name: name (nothing)
+  vms[].identity               what proved its name when it said hello last: cid (the vsock
+                               context), socket (a socket or serial line of its own), token,
+                               or name: nothing, it is only a name
   vms[].sessions               open bus sessions
   vms[].bus_subscribed         it has subscribed to something
   vms[].topics                 to what, names and patterns, sorted, each once; at most 64,

@@ -71,12 +71,13 @@ fn a_granted_handshake_is_recorded_and_logged_once() {
     assert_eq!(
         record,
         json!({"timestamp": null, "vm": "dev", "capabilities": ["alpha", "bus-v1", "zeta"], "session_kind": "bus-v1",
-               "session_outcome": "granted", "reason": null, "remote_addr": remote})
+               "session_outcome": "granted", "reason": null, "identity": "name",
+               "remote_addr": remote})
     );
     assert_eq!(
         log_line_of(dir.path(), &remote),
         format!(
-            "handshake outcome=\"granted\" vm=\"dev\" kind=\"bus-v1\" capabilities=alpha,bus-v1,zeta reason=\"-\" remote={remote}"
+            "handshake outcome=\"granted\" vm=\"dev\" kind=\"bus-v1\" capabilities=alpha,bus-v1,zeta reason=\"-\" identity=\"name\" remote={remote}"
         )
     );
     let files = ["handshakes/handshake-events.jsonl", "logs/broker.log"];
@@ -216,7 +217,7 @@ fn silence_times_out_and_delays_nobody() {
         assert_eq!(
             log_line_of(dir.path(), &remote),
             format!(
-                "handshake outcome=\"timeout\" vm=\"-\" kind=\"handshake-only\" capabilities= reason=\"hello-timeout\" remote={remote}"
+                "handshake outcome=\"timeout\" vm=\"-\" kind=\"handshake-only\" capabilities= reason=\"hello-timeout\" identity=\"-\" remote={remote}"
             )
         );
     }

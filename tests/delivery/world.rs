@@ -149,8 +149,7 @@ impl World {
             logs.clone(),
             journal.clone(),
             delivery,
-            ended,
-            policy,
+            (ended, policy),
         ));
         let (alive, gone) = mpsc::channel(1);
         let lobby = Lobby::new(bus.clone(), 1 << 20, alive);

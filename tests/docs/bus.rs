@@ -6,11 +6,13 @@ use castra::core::config::{SETTINGS, Setting, Settings};
 use castra::core::counters::Counters;
 use castra::core::end::End;
 use castra::core::event::{Batch, Publish};
-use castra::core::identity::VmName;
+use castra::core::identity::{Role, VmName};
 use castra::core::limits;
+use castra::core::policy::{Denied, Rules};
 use castra::core::refusal::Refusal;
 use castra::core::session::state::{Input, State};
 use castra::core::signals::Signal;
+use castra::core::topic::Pattern;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
@@ -70,6 +72,7 @@ fn every_hex_example_decodes_to_what_it_says() {
         "unsubscribe",
         "event",
         "gap",
+        "unsubscribed",
         "heartbeat",
         "forget",
         "ack ok",
@@ -139,6 +142,13 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
                 seen.insert("gap".into());
                 let number = |field: &str| value[field].as_u64().unwrap();
                 subscribe::gap(&mut again, &subscribe::event_head(text("sub")), number("from"), number("to"));
+            }
+            ("unsubscribed", _) => {
+                seen.insert("unsubscribed".into());
+                let rules = Rules { subscribe: Some(Vec::new()), ..Rules::default() };
+                let pattern = Pattern::parse(text("sub")).unwrap();
+                let refused = rules.may_subscribe(Role::Guest, &VmName::parse("devbox").unwrap(), &pattern);
+                subscribe::unsubscribed(&mut again, text("sub"), &refused.unwrap_err());
             }
             ("close", _) => {
                 seen.insert("close".into());
@@ -255,6 +265,17 @@ fn codes_and_reasons_are_those_of_the_code() {
     ] {
         assert!(column("Handshake errors").contains(error.reason()), "{}", error.reason());
     }
+    for denied in [
+        Denied::ReservedIdentity,
+        Denied::UnknownCid,
+        Denied::IdentityMismatch,
+        Denied::UnknownVm,
+        Denied::NotProven,
+        Denied::WrongToken,
+        Denied::TokenOverNetwork,
+    ] {
+        assert!(column("Handshake errors").contains(denied.reason()), "{denied}");
+    }
     for (path, marker, title) in [
         ("src/core/end.rs", "End::", "Close reasons"),
         ("src/core/door/mod.rs", "Refused::denied(", "Handshake errors"),
@@ -267,7 +288,7 @@ fn codes_and_reasons_are_those_of_the_code() {
         ("src/core/delivery/mod.rs", "Refusal::new(", "Refusals"),
         ("src/core/delivery/subscription.rs", "Refusal::new(", "Refusals"),
         ("src/core/session/subscribing.rs", "Refusal::new(", "Refusals"),
-        ("src/core/identity.rs", "Refusal::new(", "Refusals"),
+        ("src/core/policy.rs", "Refusal::new(", "Refusals"),
     ] {
         for code in literals_behind(path, marker) {
             assert!(column(title).contains(&code), "{path}: {code:?} is not in {DOC}, {title}");
@@ -397,6 +418,9 @@ fn limits_are_those_of_limits_rs() {
         ("WINDOW_SHARE", limits::WINDOW_SHARE as u64),
         ("LOG_BYTES", limits::LOG_BYTES),
         ("LOG_FILES", u64::from(limits::LOG_FILES)),
+        ("WRONG_TOKENS", limits::WRONG_TOKENS as u64),
+        ("THROTTLED_PEERS", limits::THROTTLED_PEERS as u64),
+        ("EPOCH_BYTES", limits::EPOCH_BYTES as u64),
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
         ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
         ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),

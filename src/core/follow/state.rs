@@ -109,6 +109,10 @@ impl Following {
                 let error = ClientError::Closed(reason.into_owned());
                 self.closed = Some(Broken::Lost { error, retry_after });
             }
+            (Received::Unsubscribed { code, reason, .. }, _) => {
+                let (code, reason) = (code.into_owned(), reason.into_owned());
+                self.closed = Some(Broken::Refused { code, reason });
+            }
             (Received::Heartbeat, _) => self.is_asked = true,
             // Repeats, what is dropped, and what later brokers send.
             _ => {}

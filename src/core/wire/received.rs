@@ -39,6 +39,15 @@ pub enum Received<'a> {
         /// … to this one, both included.
         to: u64,
     },
+    /// The operator ended this subscription.
+    Unsubscribed {
+        /// Its name.
+        sub: Cow<'a, str>,
+        /// A code of `docs/BUS.md`.
+        code: Cow<'a, str>,
+        /// A sentence.
+        reason: Cow<'a, str>,
+    },
     /// What became of a frame that was sent.
     Ack(Ack<'a>),
     /// The broker lives.
@@ -142,6 +151,10 @@ impl<'a> Received<'a> {
                 let Words { sub, from, to, .. } = words()?;
                 let (from, to) = (from.ok_or_else(|| missing("from"))?, to.ok_or_else(|| missing("to"))?);
                 Received::Gap { sub: text(sub), from, to }
+            }
+            "unsubscribed" => {
+                let Words { sub, reason, .. } = words()?;
+                Received::Unsubscribed { sub: text(sub), code: text(ack.code), reason: text(reason) }
             }
             "heartbeat" => Received::Heartbeat,
             "close" => {
