@@ -9,6 +9,10 @@ mod support;
 
 mod bench;
 mod config;
+mod doors;
+mod doors_hybrid;
+mod doors_serial;
+mod doors_world;
 mod drain;
 mod exit_codes;
 mod fake_broker;

@@ -142,9 +142,9 @@ impl Seen {
             .canonical
             .entry(folder.to_owned())
             .or_insert_with(|| std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));
-        let place = canonical.join(socket.file_name().unwrap_or_default());
         let by = if by == By::Glob && socket != path { By::GlobAndLink } else { by };
         let listen = with_suffix(&socket, suffix);
+        let place = canonical.join(listen.file_name().unwrap_or_default());
         Found { vm: vm.to_owned(), by, path: path.to_owned(), listen, place, is, owner }
     }
 

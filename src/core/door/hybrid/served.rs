@@ -19,7 +19,7 @@ use tokio::time::sleep;
 pub struct Served {
     /// As castra.toml or its glob has it.
     pub path: PathBuf,
-    listen: PathBuf,
+    /// Its own path; no link that leads elsewhere by now is on it.
     place: PathBuf,
     owner: u32,
     file: unix::FileId,
@@ -49,12 +49,12 @@ impl Served {
         }
         let listener = UnixListener::from_std(listener)?;
         let accepting = tokio::spawn(accept(lobby.clone(), listener, allotment));
-        Ok(Served { path, listen, place, owner, file, accepting, _permit: permit })
+        Ok(Served { path, place, owner, file, accepting, _permit: permit })
     }
 
     /// As it is now.
     pub fn standing(&self) -> Standing {
-        let is_intact = unix::file_id(&self.listen) == Some(self.file);
+        let is_intact = unix::file_id(&self.place) == Some(self.file);
         Standing { place: self.place.clone(), owner: self.owner, is_intact }
     }
 
@@ -65,8 +65,8 @@ impl Served {
 
     /// Shuts it and removes its file. Connections go on.
     pub fn close(self) {
-        if unix::file_id(&self.listen) == Some(self.file) {
-            let _ = std::fs::remove_file(&self.listen);
+        if unix::file_id(&self.place) == Some(self.file) {
+            let _ = std::fs::remove_file(&self.place);
         }
     }
 }
