@@ -3,6 +3,10 @@
 
 #[cfg(feature = "agent")]
 mod agent;
+#[cfg(feature = "agent")]
+mod agent_outbox;
+#[cfg(feature = "agent")]
+mod agent_publish;
 #[cfg(feature = "broker")]
 mod backup;
 #[cfg(feature = "broker")]
@@ -33,7 +37,13 @@ mod verify;
 mod vm;
 
 #[cfg(feature = "agent")]
-pub use agent::AgentArgs;
+pub use agent::{AgentArgs, AgentCommand};
+#[cfg(feature = "agent")]
+pub use agent_outbox::{
+    OutboxArgs, OutboxCommand, OutboxLsArgs, OutboxPurgeArgs, OutboxRetryArgs, OutboxState, StateDirArgs,
+};
+#[cfg(feature = "agent")]
+pub use agent_publish::AgentPublishArgs;
 #[cfg(feature = "broker")]
 pub use backup::BackupArgs;
 #[cfg(feature = "broker")]
@@ -161,6 +171,14 @@ fn parse_some_time(text: &str) -> Result<Duration, String> {
     match parse_time(text)? {
         Duration::ZERO => Err("more than nothing".into()),
         time => Ok(time),
+    }
+}
+
+/// The name ends at the first `=`; everything behind that is the value.
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("a header is NAME=VALUE".into()),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::io;
+#[cfg(feature = "broker")]
 use std::path::Path;
 
 /// Exit codes (sysexits where they fit).
@@ -88,6 +89,7 @@ pub fn of_io(error: &io::Error) -> (Exit, &'static str) {
 
 impl Failure {
     /// `path`, which belongs to a state root, cannot be read.
+    #[cfg(feature = "broker")]
     pub fn unreadable(path: &Path, error: &io::Error) -> Self {
         let (exit, code) = of_io(error);
         let name = path.display();

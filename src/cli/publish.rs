@@ -1,6 +1,6 @@
 //! `castra bus publish`, as it is typed.
 
-use super::parse_time;
+use super::{parse_header, parse_time};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -91,12 +91,4 @@ pub struct PublishArgs {
     /// Print JSON objects, failures (on stderr) included
     #[arg(long)]
     pub json: bool,
-}
-
-/// The name ends at the first `=`; everything behind that is the value.
-fn parse_header(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("a header is NAME=VALUE".into()),
-    }
 }

@@ -13,7 +13,12 @@ pub const LONGEST: Duration = Duration::from_secs(5);
 /// The wait before attempt `attempt` (the first is 0): any time up to its bound, picked by `chance`, of which all
 /// values are equally likely.
 pub fn wait(attempt: u32, chance: u64) -> Duration {
-    let bound = FIRST.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(LONGEST);
+    wait_within(FIRST, LONGEST, attempt, chance)
+}
+
+/// The same with bounds of one's own.
+pub fn wait_within(first: Duration, longest: Duration, attempt: u32, chance: u64) -> Duration {
+    let bound = first.saturating_mul(1u32.checked_shl(attempt).unwrap_or(u32::MAX)).min(longest);
     let nanos = bound.as_nanos() * u128::from(chance) / u128::from(u64::MAX);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -15,6 +15,7 @@ use std::{fmt, io};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::codec::{Decoder, Encoder};
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockStream};
 
 const READ_BYTES: usize = 16 * 1024;
 
@@ -25,11 +26,13 @@ pub enum Target {
     Tcp(String),
     /// A socket's path.
     Unix(PathBuf),
+    /// `CID:PORT`, out of a virtual machine; the host's CID is 2.
+    Vsock(u32, u32),
 }
 
 /// What is no target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a broker is at tcp:HOST:PORT or unix:PATH")]
+#[error("a broker is at tcp:HOST:PORT, unix:PATH or vsock:CID:PORT")]
 pub struct TargetError;
 
 impl FromStr for Target {
@@ -44,6 +47,13 @@ impl FromStr for Target {
                 _ => Err(TargetError),
             },
             Some(("unix", path)) if !path.is_empty() => Ok(Target::Unix(path.into())),
+            Some(("vsock", address)) => {
+                let parts = address.split_once(':').ok_or(TargetError)?;
+                match (parts.0.parse(), parts.1.parse()) {
+                    (Ok(cid), Ok(port)) if cid != VMADDR_CID_ANY => Ok(Target::Vsock(cid, port)),
+                    _ => Err(TargetError),
+                }
+            }
             _ => Err(TargetError),
         }
     }
@@ -54,7 +64,33 @@ impl fmt::Display for Target {
         match self {
             Target::Tcp(address) => write!(f, "tcp:{address}"),
             Target::Unix(path) => write!(f, "unix:{}", path.display()),
+            Target::Vsock(cid, port) => write!(f, "vsock:{cid}:{port}"),
         }
+    }
+}
+
+impl Target {
+    /// Connects; nothing is said yet.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the system cannot go there.
+    pub async fn open(&self) -> io::Result<(Reader, Writer)> {
+        Ok(match self {
+            Target::Tcp(addr) => {
+                let stream = TcpStream::connect(addr.as_str()).await?;
+                stream.set_nodelay(true)?;
+                let (reader, writer) = stream.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+            Target::Unix(path) => {
+                let (reader, writer) = UnixStream::connect(path).await?.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+            Target::Vsock(cid, port) => {
+                let (reader, writer) = VsockStream::connect(VsockAddr::new(*cid, *port)).await?.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+        })
     }
 }
 
@@ -118,19 +154,15 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn connect(target: &Target, hello: &str) -> Result<Self, ClientError> {
-        let (reader, writer): (Reader, Writer) = match target {
-            Target::Tcp(addr) => {
-                let stream = TcpStream::connect(addr.as_str()).await.map_err(ClientError::Connect)?;
-                stream.set_nodelay(true)?;
-                let (reader, writer) = stream.into_split();
-                (Box::new(reader), Box::new(writer))
-            }
-            Target::Unix(path) => {
-                let (reader, writer) =
-                    UnixStream::connect(path).await.map_err(ClientError::Connect)?.into_split();
-                (Box::new(reader), Box::new(writer))
-            }
-        };
+        let (reader, writer) = target.open().await.map_err(ClientError::Connect)?;
+        Ok(Self::greet(reader, writer, hello).await?.0)
+    }
+
+    /// Says `hello` on a connection that is new; the answer comes with the session.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn greet(reader: Reader, writer: Writer, hello: &str) -> Result<(Self, String), ClientError> {
         let (sender, receiver) = (Sender { writer }, Receiver { reader, input: BytesMut::new() });
         let mut client = Client { sender, receiver };
         let banner = client.receiver.line().await?;
@@ -141,7 +173,7 @@ impl Client {
         let answer = client.receiver.line().await?;
         match answer.strip_prefix("error: ") {
             Some(reason) => Err(ClientError::Refused(reason.to_owned())),
-            None if answer.starts_with("ok session=") => Ok(client),
+            None if answer.starts_with("ok session=") => Ok((client, answer)),
             None if answer == "ok" => Err(ClientError::Refused("the hello asked for no bus-v1".into())),
             None => Err(ClientError::Protocol(format!("it answers {answer:?}"))),
         }
@@ -315,14 +347,29 @@ mod tests {
 
     #[test]
     fn targets() {
-        for good in
-            ["tcp:127.0.0.1:7070", "tcp:[::1]:1", "tcp:host.lan:65535", "unix:/run/castra.sock", "unix:a:b"]
-        {
+        for good in [
+            "tcp:127.0.0.1:7070",
+            "tcp:[::1]:1",
+            "tcp:host.lan:65535",
+            "unix:/run/castra.sock",
+            "unix:a:b",
+            "vsock:2:7070",
+        ] {
             assert_eq!(good.parse::<Target>().unwrap().to_string(), good);
         }
-        for bad in
-            ["", "tcp", "tcp:", "tcp:7070", "tcp::7070", "tcp:a:x", "tcp:a:65536", "unix:", "vsock:2:7070"]
-        {
+        for bad in [
+            "",
+            "tcp",
+            "tcp:",
+            "tcp:7070",
+            "tcp::7070",
+            "tcp:a:x",
+            "tcp:a:65536",
+            "unix:",
+            "vsock:2",
+            "vsock:a:1",
+            "vsock:4294967295:1",
+        ] {
             assert_eq!(bad.parse::<Target>(), Err(TargetError), "{bad}");
         }
     }

@@ -10,9 +10,10 @@
 //!
 //! Always holds: events are handed out in order, each once, and none that the broker still has is left out; it does
 //! not go on in a journal that has another event where the last one was; what was handed out and is not done with is bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing
-//! comes is given up. Owner: the command that follows.
+//! comes is given up. Owner: the command that follows; the agent, which has a
+//! link of its own, shares what a subscription knows.
 
-mod state;
+pub(in crate::core) mod state;
 
 use super::backoff;
 use super::client::{Client, ClientError, Sender, Target};
@@ -138,12 +139,13 @@ impl Room {
         self.0.0.fetch_add(bytes, Ordering::AcqRel);
     }
 
-    fn used(&self) -> usize {
+    /// The bytes that are not done with.
+    pub(in crate::core) fn used(&self) -> usize {
         self.0.0.load(Ordering::Acquire)
     }
 
     /// Waits until half of it is free.
-    async fn freed(&self) {
+    pub(in crate::core) async fn freed(&self) {
         while self.used() > FOLLOW_BYTES / 2 {
             self.0.1.notified().await;
         }
@@ -260,20 +262,25 @@ impl Follow {
 
     /// Asks for everything from this seq on, or for the beginning.
     async fn subscribe(&self, sender: &mut Sender, from: Option<u64>) -> Result<(), ClientError> {
-        let from = match (from, &self.begin) {
-            (Some(seq), _) | (None, &Begin::Seq(seq)) => json!({"seq": seq}),
-            (None, Begin::Latest) => json!("latest"),
-            (None, Begin::Earliest) => json!("earliest"),
-            (None, Begin::Time(ms)) => json!({"ts": ms}),
-            (None, Begin::Id(id)) => json!({"id": id}),
-        };
-        let mut frame = json!({"type": "subscribe", "sub": SUB, "from": from});
-        match self.patterns.as_slice() {
-            [pattern] => frame["topic"] = pattern.as_str().into(),
-            several => frame["topics"] = several.iter().map(Pattern::as_str).collect(),
-        }
-        send(sender, &frame).await
+        send(sender, &subscribe(SUB, &self.patterns, &self.begin, from)).await
     }
+}
+
+/// The frame that asks for everything from this seq on, or for the beginning.
+pub(in crate::core) fn subscribe(sub: &str, patterns: &[Pattern], begin: &Begin, from: Option<u64>) -> Value {
+    let from = match (from, begin) {
+        (Some(seq), _) | (None, &Begin::Seq(seq)) => json!({"seq": seq}),
+        (None, Begin::Latest) => json!("latest"),
+        (None, Begin::Earliest) => json!("earliest"),
+        (None, Begin::Time(ms)) => json!({"ts": ms}),
+        (None, Begin::Id(id)) => json!({"id": id}),
+    };
+    let mut frame = json!({"type": "subscribe", "sub": sub, "from": from});
+    match patterns {
+        [pattern] => frame["topic"] = pattern.as_str().into(),
+        several => frame["topics"] = several.iter().map(Pattern::as_str).collect(),
+    }
+    frame
 }
 
 async fn send(sender: &mut Sender, frame: &Value) -> Result<(), ClientError> {

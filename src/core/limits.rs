@@ -96,6 +96,34 @@ pub const PIPELINE_BYTES: usize = 768 * 1024;
 pub const FOLLOW_BYTES: usize = 1024 * 1024;
 /// The most findings that `castra verify` shows of the journal, and of each log; the rest is counted.
 pub const FINDINGS_SHOWN: usize = 64;
+/// The pending events of an agent's outbox, in bytes.
+pub const OUTBOX_BYTES: u64 = 64 * 1024 * 1024;
+/// An event is pending in an outbox for so long, while the guest is up.
+pub const OUTBOX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Events that an outbox shows as sent; older ones are forgotten.
+pub const OUTBOX_SENT: u64 = 1000;
+/// Damaged outboxes that are kept; with one more the agent does not begin a new one.
+pub const OUTBOX_ASIDES: usize = 8;
+/// Events of an outbox on their way to the broker, which remembers twice as many ids of a VM …
+pub const DRAIN_EVENTS: usize = 128;
+/// … and the bytes of their frames.
+pub const DRAIN_BYTES: usize = 256 * 1024;
+/// A session of an agent that sent nothing for so long sends a heartbeat.
+pub const HOST_BEAT: Duration = Duration::from_secs(10);
+/// A host that an agent did not hear for so long is gone.
+pub const HOST_SILENCE: Duration = Duration::from_secs(30);
+/// An agent's handler that fails so often for an event has had it.
+pub const HANDLER_ATTEMPTS: u32 = 5;
+/// A handler that runs when the agent is told to end may go on for so long.
+pub const HANDLER_TIME: Duration = Duration::from_secs(10);
+/// Requests that wait for an outbox's thread; then whoever asks waits before that.
+pub const OUTBOX_WAITING: usize = 1024;
+/// Local programs on an agent's socket at once.
+pub const LOCAL_CONNECTIONS: usize = 64;
+/// Lines of one local program that are taken and not answered yet; then its socket is read no further.
+pub const LOCAL_UNANSWERED: usize = 256;
+/// A local program that takes no answer for so long is cut off.
+pub const LOCAL_WRITE_TIME: Duration = Duration::from_secs(10);
 /// So many wrong tokens of one peer within a minute make it slow.
 pub const WRONG_TOKENS: usize = 5;
 /// Peers whose wrong tokens are remembered.

@@ -37,6 +37,8 @@
 //! 11. *Views may fail, the journal goes on.* A view that cannot be written is counted, said, and rebuilt; it
 //!     never stops a commit.
 
+#[cfg(feature = "agent")]
+pub mod agent;
 pub mod backoff;
 pub mod backup;
 pub mod bench;
@@ -53,6 +55,7 @@ pub mod door;
 pub mod end;
 pub mod event;
 pub mod events;
+pub mod exec;
 pub mod follow;
 pub mod identity;
 pub mod ids;

@@ -1,5 +1,7 @@
 //! A broker of the test's own: it says what it is told to, so that answers can be played that a real one seldom gives.
 
+#![allow(dead_code)]
+
 use crate::support::{PATIENCE, eventually, frame};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -149,6 +151,21 @@ impl FakeBroker {
         assert_eq!(hello.trim_end(), said);
         stream.get_mut().write_all(b"ok session=0123\n").unwrap();
         Session { stream }
+    }
+
+    /// Lets one peer in, whoever it is; what it said.
+    pub fn guest(&self) -> (Session, String) {
+        let (mut stream, hello) = self.connection();
+        stream.get_mut().write_all(b"ok session=0123\n").unwrap();
+        (Session { stream }, hello)
+    }
+
+    /// Whether somebody waits to be let in.
+    pub fn is_called(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut fds = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
     }
 
     /// Answers one peer's hello with this line, and closes.

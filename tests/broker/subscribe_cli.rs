@@ -131,7 +131,7 @@ fn what_makes_no_sense_is_refused_before_a_broker_is_asked() {
         (&["--from", "@x"], 65, "--from is latest"),
         (&["--from", "id:"], 65, "--from \"id:\": an id is 1-128 bytes"),
         (&["--from", "id:a\nb"], 65, "--from \"id:a\\nb\": an id is"),
-        (&["--broker", "7070", "--vm", "web"], 2, "--broker \"7070\": a broker is at tcp:HOST:PORT or unix:"),
+        (&["--broker", "7070", "--vm", "web"], 2, "--broker \"7070\": a broker is at tcp:HOST:PORT, unix:"),
         (&["--broker", "tcp:h:1", "--vm", "a/b"], 65, "\"a/b\" is no VM's name"),
     ] {
         let (exit, stdout, stderr) = output(dir.path(), args);

@@ -1,10 +1,123 @@
 //! `castra agent`: the guest's side.
 //!
-//! Owner: [`super::main`].
+//! Always holds: programs can publish as long as it runs, whether the broker is there or not; it ends when it is told
+//! to, and in order. Owner: [`super::main`].
+
+mod given;
+mod outbox;
+mod publish;
+mod service;
 
 use super::{Exit, Failure};
-use crate::cli::AgentArgs;
+use crate::cli::{AgentArgs, AgentCommand};
+use crate::core::agent::dial::System;
+use crate::core::agent::local::Door;
+use crate::core::agent::outbox::{Opened, Outbox, OutboxError};
+use crate::core::agent::{self, Plan, Standing, Tally};
+use service::Service;
+use std::io;
+use std::path::Path;
+use std::str::FromStr;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::level_filters::LevelFilter;
 
-pub fn run(args: AgentArgs, _json: &mut bool) -> Result<Exit, Failure> {
-    Err(Failure::new(Exit::Usage, "usage", format!("{} is not served yet", args.vm)))
+pub fn run(mut args: AgentArgs, json: &mut bool) -> Result<Exit, Failure> {
+    match args.command.take() {
+        Some(AgentCommand::Publish(args)) => {
+            *json = args.json;
+            return publish::run(*args);
+        }
+        Some(AgentCommand::Outbox(args)) => {
+            *json = args.json();
+            return outbox::run(args);
+        }
+        None => {}
+    }
+    let (plan, bounds) = (given::plan(&args)?, given::bounds(&args)?);
+    log(&args.log_level);
+    let service = Service::start().map_err(Failure::system)?;
+    let Opened { outbox, aside } = Outbox::open(&args.state_dir, bounds).map_err(|e| unopened(&e))?;
+    if let Some(aside) = aside {
+        let aside = aside.display();
+        tracing::error!(
+            "the outbox was damaged: it is kept as {aside}, and a new one begun; what it had may not be sent"
+        );
+    }
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
+    let result = runtime.block_on(serve(plan, &args.socket, &outbox, &service));
+    runtime.block_on(outbox.close());
+    // A name that is still looked up is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) -> Result<Exit, Failure> {
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt()).map_err(Failure::system)?,
+        signal(SignalKind::terminate()).map_err(Failure::system)?,
+    );
+    let door = Door::bind(socket).map_err(|error| {
+        let why =
+            format!("no socket can be made at {}: {error}; --socket names another path", socket.display());
+        Failure::new(Exit::CannotCreate, "cannot-listen", why)
+    })?;
+    let (stop, stopped) = watch::channel(false);
+    let (standing, stands) = watch::channel(Standing::Away("looking for the broker".into()));
+    let (tally, vm) = (Tally::default(), plan.identity.vm.clone());
+    tracing::info!("the agent of {vm} runs; programs publish at {}", door.path().display());
+    service.ready();
+    let end = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let told = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = end(stopped.clone()) => {}
+        }
+        tracing::info!("ending");
+        service.stopping();
+        stop.send_replace(true);
+    };
+    let work = async {
+        let linked = async {
+            let linked = agent::run(plan, System, outbox, standing, &tally, stopped.clone()).await;
+            if linked.is_err() {
+                stop.send_replace(true);
+            }
+            linked
+        };
+        tokio::join!(linked, door.serve(vm, outbox.clone(), end(stopped.clone()))).0
+    };
+    let linked = tokio::select! {
+        (linked, ()) = async { tokio::join!(work, told) } => linked,
+        () = service.report(stands, outbox.clone(), &tally) => Ok(()),
+    };
+    linked.map(|()| Exit::Ok).map_err(|e| unopened(&e))
+}
+
+/// From here on everything that is traced is a line on stderr; journald has times of its own.
+fn log(level: &str) {
+    let level = LevelFilter::from_str(level).unwrap_or(LevelFilter::INFO);
+    let lines = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_target(false);
+    let lines = lines.with_writer(io::stderr);
+    // A second call would be a second agent in this process, which keeps the first one's.
+    let _ = match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => tracing::subscriber::set_global_default(lines.without_time().finish()),
+        None => tracing::subscriber::set_global_default(lines.finish()),
+    };
+}
+
+/// Why there is no outbox.
+fn unopened(error: &OutboxError) -> Failure {
+    let (exit, code) = match error {
+        OutboxError::InUse { .. } => (Exit::CannotCreate, "in-use"),
+        OutboxError::Foreign { .. } => (Exit::CannotCreate, "cannot-create"),
+        OutboxError::NotOwned { .. } => (Exit::Refused, "not-owned"),
+        OutboxError::Io { error, .. } => super::failure::of_io(error),
+        OutboxError::Failed(refusal) => (Exit::Io, refusal.code),
+    };
+    Failure::new(exit, code, error.to_string())
 }

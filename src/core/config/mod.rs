@@ -287,7 +287,8 @@ fn bytes_text(bytes: u64) -> String {
 }
 
 /// `64 MiB`, `64MiB`, `67108864`; units in any case. `None`: no such number.
-fn parse_bytes(text: &str) -> Option<u64> {
+/// Reads a size: a number, with or without a unit.
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);

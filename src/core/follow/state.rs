@@ -2,7 +2,7 @@
 //! the same one.
 //!
 //! Always holds: in a new session nothing is handed out before the last event that was seen came again, with the same
-//! id and ts, or is known to be gone. Owner: `follow.rs`.
+//! id and ts, or is known to be gone. Owner: `follow.rs`, and the agent's `feed.rs`.
 
 use super::News;
 use crate::core::client::ClientError;
@@ -13,14 +13,14 @@ use std::time::Duration;
 
 /// Between which frames a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(in crate::core) enum Mode {
     Asked,
     Taking,
     Paused,
 }
 
 /// How a session ended.
-pub(super) enum Broken {
+pub(in crate::core) enum Broken {
     Lost { error: ClientError, retry_after: Duration },
     Refused { code: String, reason: String },
     OtherJournal { seq: u64, next: u64 },
@@ -49,7 +49,7 @@ impl Seen {
 
 /// What outlives a session.
 #[derive(Default)]
-pub(super) struct Following {
+pub(in crate::core) struct Following {
     /// The seq to go on with; none before the first ack.
     pub next: Option<u64>,
     /// The session ends.
@@ -65,6 +65,13 @@ pub(super) struct Following {
 }
 
 impl Following {
+    /// Goes on behind this event; one without an id is only a place.
+    #[cfg_attr(not(feature = "agent"), allow(dead_code, reason = "only the agent remembers"))]
+    pub fn behind(seq: u64, ts: u64, id: String) -> Self {
+        let last = (!id.is_empty()).then_some(Seen { seq, ts, id });
+        Following { next: Some(seq + 1), last, ..Following::default() }
+    }
+
     /// There is a new session.
     pub fn begin(&mut self) {
         self.is_checking = self.last.is_some();

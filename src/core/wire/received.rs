@@ -78,6 +78,10 @@ pub struct Ack<'a> {
     #[serde(borrow)]
     pub reason: Option<Text<'a>>,
     pub seq: Option<u64>,
+    #[serde(borrow)]
+    pub id: Option<Text<'a>>,
+    #[serde(default)]
+    pub duplicate: bool,
     /// Of `subscribe`: the first seq that may come.
     pub next_seq: Option<u64>,
     /// Of `subscribe`: what was asked for and is gone.

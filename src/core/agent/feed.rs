@@ -1,0 +1,165 @@
+//! The agent's subscription: what it asks the broker for, and how it hands events on to the handler.
+//!
+//! ```text
+//!         ack                  no room                       room
+//! Asked ───────▶ Taking ─── unsubscribe ───▶ Paused ─── subscribe ───▶ Asked
+//! ```
+//!
+//! Always holds: events are handed on in order, each once in a journal; after a restart it goes on behind the cursor,
+//! if the event that was handled last is still the one of that place. Another journal is begun at its earliest event:
+//! none of its events was handled. Owner: the session.
+
+use super::handler::SUB;
+use super::outbox::{Cursor, Outbox, OutboxError};
+use crate::core::follow::state::{Broken, Following, Mode};
+use crate::core::follow::{Begin, News, Room, subscribe};
+use crate::core::limits::FOLLOW_BYTES;
+use crate::core::topic::Pattern;
+use crate::core::wire::received::{Gap, Received};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// What is subscribed, and how far it has come.
+pub struct Feed {
+    patterns: Vec<Pattern>,
+    begin: Begin,
+    name: String,
+    following: Following,
+    mode: Mode,
+    room: Room,
+    /// Bounded by the room.
+    lines: UnboundedSender<Vec<u8>>,
+    /// The place where it begins is to be remembered.
+    is_new: bool,
+}
+
+/// What is to be done after a frame.
+#[derive(Debug, PartialEq, Eq)]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// The subscription is refused for good; a code and why.
+    Refused(String, String),
+    /// To be subscribed anew: the journal is another one.
+    Anew,
+}
+
+/// The name of the cursor of these patterns.
+pub fn cursor_name(patterns: &[Pattern]) -> String {
+    let mut names: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(" ")
+}
+
+impl Feed {
+    /// Goes on behind the cursor of these patterns, or begins where it is told to.
+    ///
+    /// # Errors
+    /// The cursor cannot be read.
+    pub async fn open(
+        patterns: Vec<Pattern>,
+        begin: Begin,
+        outbox: &Outbox,
+        room: Room,
+        lines: UnboundedSender<Vec<u8>>,
+    ) -> Result<Self, OutboxError> {
+        let name = cursor_name(&patterns);
+        let cursor = outbox.cursor(&name).await?;
+        let is_new = cursor.is_none();
+        let following = cursor.map_or_else(Following::default, |c| Following::behind(c.seq, c.ts, c.id));
+        let mode = Mode::Asked;
+        Ok(Feed { patterns, begin, name, following, mode, room, lines, is_new })
+    }
+
+    /// The frame that subscribes in a new session.
+    pub fn begin(&mut self) -> Value {
+        self.following.begin();
+        self.ask()
+    }
+
+    fn ask(&mut self) -> Value {
+        self.mode = Mode::Asked;
+        subscribe(SUB, &self.patterns, &self.begin, self.following.from())
+    }
+
+    /// Takes a frame of the broker's that is about it. `Some`: it begins behind this place.
+    pub fn take(&mut self, received: Received<'_>) -> (After, Option<Cursor>) {
+        let (mut place, is_new) = (None, &mut self.is_new);
+        self.following.take(received, &mut self.mode, &mut |news| match news {
+            News::Subscribed(next) => {
+                tracing::info!(from = next, "subscribed");
+                if std::mem::take(is_new) {
+                    place = Some(Cursor { seq: next.saturating_sub(1), ts: 0, id: String::new() });
+                }
+            }
+            News::Gap(Gap { from, to }) => tracing::warn!(
+                from, to, "events are gone, taken by retention or damage before they were received; some of them may have been of these topics"
+            ),
+            News::Events(_) | News::Lost(..) => {}
+        });
+        let after = match self.following.closed.take() {
+            None => After::Nothing,
+            Some(Broken::OtherJournal { .. }) => self.anew(),
+            Some(Broken::Refused { code, .. }) if code == "seq-ahead" && self.following.next.is_some() => {
+                self.anew()
+            }
+            Some(Broken::Refused { code, reason }) => After::Refused(code, reason),
+            // The session itself looks at what ends it.
+            Some(Broken::Lost { .. }) => After::Nothing,
+        };
+        (after, place)
+    }
+
+    fn anew(&mut self) -> After {
+        tracing::warn!(
+            "the broker's journal is not the one that was received from (an older backup was restored, or it is another broker); beginning at its earliest event"
+        );
+        self.following = Following::default();
+        (self.begin, self.is_new) = (Begin::Earliest, true);
+        After::Anew
+    }
+
+    /// Hands on what came.
+    pub fn hand_on(&mut self) {
+        let (room, lines) = (&self.room, &self.lines);
+        self.following.hand_out(room, &mut |news| {
+            if let News::Events(bytes) = news {
+                // A handler that is gone ends the agent.
+                let _ = lines.send(bytes);
+            }
+        });
+    }
+
+    /// The frames that make the broker begin again, from the beginning of what is left.
+    pub fn anew_frames(&mut self) -> [Value; 2] {
+        [json!({"type": "unsubscribe", "sub": SUB}), self.ask()]
+    }
+
+    /// The frame that stops it, when there is no room for more.
+    pub fn pause(&mut self) -> Option<Value> {
+        let full = self.mode == Mode::Taking && self.room.used() >= FOLLOW_BYTES;
+        full.then(|| {
+            self.mode = Mode::Paused;
+            json!({"type": "unsubscribe", "sub": SUB})
+        })
+    }
+
+    /// The frame that lets it go on; pends while it is not paused, or there is no room.
+    pub async fn resumed(&self) {
+        match self.mode {
+            Mode::Paused => self.room.freed().await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// The frame that lets it go on.
+    pub fn resume(&mut self) -> Value {
+        self.ask()
+    }
+
+    /// The name of its cursor.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}

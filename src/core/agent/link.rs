@@ -1,0 +1,293 @@
+//! The way to the broker: found, held, and found again.
+//!
+//! ```text
+//!             opened               ok session=…, our epoch
+//! Trying ───────────────▶ Greeting ─────────────────────▶ Open
+//!   ▲ │ ▲                    │ error: …, or no answer       │ lost, closed, not heard of
+//!   │ └─┘ the next way       ▼                              ▼
+//!   └──────────────────── Waiting (back-off with full jitter; slowly after a refusal)
+//! ```
+//!
+//! A serial line stays open from Open to Greeting: it is one stream of bytes, whoever is at its other end.
+//! Always holds: one session at a time; no failure ends it, and none makes it try without a wait; what stays wrong is
+//! said once. Owner: `mod.rs`.
+
+use super::dial::Dial;
+use super::discover::{Way, Ways};
+use super::feed::Feed;
+use super::greeting::{Answer, Greeting};
+use super::handler::told;
+use super::outbox::Outbox;
+use super::pipe::{Pipe, Step};
+use super::pulse::Times;
+use super::retry::{Came, Retry};
+use super::session::{Ended, Session};
+use crate::core::client::{Client, ClientError};
+use crate::core::follow::may_pass;
+use crate::core::identity::VmName;
+use bytes::BytesMut;
+use std::io;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// A hello has its answer within this time.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// How it stands with the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// There is no session; why.
+    Away(String),
+    /// There is one, over this way.
+    Connected(String),
+}
+
+/// Who this guest says it is.
+#[derive(Clone)]
+pub struct Identity {
+    /// Its name.
+    pub vm: VmName,
+    /// What proves it.
+    pub token: Option<String>,
+}
+
+impl Identity {
+    /// The hello line, without its end.
+    pub fn hello(&self, epoch: &str) -> String {
+        let token = self.token.as_ref().map(|token| format!(" token={token}")).unwrap_or_default();
+        format!("hello vm:{} capabilities=bus-v1,heartbeat{token} epoch={epoch}", self.vm)
+    }
+}
+
+/// Everything of it.
+pub struct Link<D> {
+    /// Opens ways.
+    pub dial: D,
+    /// Where to look.
+    pub ways: Ways,
+    /// Who says hello.
+    pub identity: Identity,
+    /// What is to be sent.
+    pub outbox: Outbox,
+    /// What is subscribed.
+    pub feed: Option<Feed>,
+    /// How long to wait for the host.
+    pub times: Times,
+    /// Who is told how it stands.
+    pub standing: watch::Sender<Standing>,
+}
+
+impl<D: Dial> Link<D> {
+    /// Holds sessions until it is told to end.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let (mut retry, mut line) = (Retry::default(), None);
+        while !*stop.borrow() {
+            let mut told_to_end = stop.clone();
+            let opened = tokio::select! {
+                opened = self.open(&mut line) => opened,
+                () = told(&mut told_to_end) => return,
+            };
+            let came = match opened {
+                Ok((way, pipe)) => match self.hold(&way, pipe, &mut line, &mut retry, &mut stop).await {
+                    Some(came) => came,
+                    None => return,
+                },
+                Err(NoSession { why, came }) => {
+                    self.away(why).await;
+                    came
+                }
+            };
+            tokio::select! {
+                () = sleep(retry.wait(came, super::chance())) => {}
+                () = told(&mut stop) => {}
+            }
+        }
+    }
+
+    /// Holds a session to its end; what came of it, if the agent is not told to end.
+    async fn hold(
+        &mut self,
+        way: &Way,
+        mut pipe: Pipe,
+        line: &mut Option<(Way, Pipe)>,
+        retry: &mut Retry,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Came> {
+        self.ways.worked(way);
+        tracing::info!(pending = self.outbox.counts().pending, "connected to {way} as {}", self.identity.vm);
+        self.standing.send_replace(Standing::Connected(way.to_string()));
+        let (since, is_line) = (Instant::now(), matches!(way, Way::Line(_)));
+        let mut session = Session::new(&mut pipe, &self.outbox, self.feed.as_mut(), self.times, is_line);
+        let ended = session.run(stop).await;
+        retry.lasted(since.elapsed(), session.is_useful);
+        if is_line && !matches!(ended, Ended::Lost(_)) {
+            pipe.forget();
+            *line = Some((way.clone(), pipe));
+        }
+        let mut after = Duration::ZERO;
+        let why = match ended {
+            Ended::Told => return None,
+            Ended::Closed(reason, retry_after) => {
+                after = retry_after;
+                format!("the broker on {way} closed the session: {reason}")
+            }
+            Ended::Lost(error) => format!("the connection to {way} was lost: {error}"),
+            Ended::Broken(why) => format!("what came from {way} is not bus-v1: {why}"),
+            Ended::Silent(time) => format!("the host was not heard on {way} for {} s", time.as_secs()),
+            Ended::Outbox(error) => {
+                self.away(error.to_string()).await;
+                return Some(Came::Refusal);
+            }
+        };
+        self.away(why).await;
+        Some(Came::Nothing(after))
+    }
+
+    /// There is no session; said when it was not said before.
+    async fn away(&self, why: String) {
+        let is_new = self.standing.send_if_modified(|standing| {
+            let is_new = *standing != Standing::Away(why.clone());
+            *standing = Standing::Away(why.clone());
+            is_new
+        });
+        if is_new {
+            tracing::warn!("{why}; trying again, what is published meanwhile is kept");
+            self.outbox.said(&why).await;
+        }
+    }
+
+    /// Tries the ways one after the other, until one leads to a session or to a refusal.
+    async fn open(&mut self, line: &mut Option<(Way, Pipe)>) -> Result<(Way, Pipe), NoSession> {
+        let mut failed = Vec::new();
+        for way in self.ways.in_order() {
+            let epoch = format!("{:016x}", super::chance());
+            let kept = line.take_if(|(of, _)| *of == way).map(|(_, pipe)| pipe);
+            let error = match self.greet(&way, &epoch, kept, line).await {
+                Ok(pipe) => return Ok((way, pipe)),
+                Err(ClientError::Refused(reason)) => {
+                    let passes =
+                        reason != "too-many-wrong-tokens" && may_pass(&ClientError::Refused(reason.clone()));
+                    let came = if passes { Came::Nothing(Duration::ZERO) } else { Came::Refusal };
+                    let why = format!(
+                        "the broker on {way} refuses this VM: {}",
+                        what_to_do(&reason, &self.identity)
+                    );
+                    return Err(NoSession { why, came });
+                }
+                Err(ClientError::Connect(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            failed.push(format!("{way}: {error}"));
+        }
+        let why = format!("no broker answers ({})", failed.join("; "));
+        Err(NoSession { why, came: Came::Nothing(Duration::ZERO) })
+    }
+
+    /// Opens one way and says hello.
+    async fn greet(
+        &self,
+        way: &Way,
+        epoch: &str,
+        kept: Option<Pipe>,
+        line: &mut Option<(Way, Pipe)>,
+    ) -> Result<Pipe, ClientError> {
+        let hello = self.identity.hello(epoch);
+        let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {GREETING:?}"));
+        if matches!(way, Way::Stream(_)) {
+            let (reader, writer) = self.dial.dial(way).await.map_err(ClientError::Connect)?;
+            let greeted = timeout(GREETING, Client::greet(reader, writer, &hello)).await;
+            let (client, answer) = greeted.map_err(|_| ClientError::Lost(late()))??;
+            let mut epochs = answer.split_ascii_whitespace().filter_map(|word| word.strip_prefix("epoch="));
+            if epochs.any(|other| other != epoch) {
+                return Err(ClientError::Protocol(format!("it answers somebody else's hello: {answer:?}")));
+            }
+            let (reader, writer, input) = client.into_parts();
+            return Ok(Pipe::new(reader, writer, input));
+        }
+        let mut pipe = match kept {
+            Some(pipe) => pipe,
+            None => {
+                let (reader, writer) = self.dial.dial(way).await.map_err(ClientError::Connect)?;
+                Pipe::new(reader, writer, BytesMut::new())
+            }
+        };
+        match timeout(GREETING, greet_line(&mut pipe, &hello, epoch)).await {
+            Ok(Ok(Answer::Open(rest))) => {
+                pipe.input = BytesMut::from(&rest[..]);
+                Ok(pipe)
+            }
+            Ok(Ok(Answer::Refused(reason))) => {
+                pipe.forget();
+                *line = Some((way.clone(), pipe));
+                Err(ClientError::Refused(reason))
+            }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let why = "nobody is at the other end of the line";
+                Err(ClientError::Lost(io::Error::new(error.kind(), why)))
+            }
+            Ok(Err(error)) => Err(ClientError::Lost(error)),
+            Err(_) => {
+                // The host may connect to it later.
+                pipe.forget();
+                *line = Some((way.clone(), pipe));
+                Err(ClientError::Lost(late()))
+            }
+        }
+    }
+}
+
+/// Says hello on a line until there is an answer.
+async fn greet_line(pipe: &mut Pipe, hello: &str, epoch: &str) -> io::Result<Answer> {
+    let (begun, mut greeting) = (Instant::now(), Greeting::new(hello, epoch));
+    loop {
+        let left = pipe.input.split();
+        if let Some(answer) = greeting.take(&left) {
+            return Ok(answer);
+        }
+        // While the other end takes nothing there is no use in saying it again.
+        if pipe.is_written()
+            && let Some(bytes) = greeting.due(begun.elapsed())
+        {
+            pipe.push(&bytes);
+        }
+        let waits = pipe.is_written();
+        tokio::select! {
+            step = pipe.step() => match step? {
+                Step::Read | Step::Wrote => {}
+            },
+            () = sleep_until(begun + greeting.next()), if waits => {}
+        }
+    }
+}
+
+struct NoSession {
+    why: String,
+    came: Came,
+}
+
+/// A refusal, and what an operator can do.
+fn what_to_do(reason: &str, identity: &Identity) -> String {
+    let vm = &identity.vm;
+    let hint = match reason {
+        "bad-name" | "reserved-identity" => "--vm gives it another name".to_owned(),
+        "identity-mismatch" => format!(
+            "the host knows it under another name than {vm}: --vm must be that of castra.toml on the host"
+        ),
+        "unknown-vm" => format!("add it to castra.toml on the host: [[vms]] name = \"{vm}\""),
+        "unknown-cid" => format!("add its CID to castra.toml on the host: [[vms]] name = \"{vm}\", cid = …"),
+        "wrong-token" | "too-many-wrong-tokens" => {
+            format!("--token-file must have the token of {vm} in castra.toml on the host")
+        }
+        "token-over-network" => {
+            "a token is not sent over a network in the clear: use vsock, a serial line or a tunnel".into()
+        }
+        "not-proven" => {
+            format!(
+                "the host takes only VMs that prove who they are: give {vm} a token in castra.toml on the host, and --token-file here"
+            )
+        }
+        _ => return reason.to_owned(),
+    };
+    format!("{reason}: {hint}")
+}

@@ -1,0 +1,368 @@
+//! The thread castra-outbox: what was asked for, in its order, what waits together in one commit.
+//!
+//! Always holds: a put is answered after its commit, which is synced; when the database fails nothing is answered as
+//! kept, it is said once, and every later put tries it anew, so that it works again by itself; what the broker
+//! acknowledged and could not be written down is kept in memory and tried again. Owner: [`super::Outbox`].
+
+use super::folded::Folded;
+use super::folder::Folder;
+use super::reopen::{file_of, is_passing};
+use super::request::Request;
+use super::store::{Gone, Store, trouble};
+use super::{Bounds, Entry, Sent, Shared};
+use crate::core::refusal::Refusal;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// So often it looks what commands and time did.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+/// So often the outbox's clock is written down while something is pending.
+const CLOCK: Duration = Duration::from_secs(60);
+/// Requests of one commit at the most.
+const GROUP: usize = 1024;
+
+/// What the broker said of an event and is not written down yet.
+enum Fate {
+    Sent(Sent),
+    Failed(String, String),
+}
+
+/// The thread's own.
+pub(super) struct Writer {
+    pub(super) folder: Folder,
+    bounds: Bounds,
+    pub(super) shared: Arc<Shared>,
+    /// `None` while the database has to be opened anew.
+    pub(super) store: Option<Store>,
+    /// The file that is open: device and inode.
+    pub(super) file: Option<(u64, u64)>,
+    /// Why puts are refused.
+    pub(super) ill: Option<Refusal>,
+    /// When it may be opened anew.
+    pub(super) retry_at: Instant,
+    pub(super) last_n: u64,
+    owed: BTreeMap<u64, Fate>,
+    /// What [`super::Outbox::said`] said last, and whether it is written down.
+    said: (String, bool),
+    folded: Folded,
+    clock_saved: Instant,
+}
+
+impl Writer {
+    pub fn new(folder: Folder, store: Store, bounds: Bounds, shared: Arc<Shared>) -> Self {
+        let now = Instant::now();
+        let mut writer = Writer {
+            folder,
+            bounds,
+            shared,
+            store: Some(store),
+            file: None,
+            ill: None,
+            retry_at: now,
+            last_n: 0,
+            owed: BTreeMap::new(),
+            said: (String::new(), true),
+            folded: Folded::default(),
+            clock_saved: now,
+        };
+        writer.opened();
+        writer
+    }
+
+    /// Works until it is closed, or every handle is gone.
+    pub fn run(mut self, inbox: &Receiver<(Request, Option<OwnedSemaphorePermit>)>) {
+        let mut ticked = Instant::now();
+        loop {
+            let (mut group, mut permits) = (Vec::new(), Vec::new());
+            match inbox.recv_timeout(TICK.saturating_sub(ticked.elapsed())) {
+                Ok((request, permit)) => {
+                    group.push(request);
+                    permits.push(permit);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.end(),
+            }
+            while group.len() < GROUP
+                && let Ok((request, permit)) = inbox.try_recv()
+            {
+                group.push(request);
+                permits.push(permit);
+            }
+            if let Some(closed) = self.round(group) {
+                self.end();
+                // The lock goes with it: who is told that it is closed may open it.
+                drop(self);
+                // Whoever asked may be gone.
+                let _ = closed.send(());
+                return;
+            }
+            drop(permits);
+            if ticked.elapsed() >= TICK {
+                ticked = Instant::now();
+                self.tick();
+            }
+        }
+    }
+
+    /// All that waits: first what changes something, in one commit, then what reads.
+    fn round(&mut self, group: Vec<Request>) -> Option<oneshot::Sender<()>> {
+        let (mut changes, mut reads, mut closing) = (Vec::new(), Vec::new(), None);
+        for request in group {
+            match request {
+                Request::Close { reply } => closing = Some(reply),
+                Request::Said { error, reply } => {
+                    if self.said.0 != error {
+                        self.said = (error, false);
+                    }
+                    let _ = reply.send(());
+                }
+                Request::Pending { .. } | Request::Cursor { .. } => reads.push(request),
+                _ => changes.push(request),
+            }
+        }
+        if !changes.is_empty() {
+            self.reopen();
+            self.write_owed();
+            self.change(changes);
+        }
+        if !reads.is_empty() {
+            self.reopen();
+            reads.into_iter().for_each(|request| self.read(request));
+        }
+        closing
+    }
+
+    fn change(&mut self, changes: Vec<Request>) {
+        let durable = changes.iter().any(|c| matches!(c, Request::Put { .. } | Request::SetCursor { .. }));
+        let mut kept = Vec::new();
+        let done = self.transact(durable, |store, bounds, gone| {
+            for change in &changes {
+                match change {
+                    Request::Put { events, .. } => kept.push(store.put(events, bounds, gone)?),
+                    Request::Sent { acks, .. } => store.sent(acks)?,
+                    Request::Failed { n, code, reason, .. } => {
+                        store.failed(*n, code, reason, bounds, gone)?;
+                    }
+                    Request::SetCursor { name, cursor, .. } => store.set_cursor(name, cursor)?,
+                    _ => {}
+                }
+            }
+            Ok(())
+        });
+        let mut kept = kept.into_iter();
+        let mut came = false;
+        // Whoever asked may be gone.
+        for change in changes {
+            match change {
+                Request::Put { reply, .. } => {
+                    let answer = match &done {
+                        Ok(()) => kept.next().unwrap_or_else(|| Err(super::closed())),
+                        Err(refusal) => {
+                            self.count_refused();
+                            Err(refusal.clone())
+                        }
+                    };
+                    came |= answer.is_ok();
+                    self.folded.refused += u64::from(answer.is_err());
+                    let _ = reply.send(answer);
+                }
+                Request::Sent { acks, reply } => {
+                    if done.is_err() {
+                        self.owed.extend(acks.into_iter().map(|ack| (ack.n, Fate::Sent(ack))));
+                    } else {
+                        self.drained();
+                    }
+                    let _ = reply.send(());
+                }
+                Request::Failed { n, code, reason, reply } => {
+                    if done.is_err() {
+                        self.owed.insert(n, Fate::Failed(code, reason));
+                    }
+                    let _ = reply.send(());
+                }
+                Request::SetCursor { reply, .. } => drop(reply.send(done.clone())),
+                _ => {}
+            }
+        }
+        self.publish_counts();
+        if came {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    fn count_refused(&mut self) {
+        match &mut self.store {
+            Some(store) => store.tally.counts.refused += 1,
+            None => {
+                self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).refused += 1;
+            }
+        }
+    }
+
+    /// Something went through: what kept it from being drained is over.
+    fn drained(&mut self) {
+        if !self.said.0.is_empty() {
+            self.said = (String::new(), false);
+        }
+    }
+
+    /// One transaction. One that is not `durable` survives a crash of the agent, and may be lost with the machine.
+    pub(super) fn transact(
+        &mut self,
+        durable: bool,
+        work: impl FnOnce(&mut Store, &Bounds, &mut Gone) -> rusqlite::Result<()>,
+    ) -> Result<(), Refusal> {
+        if self.store.is_some() && self.file != file_of(&self.folder) {
+            let why = "outbox.db was removed or replaced while the agent ran; what was in it is lost";
+            return Err(self.fall_ill(Refusal::new("outbox-failed", why), true));
+        }
+        let Some(store) = &mut self.store else {
+            return Err(self.ill.clone().unwrap_or_else(super::closed));
+        };
+        let mut gone = Gone::default();
+        let run = || {
+            store.set_durable(durable)?;
+            store.begin()?;
+            work(store, &self.bounds, &mut gone)?;
+            store.commit()
+        };
+        match run() {
+            Ok(()) => {
+                self.last_n = self.last_n.max(store.tally.last_n);
+                self.folded.add(&gone);
+                if self.ill.take().is_some() {
+                    tracing::info!("the outbox works again");
+                }
+                Ok(())
+            }
+            Err(error) => {
+                store.undo();
+                let anew = !is_passing(&error);
+                Err(self.fall_ill(trouble(&error), anew))
+            }
+        }
+    }
+
+    pub(super) fn publish_counts(&self) {
+        if let Some(store) = &self.store {
+            *self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner) = store.tally.counts;
+        }
+    }
+
+    fn write_owed(&mut self) {
+        if self.owed.is_empty() || self.store.is_none() {
+            return;
+        }
+        let owed = std::mem::take(&mut self.owed);
+        let written = self.transact(false, |store, bounds, gone| {
+            owed.iter().try_for_each(|(n, fate)| match fate {
+                Fate::Sent(ack) => store.sent(&[*ack]),
+                Fate::Failed(code, reason) => store.failed(*n, code, reason, bounds, gone),
+            })
+        });
+        if written.is_err() {
+            self.owed = owed;
+        }
+    }
+
+    fn read(&mut self, request: Request) {
+        let store = self.store.as_ref().ok_or_else(|| self.ill.clone().unwrap_or_else(super::closed));
+        let failed = match request {
+            Request::Cursor { name, reply } => {
+                let found = store.and_then(|store| store.cursor(&name).map_err(|e| trouble(&e)));
+                let failed = found.as_ref().err().cloned();
+                let _ = reply.send(found);
+                failed
+            }
+            Request::Pending { after, limit, bytes, reply } => {
+                let found = store.and_then(|store| self.pending(store, after, limit, bytes));
+                let failed = found.as_ref().err().cloned();
+                let _ = reply.send(found);
+                failed
+            }
+            _ => None,
+        };
+        if let Some(refusal) = failed.filter(|_| self.store.is_some()) {
+            self.fall_ill(refusal, true);
+        }
+    }
+
+    /// What is pending and not settled in memory already.
+    fn pending(
+        &self,
+        store: &Store,
+        mut after: u64,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<Vec<Entry>, Refusal> {
+        loop {
+            let mut found = store.pending(after, limit, bytes).map_err(|e| trouble(&e))?;
+            let Some(last) = found.last() else { return Ok(found) };
+            after = last.n;
+            found.retain(|entry| !self.owed.contains_key(&entry.n));
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// What time and other processes did.
+    fn tick(&mut self) {
+        self.reopen();
+        self.write_owed();
+        let Some(store) = &mut self.store else { return };
+        let looked = store.look().and_then(|changed| Ok((changed, store.has_expired(&self.bounds)?)));
+        match looked {
+            Ok((changed, expired)) => {
+                if changed && store.tally.counts.pending > 0 {
+                    self.shared.changed.notify_one();
+                }
+                if expired {
+                    self.expire();
+                }
+            }
+            Err(error) => drop(self.fall_ill(trouble(&error), !is_passing(&error))),
+        }
+        if !self.said.1 {
+            let said = self.said.0.clone();
+            self.said.1 = self.transact(false, |store, _, _| store.said(&said)).is_ok();
+        }
+        let waits = self.store.as_ref().is_some_and(|store| store.tally.counts.pending > 0);
+        if waits && self.clock_saved.elapsed() >= CLOCK {
+            self.clock_saved = Instant::now();
+            let _ = self.transact(false, |store, _, _| store.save_clock());
+        }
+        self.publish_counts();
+        self.folded.say();
+    }
+
+    fn expire(&mut self) {
+        let mut expired = 0;
+        let done = self.transact(false, |store, bounds, gone| {
+            expired = store.expire(bounds, gone)?;
+            Ok(())
+        });
+        if done.is_ok() && expired > 0 {
+            tracing::warn!(
+                "{expired} events were pending for more than {:?} and are in the state error (expired) now",
+                self.bounds.age
+            );
+        }
+    }
+
+    fn end(&mut self) {
+        self.write_owed();
+        let said = self.said.0.clone();
+        let _ = self.transact(false, |store, _, _| {
+            store.said(&said)?;
+            store.save_clock()
+        });
+        self.folded.say_now();
+        self.publish_counts();
+        // Closing writes the log back into the file.
+        self.store = None;
+    }
+}

@@ -1,0 +1,294 @@
+//! One session of the agent, from the answer to its hello to its end: heartbeats, the outbox on its way, and the
+//! subscription, over one connection.
+//!
+//! Always holds: what the broker acknowledged is written down before more is sent, so that no more than a window is
+//! ever sent again; what comes is read all the while; a host that is not heard is given up. Owner: the link.
+
+use super::drain::{Drain, Fate, WINDOW};
+use super::feed::{After, Feed};
+use super::handler::told;
+use super::outbox::{Outbox, OutboxError};
+use super::pipe::{Pipe, Step};
+use super::pulse::{Clocks, Due, Pulse, Times};
+use crate::core::clock;
+use crate::core::limits::DRAIN_BYTES;
+use crate::core::wire::received::Received;
+use serde_json::Value;
+use std::io;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+const HEARTBEAT: &[u8] = b"{\"type\":\"heartbeat\"}";
+/// A subscription that is refused is asked for again after so long.
+const AGAIN: Duration = Duration::from_secs(30);
+/// When the agent is told to end, what is under way is waited for so long.
+const LAST_ACKS: Duration = Duration::from_secs(2);
+/// A frame of length 0: the end, on a line that has none.
+const END: [u8; 4] = [0; 4];
+
+/// Why a session ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The agent was told to.
+    Told,
+    /// The broker closed it: a reason, and when it makes sense to come back.
+    Closed(String, Duration),
+    /// The connection failed.
+    Lost(io::Error),
+    /// What came is not bus-v1.
+    Broken(String),
+    /// The host was not heard for so long.
+    Silent(Duration),
+    /// The outbox cannot be read.
+    Outbox(OutboxError),
+}
+
+/// A session under way.
+pub struct Session<'a> {
+    pipe: &'a mut Pipe,
+    outbox: &'a Outbox,
+    feed: Option<&'a mut Feed>,
+    is_line: bool,
+    begun: Instant,
+    drain: Drain,
+    pulse: Pulse,
+    /// There may be more in the outbox.
+    is_more: bool,
+    /// When the subscription is asked for again.
+    subscribe_at: Option<Instant>,
+    /// Something was stored or received.
+    pub is_useful: bool,
+}
+
+fn clocks() -> Clocks {
+    Clocks { boot: clock::boot_ms(), wall: i64::try_from(clock::wall_ms()).unwrap_or(0) }
+}
+
+impl<'a> Session<'a> {
+    /// Of a connection on which the broker said ok.
+    pub fn new(
+        pipe: &'a mut Pipe,
+        outbox: &'a Outbox,
+        feed: Option<&'a mut Feed>,
+        times: Times,
+        is_line: bool,
+    ) -> Self {
+        let (begun, pulse) = (Instant::now(), Pulse::new(times, clocks()));
+        let drain = Drain::new();
+        Session {
+            pipe,
+            outbox,
+            feed,
+            is_line,
+            begun,
+            drain,
+            pulse,
+            is_more: true,
+            subscribe_at: None,
+            is_useful: false,
+        }
+    }
+
+    /// Holds it to its end.
+    pub async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> Ended {
+        if let Some(feed) = self.feed.as_deref_mut() {
+            let frame = feed.begin();
+            self.push(&frame);
+        }
+        match self.serve(stop).await {
+            Ok(()) => {
+                // The broker is told; what it still has to say is waited for.
+                let _ = timeout(LAST_ACKS, self.end()).await;
+                Ended::Told
+            }
+            Err(ended) => ended,
+        }
+    }
+
+    async fn serve(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Ended> {
+        // Bytes behind the answer came with it.
+        self.take().await?;
+        let changed = self.outbox.changed();
+        loop {
+            self.fetch().await?;
+            let due = self.next();
+            let feed = self.feed.as_deref();
+            let resumed = async {
+                match feed {
+                    Some(feed) => feed.resumed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                step = self.pipe.step() => self.stepped(step.map_err(Ended::Lost)?).await?,
+                () = told(stop) => return Ok(()),
+                () = changed.notified() => self.is_more = true,
+                () = resumed => if let Some(frame) = self.feed.as_deref_mut().map(Feed::resume) {
+                    self.push(&frame);
+                },
+                () = sleep_until(due) => self.due()?,
+            }
+        }
+    }
+
+    async fn stepped(&mut self, step: Step) -> Result<(), Ended> {
+        match step {
+            Step::Wrote => Ok(()),
+            Step::Read => {
+                self.pulse.heard(self.begun.elapsed());
+                self.take().await
+            }
+        }
+    }
+
+    fn push(&mut self, frame: &Value) {
+        self.push_body(frame.to_string().as_bytes());
+    }
+
+    fn push_body(&mut self, body: &[u8]) {
+        self.pipe.push_frame(body);
+        self.pulse.sent(self.begun.elapsed());
+    }
+
+    /// Sends what the window has room for.
+    async fn fetch(&mut self) -> Result<(), Ended> {
+        // Half a window at a time: an event at a time would be a question to the database for each.
+        if !self.is_more || self.drain.under_way() > WINDOW / 2 {
+            return Ok(());
+        }
+        let Some((after, room)) = self.drain.wants(self.begun.elapsed()) else { return Ok(()) };
+        let entries = self.outbox.pending(after, room, DRAIN_BYTES).await.map_err(Ended::Outbox)?;
+        self.is_more = !entries.is_empty();
+        for entry in entries {
+            self.push_body(&entry.frame);
+            self.drain.sent(entry.n, entry.id);
+        }
+        Ok(())
+    }
+
+    fn next(&self) -> Instant {
+        let drain = self.drain.next().filter(|_| self.is_more);
+        let at = self.begun + drain.map_or(self.pulse.next(), |drain| drain.min(self.pulse.next()));
+        self.subscribe_at.map_or(at, |again| at.min(again))
+    }
+
+    fn due(&mut self) -> Result<(), Ended> {
+        if self.subscribe_at.is_some_and(|at| at <= Instant::now()) {
+            self.subscribe_at = None;
+            if let Some(frame) = self.feed.as_deref_mut().map(Feed::begin) {
+                self.push(&frame);
+            }
+        }
+        match self.pulse.look(self.begun.elapsed(), clocks()) {
+            Some(Due::Beat) => self.pipe.push_frame(HEARTBEAT),
+            Some(Due::Gone(time)) => return Err(Ended::Silent(time)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the frames that came.
+    async fn take(&mut self) -> Result<(), Ended> {
+        let (mut fates, mut place) = (Vec::new(), None);
+        let ended = self.frames(&mut fates, &mut place);
+        self.settle(fates).await;
+        if let Some(feed) = self.feed.as_deref_mut() {
+            // Before what follows is handed on: the handler moves the same cursor.
+            if let Some(cursor) = place {
+                self.outbox.set_cursor(feed.name(), cursor).await.map_err(Ended::Outbox)?;
+            }
+            feed.hand_on();
+            if let Some(frame) = feed.pause() {
+                self.push(&frame);
+            }
+        }
+        ended
+    }
+
+    fn frames(
+        &mut self,
+        fates: &mut Vec<Fate>,
+        place: &mut Option<super::outbox::Cursor>,
+    ) -> Result<(), Ended> {
+        let broken = |error: &dyn std::fmt::Display| Ended::Broken(error.to_string());
+        while let Some(mut body) = self.pipe.frame().map_err(|e| broken(&e))? {
+            match Received::parse(&mut body).map_err(|e| broken(&e))? {
+                // A publish that could not even be read as one is refused as a frame.
+                Received::Ack(ack)
+                    if ack.is_of("publish") || (ack.is_of("frame") && self.drain.under_way() > 0) =>
+                {
+                    let (now, chance) = (self.begun.elapsed(), super::chance());
+                    fates.push(self.drain.answered(&ack, now, chance).map_err(|e| broken(&e))?);
+                    self.is_useful = true;
+                }
+                Received::Heartbeat => self.push_body(HEARTBEAT),
+                Received::Close { reason, retry_after_ms } => {
+                    return Err(Ended::Closed(reason.into_owned(), Duration::from_millis(retry_after_ms)));
+                }
+                Received::Ack(ack) if !ack.is_of("subscribe") => {}
+                received => self.fed(received, place),
+            }
+        }
+        Ok(())
+    }
+
+    fn fed(&mut self, received: Received<'_>, place: &mut Option<super::outbox::Cursor>) {
+        let Some(feed) = self.feed.as_deref_mut() else { return };
+        self.is_useful |= matches!(received, Received::Event { .. });
+        let (after, begins) = feed.take(received);
+        *place = begins.or(place.take());
+        match after {
+            After::Nothing => {}
+            After::Anew => feed.anew_frames().iter().for_each(|frame| self.push(frame)),
+            After::Refused(code, reason) => {
+                let seconds = AGAIN.as_secs();
+                tracing::error!(
+                    "the broker refuses the subscription: {code}: {reason}; asking again every {seconds} s"
+                );
+                self.subscribe_at = Some(Instant::now() + AGAIN);
+            }
+        }
+    }
+
+    /// Writes down what became of events.
+    async fn settle(&mut self, fates: Vec<Fate>) {
+        let mut sent = Vec::new();
+        for fate in fates {
+            match fate {
+                Fate::Sent(ack) => sent.push(ack),
+                Fate::Failed(n, code, reason) => {
+                    tracing::warn!(
+                        n,
+                        "the broker refuses an event: {code}: {reason}; 'castra agent outbox ls' shows it"
+                    );
+                    self.outbox.failed(n, &code, &reason).await;
+                }
+                Fate::Held(code, reason) => {
+                    self.is_more = true;
+                    tracing::debug!("the broker takes nothing just now: {code}: {reason}");
+                    self.outbox.said(&format!("{code}: {reason}")).await;
+                }
+            }
+        }
+        if !sent.is_empty() {
+            self.outbox.sent(sent).await;
+        }
+    }
+
+    /// Waits for what is under way, and says that this is the end.
+    async fn end(&mut self) {
+        while self.drain.under_way() > 0 || !self.pipe.is_written() {
+            let Ok(step) = self.pipe.step().await else { return };
+            if self.stepped(step).await.is_err() {
+                return;
+            }
+        }
+        if !self.is_line {
+            return self.pipe.shutdown().await;
+        }
+        self.pipe.push(&END);
+        while !self.pipe.is_written() && self.pipe.step().await.is_ok() {}
+    }
+}

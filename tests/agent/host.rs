@@ -1,0 +1,83 @@
+//! The host as the agent sees it: one that is gone without a word, that refuses, that is in no hurry.
+
+use crate::fake_broker::FakeBroker;
+use crate::program::{Agent, at};
+use crate::support::eventually;
+use std::time::{Duration, Instant};
+
+const SHORT: [&str; 4] = ["--heartbeat", "200ms", "--silence", "1s"];
+
+#[test]
+fn a_host_that_is_gone_is_noticed_by_its_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeBroker::start(dir.path());
+    let agent = Agent::start(dir.path(), &at(dir.path()), &SHORT);
+    let (mut session, _) = fake.guest();
+    // One that answers is kept for longer than the silence.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(session.receive().unwrap()["type"], "heartbeat");
+        session.send_bytes(r#"{"type":"ack","ack":"heartbeat","status":"ok"}"#);
+    }
+    assert!(!fake.is_called() && !agent.said().contains("was not heard"), "{}", agent.said());
+    // The connection stays open, and nothing comes any more.
+    let (mut next, _) = fake.guest();
+    agent.wait_for("the host was not heard on");
+    while let Some(frame) = session.receive() {
+        assert_eq!(frame["type"], "heartbeat");
+    }
+    // A broker asks for a sign of life as well.
+    next.send_bytes(r#"{"type":"heartbeat"}"#);
+    assert_eq!(next.receive().unwrap()["type"], "heartbeat");
+}
+
+#[test]
+fn what_an_operator_has_to_mend_is_said_once_with_what_to_do_and_asked_slowly() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeBroker::start(dir.path());
+    let token = dir.path().join("token");
+    std::fs::write(&token, "secret-of-web\n").unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let agent = Agent::start(dir.path(), &at(dir.path()), &["--token-file", token.to_str().unwrap()]);
+    let (mut stream, hello) = fake.connection();
+    assert!(hello.contains(" token=secret-of-web epoch="), "{hello}");
+    std::io::Write::write_all(stream.get_mut(), b"error: wrong-token\n").unwrap();
+    drop(stream);
+    agent.wait_for(
+        "refuses this VM: wrong-token: --token-file must have the token of web in castra.toml on the host",
+    );
+    let since = Instant::now();
+    eventually("the next attempt", || fake.is_called().then_some(()));
+    assert!(since.elapsed() > Duration::from_secs(2), "no busy loop: {:?}", since.elapsed());
+    fake.answer("error: wrong-token");
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(agent.said().matches("wrong-token").count(), 1, "{}", agent.said());
+    assert!(!agent.said().contains("secret-of-web"));
+    // Meanwhile programs publish, and it ends as it is told.
+    agent.program().publish(r#"{"topic":"t"}"#);
+    assert_eq!(agent.stop(), Some(0));
+}
+
+#[test]
+fn a_broker_that_asks_for_patience_gets_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeBroker::start(dir.path());
+    let agent = Agent::start(dir.path(), &at(dir.path()), &[]);
+    let (mut session, _) = fake.guest();
+    session.close_for("draining", 1500);
+    drop(session);
+    let since = Instant::now();
+    let (mut session, _) = fake.guest();
+    assert!(since.elapsed() >= Duration::from_millis(1400), "{:?}", since.elapsed());
+    // What is no bus-v1 is left.
+    session.try_send_raw(&[0, 0, 0, 0]).unwrap();
+    agent.wait_for("is not bus-v1");
+    let (mut session, _) = fake.guest();
+    session.send_bytes("no JSON");
+    agent.wait_for_times("is not bus-v1", 2);
+    // Somebody else's answer is none.
+    let (mut stream, _) = fake.connection();
+    std::io::Write::write_all(stream.get_mut(), b"ok session=1 epoch=0123\n").unwrap();
+    agent.wait_for("it answers somebody else's hello");
+}
