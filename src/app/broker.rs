@@ -4,8 +4,10 @@
 //! Owner: [`super::run`].
 
 use super::config::Config as Configured;
+use super::reload::{self, Reloader};
 use super::service::{self, Service};
 use super::{Exit, Failure, logging};
+use crate::cli::BrokerArgs;
 use crate::core::broker::{self, BrokerError, Config};
 use crate::core::config::Settings;
 use crate::core::door::listen::Handed;
@@ -14,8 +16,8 @@ use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
 use crate::core::journal::aligned::BLOCK;
 use crate::core::log_view::LogsError;
-use crate::core::policy::Policy;
 use crate::core::state_root::{StateRoot, StateRootError};
+use nix::unistd::geteuid;
 use std::io::{self, Write};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -28,32 +30,43 @@ pub fn print_config(root: &StateRoot, config: &Configured) -> Result<Exit, Failu
     Ok(Exit::Ok)
 }
 
-pub fn run(root: StateRoot, settings: Settings) -> Result<Exit, Failure> {
+pub fn run(root: StateRoot, config: Configured, args: BrokerArgs) -> Result<Exit, Failure> {
     // First: this changes the environment.
     let handed = service::handed()?;
-    let service = Arc::new(Service::start(settings.log_format)?);
-    let ended = serve(root, settings, handed, &service);
+    let service = Arc::new(Service::start(config.settings.log_format)?);
+    let ended = serve(root, config, args, handed, &service);
     service.end(ended.as_ref().err());
     ended.map(|()| Exit::Ok)
 }
 
-fn serve(root: StateRoot, settings: Settings, handed: Handed, service: &Arc<Service>) -> Result<(), Failure> {
-    let Settings { tcp, unix, log_level, log_format, mut limits, .. } = settings;
+fn serve(
+    root: StateRoot,
+    mut configured: Configured,
+    args: BrokerArgs,
+    handed: Handed,
+    service: &Arc<Service>,
+) -> Result<(), Failure> {
+    let policy = configured.examine(&[geteuid().as_raw()]);
+    configured.refuse_mistakes()?;
+    let (in_force, policy) = watch::channel(Arc::new(policy));
+    let Settings { tcp, unix, vsock, log_level, log_format, mut limits, .. } = configured.settings.clone();
     // In whole blocks.
     limits.segment_bytes &= !(BLOCK as u64 - 1);
-    let (_policy, policy) = watch::channel(Arc::<Policy>::default());
-    let config = Config { root, tcp, unix, vsock: None, policy, handed, limits };
+    let config = Config { root, tcp, unix, vsock, policy, handed, limits };
     config.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // From here on a signal ends nothing by itself.
     let signals = runtime.block_on(async { Signals::new() })?;
+    reload::release_signal();
 
     let (journal_id, lock) = config.root.open().map_err(BrokerError::from)?;
     // Held until the process is gone, and with it every thread that writes: then another broker may begin.
     std::mem::forget(lock);
     let recorder = Recorder::start(&config.root)?;
     logging::start(recorder.clone(), log_level, log_format);
-    let ended = run_to_end(&runtime, config, &recorder, journal_id, service, signals);
+    configured.warnings.iter().for_each(|warning| tracing::warn!("config: {}", configured.line(warning)));
+    let reloader = Reloader::new(configured, args, &config, in_force, service.clone());
+    let ended = run_to_end(&runtime, config, &recorder, journal_id, reloader, signals);
     // What hangs in a view is left to the next start.
     runtime.shutdown_background();
     if let Err(failure) = &ended {
@@ -68,10 +81,12 @@ fn run_to_end(
     config: Config,
     recorder: &Arc<Recorder>,
     journal_id: u128,
-    service: &Arc<Service>,
+    reloader: Reloader,
     signals: Signals,
 ) -> Result<(), Failure> {
-    let Signals { mut term, mut int, mut usr1 } = signals;
+    let Signals { mut term, mut int, mut usr1, hup } = signals;
+    let service = reloader.service();
+    runtime.spawn(reloader.serve(hup));
     let reopened = recorder.clone();
     runtime.spawn(async move {
         while usr1.recv().await.is_some() {
@@ -85,7 +100,7 @@ fn run_to_end(
             _ = int.recv() => {}
         }
     };
-    let ended = broker::run(config, recorder.clone(), journal_id, service.clone(), shutdown);
+    let ended = broker::run(config, recorder.clone(), journal_id, service, shutdown);
     runtime.block_on(ended).map_err(Failure::from)
 }
 
@@ -94,6 +109,7 @@ struct Signals {
     term: Signal,
     int: Signal,
     usr1: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -103,6 +119,7 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             usr1: signal(SignalKind::user_defined1())?,
+            hup: signal(SignalKind::hangup())?,
         })
     }
 }

@@ -1,20 +1,24 @@
 //! What is in force: flags, then the environment (`clap` has read it), then castra.toml, then the defaults.
 //!
 //! Always holds: a file that was named must be there; one of the usual places may be missing, and what is there
-//! must be readable and right, or the command ends with exit code 78, file, line and column. Owner:
-//! [`super::run`] loads it for every command that looks at a state root.
+//! must be readable and right, or the command ends with exit code 78 and each mistake with file, line and column.
+//! Tokens are read for the broker and `castra config check` alone. Owner: [`super::run`] loads it for every command that
+//! looks at a state root.
 
 use super::{Exit, Failure};
 use crate::cli::BrokerArgs;
-use crate::core::config::{Settings, table};
+use crate::core::config::advice::advise;
+use crate::core::config::vms::Secret;
+use crate::core::config::{Mistake, Places, Settings, table, tokens};
+use crate::core::limits::CONFIG_BYTES;
+use crate::core::policy::Policy;
 use crate::core::state_root::StateRoot;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A castra.toml of more is none, in bytes.
-const FILE_BYTES: u64 = 1024 * 1024;
 const SYSTEM: &str = "/etc/castra/castra.toml";
 
 /// The settings, and where each that is no default is from.
@@ -22,40 +26,60 @@ const SYSTEM: &str = "/etc/castra/castra.toml";
 pub struct Config {
     /// What is in force.
     pub settings: Settings,
+    /// The castra.toml that was read.
+    pub file: Option<PathBuf>,
+    /// What is wrong.
+    pub mistakes: Vec<Mistake>,
+    /// What deserves a word.
+    pub warnings: Vec<Mistake>,
     origins: BTreeMap<String, String>,
+    places: Places,
+    /// Anybody on this machine can read the file.
+    is_public: bool,
+    /// All that is wrong is that anybody could come in.
+    only_open: bool,
 }
 
 /// Reads the castra.toml that was `given`, else the first of the usual ones that is there.
 pub fn load(given: Option<&Path>) -> Result<Config, Failure> {
-    let usual = || usual_places().into_iter().find(|path| path.metadata().is_ok());
+    let config = look(given)?;
+    config.refuse_mistakes().map(|()| config)
+}
+
+/// The same; what is wrong in it is in [`Config::mistakes`].
+pub fn look(given: Option<&Path>) -> Result<Config, Failure> {
     let mut config = Config::default();
-    let Some(path) = given.map(Path::to_owned).or_else(usual) else { return Ok(config) };
-    let text = read(&path).map_err(|e| {
+    let Some(path) = given.map(Path::to_owned).or_else(usual_place) else { return Ok(config) };
+    let (text, is_public) = read(&path).map_err(|e| {
         let what = "name another with --config, or /dev/null for none";
         Failure::new(Exit::BadConfig, "config-unreadable", format!("{}: {e}; {what}", path.display()))
     })?;
-    let said = config.settings.read(&text).map_err(|mistake| {
-        let place = format!("{}:{}:{}", path.display(), mistake.line, mistake.column);
-        Failure::new(Exit::BadConfig, "bad-config", format!("{place}: {}", mistake.message))
-    })?;
-    config.origins =
-        said.iter().map(|setting| (setting.name(), format!("from {}", path.display()))).collect();
+    let read = config.settings.read(&text);
+    let from = format!("from {}", path.display());
+    config.origins = read.said.iter().map(|setting| (setting.name(), from.clone())).collect();
+    (config.mistakes, config.warnings, config.places) = (read.mistakes, read.warnings, read.places);
+    (config.file, config.is_public) = (Some(path), is_public);
     Ok(config)
 }
 
-fn usual_places() -> Vec<PathBuf> {
+/// The first of the usual ones that is there.
+fn usual_place() -> Option<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let own = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
-    own.map(|dir| dir.join("castra/castra.toml")).into_iter().chain([PathBuf::from(SYSTEM)]).collect()
+    let places = own.map(|dir| dir.join("castra/castra.toml")).into_iter().chain([PathBuf::from(SYSTEM)]);
+    places.into_iter().find(|path| path.metadata().is_ok())
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// The text, and whether anybody can read it.
+fn read(path: &Path) -> io::Result<(String, bool)> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > FILE_BYTES {
-        return Err(io::Error::other(format!("it is larger than {FILE_BYTES} bytes")));
+    let file = File::open(path)?;
+    let is_public = file.metadata().is_ok_and(|is| is.mode() & 0o004 != 0);
+    file.take(CONFIG_BYTES as u64 + 1).read_to_string(&mut text)?;
+    if text.len() > CONFIG_BYTES {
+        return Err(io::Error::other(format!("it is larger than {CONFIG_BYTES} bytes")));
     }
-    Ok(text)
+    Ok((text, is_public))
 }
 
 impl Config {
@@ -70,6 +94,8 @@ impl Config {
     /// Puts what was typed over what the file says.
     pub fn take(&mut self, args: &BrokerArgs) -> Result<(), Failure> {
         for (name, flag, value) in [
+            ("broker.vsock", "--vsock", &args.vsock),
+            ("broker.trust", "--trust", &args.trust),
             ("limits.segment_bytes", "--segment-bytes", &args.segment_bytes),
             ("limits.retain_bytes", "--retain-bytes", &args.retain_bytes),
             ("limits.retain_age", "--retain-age", &args.retain_age),
@@ -98,6 +124,51 @@ impl Config {
 
     fn given(&mut self, name: &str) {
         self.origins.insert(name.to_owned(), "given by a flag or the environment".to_owned());
+        self.places.forget(name.rsplit('.').next().unwrap_or(name));
+    }
+
+    /// Reads the tokens, looks at all of it, and says who may do what; what is wrong is in [`Config::mistakes`]. Token
+    /// files of `owners`, and of root, are trusted.
+    pub fn examine(&mut self, owners: &[u32]) -> Policy {
+        let tokens = tokens::read(&self.settings, &self.places, owners);
+        let advice = advise(&self.settings, &self.places, Path::is_dir);
+        self.only_open = self.mistakes.is_empty() && tokens.mistakes.is_empty();
+        self.mistakes.extend(tokens.mistakes.iter().cloned().chain(advice.wrong));
+        self.warnings.extend(tokens.warnings.iter().cloned().chain(advice.warnings));
+        let shown = |vm: &crate::core::config::vms::VmSetting| matches!(vm.secret, Some(Secret::Token(_)));
+        if let Some(n) = self.settings.vms.iter().position(shown).filter(|_| self.is_public) {
+            let place = self.places.vms.get(n).map(|vm| vm.of("token"));
+            let why =
+                "vms.token: anybody on this machine can read this file: `chmod o-r` it, or say token_file";
+            self.warnings.push(Mistake { place, message: why.to_owned() });
+        }
+        self.mistakes.sort();
+        self.warnings.sort();
+        tokens.policy(&self.settings)
+    }
+
+    /// `FILE:LINE:COLUMN: what`.
+    pub fn line(&self, mistake: &Mistake) -> String {
+        match (&self.file, mistake.place) {
+            (Some(file), Some(place)) => {
+                format!("{}:{}:{}: {}", file.display(), place.line, place.column, mistake.message)
+            }
+            _ => mistake.message.clone(),
+        }
+    }
+
+    /// Whether a command may go on with it.
+    ///
+    /// # Errors
+    /// All mistakes, a line each.
+    pub fn refuse_mistakes(&self) -> Result<(), Failure> {
+        if self.mistakes.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<String> = self.mistakes.iter().map(|mistake| self.line(mistake)).collect();
+        let code = if self.only_open { "not-loopback" } else { "bad-config" };
+        let failure = Failure::new(Exit::BadConfig, code, lines.join("\n"));
+        Err(failure.with("mistakes", objects(&self.mistakes)))
     }
 
     /// All of it as a castra.toml, for a broker on `root`.
@@ -118,4 +189,21 @@ impl Config {
         }
         Ok(settings.print(false, |setting| self.origins.get(&setting.name()).cloned()))
     }
+
+    /// Settings that this one and `other` do not have in common, but for those that a reload puts in force.
+    pub fn differs(&self, other: &Config) -> Vec<String> {
+        let reloads = ["broker.trust", "broker.hybrid"];
+        let others = table::SETTINGS.iter().filter(|setting| !reloads.contains(&&*setting.name()));
+        let differ = others.filter(|setting| setting.text(&self.settings) != setting.text(&other.settings));
+        differ.map(|setting| setting.name()).collect()
+    }
+}
+
+/// Mistakes for scripts.
+pub fn objects(mistakes: &[Mistake]) -> serde_json::Value {
+    let object = |mistake: &Mistake| {
+        let (line, column) = (mistake.place.map(|p| p.line), mistake.place.map(|p| p.column));
+        serde_json::json!({"line": line, "column": column, "message": mistake.message})
+    };
+    mistakes.iter().map(object).collect()
 }

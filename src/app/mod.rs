@@ -15,6 +15,8 @@ mod broker;
 mod completions;
 #[cfg(feature = "broker")]
 mod config;
+#[cfg(feature = "broker")]
+mod config_check;
 mod failure;
 #[cfg(feature = "broker")]
 mod given;
@@ -30,6 +32,8 @@ mod man;
 mod operator;
 #[cfg(feature = "broker")]
 mod publish;
+#[cfg(feature = "broker")]
+mod reload;
 #[cfg(feature = "broker")]
 mod service;
 #[cfg(feature = "broker")]
@@ -88,7 +92,7 @@ fn end(failure: &Failure, json: bool) -> ExitCode {
         // A closed stderr leaves the exit code.
         let _ = match json {
             true => writeln!(io::stderr(), "{}", failure.json()),
-            false => writeln!(io::stderr(), "castra: {}", failure.message),
+            false => failure.message.lines().try_for_each(|line| writeln!(io::stderr(), "castra: {line}")),
         };
     }
     ExitCode::from(failure.exit as u8)

@@ -4,8 +4,8 @@
 
 use super::failure::{Exit, Failure};
 use super::{
-    backup, bench, broker, completions, config, given, logs, man, publish, status, subscribe, tail, verify,
-    vm_forget,
+    backup, bench, broker, completions, config, config_check, given, logs, man, publish, reload, status,
+    subscribe, tail, verify, vm_forget,
 };
 use crate::cli::{BusCommand, ConfigCommand, HostCommand, VmCommand};
 use crate::core::config::LogFormat;
@@ -19,10 +19,15 @@ pub fn run(
     json: &mut bool,
 ) -> Result<Exit, Failure> {
     *json = wants_json(&command);
-    // These two work also where the configuration is wrong.
+    // These work also where the configuration is wrong.
     match command {
         HostCommand::Completions(args) => return completions::run(&args),
         HostCommand::Man(args) => return man::run(&args),
+        HostCommand::Config(ConfigCommand::Check(args)) => {
+            return config_check::run(&args, named(config), named(state_root));
+        }
+        // From its first moment on it is told things by signals.
+        HostCommand::Broker(_) => reload::hold_signal(),
         _ => {}
     }
     let mut config = config::load(named(config).as_deref())?;
@@ -43,7 +48,7 @@ pub fn run(
             if args.print_config {
                 broker::print_config(&root, &config)
             } else {
-                broker::run(root, config.settings)
+                broker::run(root, config, *args)
             }
         }
         HostCommand::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
@@ -57,7 +62,7 @@ pub fn run(
         HostCommand::Backup(args) => backup::run(&root, &args),
         HostCommand::Bench(command) => bench::run(&root, &command),
         HostCommand::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),
-        HostCommand::Config(ConfigCommand::Check(_)) => broker::print_config(&root, &config),
+        HostCommand::Config(ConfigCommand::Check(args)) => config_check::run(&args, config.file, None),
     }
 }
 

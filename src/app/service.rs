@@ -33,6 +33,9 @@ enum Told {
     Status(State, String),
     Ready,
     Alive,
+    Reloading,
+    /// What is wrong with the settings that were read, if anything.
+    Reloaded(Option<String>),
     /// Why, if it is no orderly end.
     End(Option<String>, Sender<()>),
 }
@@ -64,11 +67,33 @@ impl Service {
     /// The last words, with why, if it is no orderly end. Waits until they are said, for a second at most.
     pub fn end(&self, why: Option<&Failure>) {
         let (said, heard) = channel();
-        let why = why.map(|failure| failure.message.clone());
+        // One line: the next one would be another variable.
+        let why = why.map(|failure| failure.message.lines().next().unwrap_or_default().to_owned());
         if let Some(queue) = &self.queue
             && queue.try_send(Told::End(why, said)).is_ok()
         {
             let _ = heard.recv_timeout(LAST_WORDS);
+        }
+    }
+
+    /// The settings are read anew. Waits until that is on its way, for a second at most.
+    pub fn reloading(&self) {
+        self.tell_surely(|| Told::Reloading);
+    }
+
+    /// They were; with what is wrong, if they were not taken. It is shown until they are. Waits like
+    /// [`Service::reloading`].
+    pub fn reloaded(&self, complaint: Option<String>) {
+        self.tell_surely(|| Told::Reloaded(complaint.clone()));
+    }
+
+    /// A service manager waits for the word.
+    fn tell_surely(&self, what: impl Fn() -> Told) {
+        let until = Instant::now() + LAST_WORDS;
+        if let Some(queue) = &self.queue {
+            while queue.try_send(what()).is_err() && Instant::now() < until {
+                std::thread::sleep(LAST_WORDS / 100);
+            }
         }
     }
 
@@ -141,6 +166,8 @@ fn tell(told: &Receiver<Told>) {
             Ok(Told::Status(state, text)) => teller.status(state, text),
             Ok(Told::Ready) => teller.ready(),
             Ok(Told::Alive) => teller.send(&[NotifyState::Watchdog]),
+            Ok(Told::Reloading) => teller.reloading(),
+            Ok(Told::Reloaded(complaint)) => teller.reloaded(complaint),
             Ok(Told::End(why, said)) => {
                 let why = why.map(|why| format!("failed: {why}"));
                 teller.stopping(why.as_deref().unwrap_or("ended"));
@@ -167,10 +194,15 @@ struct Teller {
     state: Option<State>,
     text: String,
     at: Option<Instant>,
+    /// What stands behind the words of the status.
+    complaint: Option<String>,
 }
 
 impl Teller {
-    fn status(&mut self, state: State, text: String) {
+    fn status(&mut self, state: State, mut text: String) {
+        if let Some(complaint) = &self.complaint {
+            text = format!("{text}; {complaint}");
+        }
         // Its own word may have been lost in a full queue.
         if matches!(state, State::Running | State::DiskFull) {
             self.ready();
@@ -191,6 +223,26 @@ impl Teller {
     fn ready(&mut self) {
         if !std::mem::replace(&mut self.ready, true) {
             self.send(&[NotifyState::Ready]);
+        }
+    }
+
+    /// Whoever waits for the first word is told nothing else.
+    fn reloading(&mut self) {
+        if self.ready && !self.stopping {
+            // systemd compares when the reload began.
+            let now = NotifyState::monotonic_usec_now().ok();
+            let words: Vec<_> = [NotifyState::Reloading].into_iter().chain(now).collect();
+            self.send(&words);
+        }
+    }
+
+    fn reloaded(&mut self, complaint: Option<String>) {
+        let shown = complaint.clone().unwrap_or_else(|| "castra.toml was read anew".to_owned());
+        self.complaint = complaint;
+        if self.ready && !self.stopping {
+            self.send(&[NotifyState::Ready, NotifyState::Status(&shown)]);
+            // The next status is shown again.
+            self.text.clear();
         }
     }
 

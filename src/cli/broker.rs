@@ -11,20 +11,23 @@ pub const HELP: &str = r#"Examples:
   castra broker
   castra broker --state-root /srv/castra --tcp 127.0.0.1:7071
   castra broker --config castra.toml --print-config
+  castra broker --vsock --trust proven
   castra broker --retain-bytes 8GiB --retain-age 30days --log-format json
 
-Guests reach it over TCP on loopback; the host's commands over castra.sock in the state
-root. What a flag does not say is taken from castra.toml; --print-config shows all settings
-there are, and what is in force.
+Guests reach it over TCP on loopback, vsock, and sockets; the host's commands over castra.sock
+in the state root. What a flag does not say is taken from castra.toml; --print-config shows
+all settings there are, and what is in force.
 
-SIGTERM and SIGINT end it in order. SIGUSR1 opens logs/broker.log and handshakes/*.jsonl
-anew, for logrotate. Run by systemd (Type=notify) it says when it is ready and how it is,
-feeds the watchdog, and serves the sockets that are handed over."#;
+SIGTERM and SIGINT end it in order. SIGHUP reads castra.toml anew: trust, hybrid and [[vms]]
+are in force at once, also for guests that are connected; a castra.toml that is wrong changes
+nothing. SIGUSR1 opens logs/broker.log and handshakes/*.jsonl anew, for logrotate. Run by
+systemd (Type=notify-reload) it says when it is ready and how it is, feeds the watchdog, and
+serves the sockets that are handed over."#;
 
 /// `castra broker`. What is left out is in castra.toml, or a default.
 #[derive(Args, Debug)]
 pub struct BrokerArgs {
-    /// Listen on this loopback address; may be given several times [default: 127.0.0.1:7070]
+    /// Listen on this address, of the loopback unless --trust says otherwise; may be given several times [default: 127.0.0.1:7070]
     #[arg(long, hide_env_values = true, env = "CASTRA_TCP", value_name = "ADDR", value_delimiter = ',')]
     pub tcp: Vec<SocketAddr>,
     /// Do not listen on TCP
@@ -33,6 +36,12 @@ pub struct BrokerArgs {
     /// A further socket, for guests; may be given several times
     #[arg(long, hide_env_values = true, env = "CASTRA_UNIX", value_name = "PATH", value_delimiter = ',')]
     pub unix: Vec<PathBuf>,
+    /// Let guests in by vsock, on this port [default: 7070]; castra.toml says which VM has which cid
+    #[arg(long, hide_env_values = true, env = "CASTRA_VSOCK", value_name = "PORT", num_args = 0..=1, default_missing_value = "7070")]
+    pub vsock: Option<String>,
+    /// Whose names are taken: anybody's, those that castra.toml has, or proven ones [default: open]
+    #[arg(long, hide_env_values = true, env = "CASTRA_TRUST", value_name = "TRUST", value_parser = ["open", "known", "proven"])]
+    pub trust: Option<String>,
     /// Size of a journal segment, 1MiB to 4GiB [default: 64MiB]
     #[arg(long, hide_env_values = true, env = "CASTRA_SEGMENT_BYTES", value_name = "BYTES")]
     pub segment_bytes: Option<String>,

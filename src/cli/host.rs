@@ -11,7 +11,7 @@ use clap::Subcommand;
 pub enum HostCommand {
     /// Run the broker until SIGTERM or SIGINT
     #[command(after_help = super::broker::HELP)]
-    Broker(BrokerArgs),
+    Broker(Box<BrokerArgs>),
     /// Show which VMs are fresh; reads a file and never waits for the broker
     #[command(after_help = super::status::HELP)]
     Status(StatusArgs),

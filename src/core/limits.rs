@@ -128,6 +128,16 @@ pub const LOCAL_WRITE_TIME: Duration = Duration::from_secs(10);
 pub const WRONG_TOKENS: usize = 5;
 /// Peers whose wrong tokens are remembered.
 pub const THROTTLED_PEERS: usize = 1024;
+/// The longest token of a VM, in bytes; with all else a hello has to have room for it.
+pub const TOKEN_BYTES: usize = 256;
+/// The largest file of a token, in bytes.
+pub const TOKEN_FILE_BYTES: usize = 4096;
+/// The most `[[vms]]` of a castra.toml …
+pub const VM_ENTRIES: usize = 10_000;
+/// … and the most patterns in a list of one of them: each publish may be compared with all.
+pub const VM_PATTERNS: usize = 64;
+/// The largest castra.toml, in bytes.
+pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.
 pub const EPOCH_BYTES: usize = 32;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.

@@ -31,7 +31,7 @@ pub enum Trust {
 }
 
 /// A secret of one VM.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Token(Box<str>);
 
 impl Token {

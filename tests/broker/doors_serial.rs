@@ -156,6 +156,7 @@ fn lines_follow_the_policy() {
     line.publish();
     world.reload(&Say::default().serial("web", &other));
     let mut moved = accept(&second);
+    assert_eq!(line.receive()["reason"], "identity-revoked");
     line.is_over();
     moved.greet("b");
     moved.publish();

@@ -30,7 +30,7 @@ static SAID: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 struct Said;
 
-impl std::io::Write for Said {
+impl Write for Said {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         SAID.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())

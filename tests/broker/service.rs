@@ -8,14 +8,15 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What systemd would hear.
-struct Manager {
+pub struct Manager {
     socket: UnixDatagram,
-    path: PathBuf,
-    heard: Vec<(Instant, String)>,
+    pub path: PathBuf,
+    /// The lines, and when.
+    pub heard: Vec<(Instant, String)>,
 }
 
 impl Manager {
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         let path = dir.join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
@@ -23,7 +24,7 @@ impl Manager {
     }
 
     /// Takes in what was said by now, line by line.
-    fn listen(&mut self) {
+    pub fn listen(&mut self) {
         let mut bytes = [0; 4096];
         while let Ok(n) = self.socket.recv(&mut bytes) {
             let text = std::str::from_utf8(&bytes[..n]).unwrap();
@@ -32,7 +33,7 @@ impl Manager {
     }
 
     /// Waits for a line that begins so, behind the first `skip` lines; where it is.
-    fn wait(&mut self, skip: usize, begins: &str) -> usize {
+    pub fn wait(&mut self, skip: usize, begins: &str) -> usize {
         eventually(begins, || {
             self.listen();
             let found = self.heard.iter().skip(skip).position(|(_, line)| line.starts_with(begins));
@@ -40,7 +41,7 @@ impl Manager {
         })
     }
 
-    fn count(&self, begins: &str) -> usize {
+    pub fn count(&self, begins: &str) -> usize {
         self.heard.iter().filter(|(_, line)| line.starts_with(begins)).count()
     }
 }

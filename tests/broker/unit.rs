@@ -61,7 +61,10 @@ fn the_units_are_valid() {
         units.push(path);
     }
     let output = command.args(["verify", "--man=no"]).args(units).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // Before 253 there is no reload that it waits for; it says so, and keeps the type in the line before.
+    let known = |line: &&str| !line.ends_with("Failed to parse service type, ignoring: notify-reload");
+    let said = String::from_utf8_lossy(&output.stderr).lines().filter(known).collect::<Vec<_>>().join("\n");
+    assert_eq!(values(&unit("castra.service"), "Type"), ["notify", "notify-reload"]);
     assert!(output.status.success() && !said.contains("castra.s"), "{said}");
 }
 
@@ -75,7 +78,7 @@ fn the_service_says_what_the_broker_can_do() {
     let printed = crate::support::castra().args(words).arg("--print-config").output().unwrap();
     let text = String::from_utf8(printed.stdout).unwrap();
     let mut settings = castra::core::config::Settings::default();
-    settings.read(&text).unwrap();
+    assert!(settings.read(&text).mistakes.is_empty());
     assert_eq!(settings.state_root.as_deref(), Some(Path::new("/var/lib/castra")));
     assert_eq!(values(&service, "StateDirectory"), ["castra"]);
     // Its end is waited for longer than it takes.

@@ -5,15 +5,20 @@
 //! ```
 //!
 //! [`table`] has a line for each setting: its name, what it is, its bounds, where it is kept. `parse.rs` reads a
-//! file by it, [`Settings::print`] writes one. Always holds: what is printed parses to the same; what is not
-//! in the table is refused with its line and column, and so is what is out of bounds. Pure. Owner:
-//! `app/config.rs` reads the files and the flags.
+//! file by it, `vms.rs` its `[[vms]]`; [`Settings::print`] writes one. `advice.rs` says what is wrong with the whole,
+//! `tokens.rs` makes a [`Policy`](super::policy::Policy) of it. Always holds: what is printed parses to the same, tokens
+//! aside; what is not in the table is refused with its line and column, and so is what is out of bounds. Pure, but for
+//! `tokens.rs`. Owner: `app/config.rs` reads the files and the flags.
 
+pub mod advice;
 mod parse;
 pub mod table;
+pub mod tokens;
+pub mod vms;
 
 use super::limits::Limits;
-pub use parse::Mistake;
+use super::policy::Trust;
+pub use parse::{Mistake, Place, Places, Reading};
 // The address alone: no socket is opened here.
 use ::core::net::{Ipv4Addr, SocketAddr};
 use std::fmt::Write;
@@ -21,16 +26,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 use table::{Kind, Number};
 pub use table::{SETTINGS, Setting};
+use vms::VmSetting;
 
 /// Guests dial this port unless somebody says otherwise.
 pub const TCP_PORT: u16 = 7070;
+/// Behind the path of a VM's socket, where the broker listens.
+pub const HYBRID_SUFFIX: &str = "_7070";
+
+/// The longest path of a socket that the broker makes, in bytes, as its door has it.
+const SOCKET_BYTES: usize = 103;
 
 /// What stands above the settings in a printed castra.toml.
 const HEAD: &str = "\
 # castra.toml: what castra is told. A flag goes before its environment variable, that before this file, and
 # this file before the defaults. It is read from --config FILE or $CASTRA_CONFIG, else from
 # $XDG_CONFIG_HOME/castra/castra.toml (~/.config/castra/castra.toml), else from /etc/castra/castra.toml.
-# `castra broker --print-config` prints what is in force.
+# `castra broker --print-config` prints what is in force, `castra config check` what is wrong as well.
 #
 # Times have a unit: \"500ms\", \"90s\", \"12h\", \"7days\". Bytes are a number, or \"64 KiB\", \"64 MiB\", \"1 GiB\".
 ";
@@ -72,6 +83,15 @@ pub const LEVELS: [(&str, LogLevel); 5] = [
 /// The words of [`LogFormat`].
 pub const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 
+/// The words of [`Trust`].
+pub const TRUSTS: [(&str, Trust); 3] =
+    [("open", Trust::Open), ("known", Trust::Known), ("proven", Trust::Proven)];
+
+/// As castra.toml has it.
+pub fn trust_word(trust: Trust) -> &'static str {
+    word(&TRUSTS, trust)
+}
+
 /// All that can be set. The defaults are those of the documentation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -81,12 +101,20 @@ pub struct Settings {
     pub tcp: Vec<SocketAddr>,
     /// Sockets for guests, beside the host's own.
     pub unix: Vec<PathBuf>,
+    /// The port for guests that come over vsock.
+    pub vsock: Option<u32>,
+    /// Paths of hybrid vsock sockets, with one `*` each.
+    pub hybrid: Vec<PathBuf>,
+    /// Whose names are taken.
+    pub trust: Trust,
     /// How much the broker's own log says.
     pub log_level: LogLevel,
     /// How it is written.
     pub log_format: LogFormat,
     /// The bounds.
     pub limits: Limits,
+    /// The VMs, as they stand in the file; no name, cid or path is there twice.
+    pub vms: Vec<VmSetting>,
 }
 
 impl Default for Settings {
@@ -95,19 +123,20 @@ impl Default for Settings {
             state_root: None,
             tcp: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT))],
             unix: Vec::new(),
+            vsock: None,
+            hybrid: Vec::new(),
+            trust: Trust::default(),
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
             limits: Limits::default(),
+            vms: Vec::new(),
         }
     }
 }
 
 impl Settings {
-    /// Takes in a castra.toml; which settings it says. What it does not say stays as it is.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, and where. What stood before it was taken in.
-    pub fn read(&mut self, text: &str) -> Result<Vec<&'static Setting>, Mistake> {
+    /// Takes in a castra.toml. What it does not say, or says wrongly, stays as it is.
+    pub fn read(&mut self, text: &str) -> Reading {
         parse::read(self, text)
     }
 
@@ -129,9 +158,10 @@ impl Settings {
             }
             let value = setting.text(self);
             let hash = if commented || value.is_none() { "# " } else { "" };
-            let value = value.unwrap_or_else(|| quoted(setting.example));
+            let value = value.unwrap_or_else(|| setting.example_text());
             let _ = writeln!(out, "{hash}{} = {value}", setting.key);
         }
+        vms::print(&mut out, &self.vms);
         out
     }
 }
@@ -146,7 +176,9 @@ impl Setting {
     pub fn bounds(&self) -> Option<String> {
         let words = |words: Vec<&str>| format!("One of {}", words.join(", "));
         match self.kind {
-            Kind::Path(_) | Kind::Paths(_) | Kind::Addresses(_) => None,
+            Kind::Path(_) | Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_) => None,
+            Kind::Port(_) => Some(format!("1 to {}", u32::MAX - 1)),
+            Kind::Trust(_) => Some(words(TRUSTS.map(|(word, _)| word).into())),
             Kind::Level(_) => Some(words(LEVELS.map(|(word, _)| word).into())),
             Kind::Format(_) => Some(words(FORMATS.map(|(word, _)| word).into())),
             Kind::Count(_, least, most) => Some(format!("{least} to {most}")),
@@ -164,7 +196,9 @@ impl Setting {
         let path = |path: &PathBuf| quoted(&path.to_string_lossy());
         Some(match self.kind {
             Kind::Path(at) => return at(settings).as_ref().map(path),
-            Kind::Paths(at) => list(at(settings).iter().map(path).collect()),
+            Kind::Paths(at) | Kind::Globs(at) => list(at(settings).iter().map(path).collect()),
+            Kind::Port(at) => return at(settings).map(|port| port.to_string()),
+            Kind::Trust(at) => quoted(word(&TRUSTS, *at(settings))),
             Kind::Addresses(at) => list(at(settings).iter().map(|a| quoted(&a.to_string())).collect()),
             Kind::Level(at) => quoted(word(&LEVELS, *at(settings))),
             Kind::Format(at) => quoted(word(&FORMATS, *at(settings))),
@@ -175,6 +209,11 @@ impl Setting {
             },
             Kind::Time(at, ..) => quoted(&time_text(*at(settings))),
         })
+    }
+
+    /// What is printed where there is no value.
+    fn example_text(&self) -> String {
+        if matches!(self.kind, Kind::Port(_)) { self.example.to_owned() } else { quoted(self.example) }
     }
 
     /// Takes a value as a flag or a string of castra.toml says it.
@@ -189,6 +228,9 @@ impl Setting {
             Kind::Addresses(at) => at(settings).push(text.parse().map_err(|_| {
                 format!("{text:?} is no address; one is an IP and a port, like \"127.0.0.1:{TCP_PORT}\"")
             })?),
+            Kind::Globs(at) => at(settings).push(check_glob(text)?),
+            Kind::Port(_) => self.set_number(settings, number(text).ok_or_else(|| self.no_value(text))?)?,
+            Kind::Trust(at) => *at(settings) = meant(&TRUSTS, text)?,
             Kind::Level(at) => *at(settings) = meant(&LEVELS, text)?,
             Kind::Format(at) => *at(settings) = meant(&FORMATS, text)?,
             Kind::Count(..) => self.set_number(settings, number(text).ok_or_else(|| self.no_value(text))?)?,
@@ -212,24 +254,26 @@ impl Setting {
     /// What is allowed.
     pub fn set_number(&self, settings: &mut Settings, number: u64) -> Result<(), String> {
         match self.kind {
+            Kind::Port(at) => match u32::try_from(number) {
+                Ok(port) if port != 0 && port != u32::MAX => *at(settings) = Some(port),
+                _ => return Err(self.out_of_bounds(&number.to_string())),
+            },
             Kind::Count(_, least, most) | Kind::Bytes(_, least, most) if number < least || number > most => {
-                Err(self.out_of_bounds(&number.to_string()))
+                return Err(self.out_of_bounds(&number.to_string()));
             }
-            Kind::Count(at, ..) | Kind::Bytes(at, ..) => {
-                match at(settings) {
-                    Number::Usize(slot) => *slot = usize::try_from(number).unwrap_or(usize::MAX),
-                    Number::U64(slot) => *slot = number,
-                }
-                Ok(())
-            }
-            _ => Err(format!("{number} is a number, and {}", self.wanted())),
+            Kind::Count(at, ..) | Kind::Bytes(at, ..) => match at(settings) {
+                Number::Usize(slot) => *slot = usize::try_from(number).unwrap_or(usize::MAX),
+                Number::U64(slot) => *slot = number,
+            },
+            _ => return Err(format!("{number} is a number, and {}", self.wanted())),
         }
+        Ok(())
     }
 
     /// Empties a list.
     fn clear(&self, settings: &mut Settings) {
         match self.kind {
-            Kind::Paths(at) => at(settings).clear(),
+            Kind::Paths(at) | Kind::Globs(at) => at(settings).clear(),
             Kind::Addresses(at) => at(settings).clear(),
             _ => {}
         }
@@ -248,8 +292,10 @@ impl Setting {
         match self.kind {
             Kind::Path(_) => "a path is wanted, like \"/var/lib/castra\"".into(),
             Kind::Paths(_) => "a list of paths is wanted, like [\"/run/castra/guest.sock\"]".into(),
+            Kind::Globs(_) => "a list of paths with one * is wanted, like [\"/run/vms/*.vsock\"]".into(),
+            Kind::Port(_) => format!("a port is wanted, like {TCP_PORT}"),
             Kind::Addresses(_) => format!("a list of addresses is wanted, like [\"127.0.0.1:{TCP_PORT}\"]"),
-            Kind::Level(_) | Kind::Format(_) => {
+            Kind::Trust(_) | Kind::Level(_) | Kind::Format(_) => {
                 format!(
                     "one of these words is wanted: {}",
                     self.bounds().unwrap_or_default().replace("One of ", "")
@@ -271,6 +317,30 @@ fn meant<T: Copy>(words: &[(&'static str, T)], text: &str) -> Result<T, String> 
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         format!("{text:?} is none of {}", known.join(", "))
     })
+}
+
+/// A path of sockets: absolute, with one `*`, and short enough for a socket that has one letter in its place.
+fn check_glob(text: &str) -> Result<PathBuf, String> {
+    let stars = text.matches('*').count();
+    if !text.starts_with('/') || stars != 1 {
+        let why = "is no path with one *; the * stands for the VM's name, like \"/run/vms/*.vsock\"";
+        return Err(format!("{text:?} {why}"));
+    }
+    check_socket(text).map(|()| PathBuf::from(text))
+}
+
+/// Whether the broker can listen behind a VM's socket at this path, as far as its length goes.
+fn check_socket(text: &str) -> Result<(), String> {
+    let most = SOCKET_BYTES - HYBRID_SUFFIX.len();
+    if text.ends_with('/') || text.contains('\0') {
+        return Err(format!("{text:?} is no path of a socket"));
+    }
+    match text.len() {
+        bytes if bytes > most => Err(format!(
+            "the path has {bytes} bytes, and at most {most} are possible for a socket; choose a shorter one"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A basic string of TOML: one of JSON, but for the last control character.
@@ -306,6 +376,9 @@ fn time_text(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::config::vms::Secret;
+    use proptest::collection::vec;
+    use proptest::option;
     use proptest::prelude::*;
 
     fn path() -> impl Strategy<Value = PathBuf> {
@@ -313,32 +386,40 @@ mod tests {
     }
 
     fn settings() -> impl Strategy<Value = Settings> {
-        let numbers = proptest::collection::vec((any::<u64>(), any::<bool>()), SETTINGS.len());
+        let numbers = vec((any::<u64>(), any::<bool>()), SETTINGS.len());
         // As addresses are written: without the labels that an address of IPv6 may carry.
         let address = any::<(::core::net::IpAddr, u16)>().prop_map(SocketAddr::from);
-        let lists = (proptest::collection::vec(address, 0..4), proptest::collection::vec(path(), 0..4));
-        (proptest::option::of(path()), lists, numbers).prop_map(|(state_root, (tcp, unix), numbers)| {
-            let mut settings = Settings { state_root, tcp, unix, ..Settings::default() };
-            for (setting, (number, round)) in SETTINGS.iter().zip(numbers) {
-                let within = |least: u64, most: u64| {
-                    let exact = least + number % (most - least + 1);
-                    if round { (exact >> 20 << 20).max(least) } else { exact }
-                };
-                match setting.kind {
-                    Kind::Count(_, least, most) | Kind::Bytes(_, least, most) => {
-                        setting.set_number(&mut settings, within(least, most)).unwrap();
+        let lists = (vec(address, 0..4), vec(path(), 0..4), vec("/run/[a-z ä\"]{0,9}[*][.a-z/]{0,9}x", 0..3));
+        let vms = vms::tests::vms();
+        (option::of(path()), lists, numbers, vms).prop_map(
+            |(state_root, (tcp, unix, globs), numbers, vms)| {
+                let hybrid = globs.into_iter().map(PathBuf::from).collect();
+                let mut settings = Settings { state_root, tcp, unix, hybrid, vms, ..Settings::default() };
+                for (setting, (number, round)) in SETTINGS.iter().zip(numbers) {
+                    let within = |least: u64, most: u64| {
+                        let exact = least + number % (most - least + 1);
+                        if round { (exact >> 20 << 20).max(least) } else { exact }
+                    };
+                    match setting.kind {
+                        Kind::Count(_, least, most) | Kind::Bytes(_, least, most) => {
+                            setting.set_number(&mut settings, within(least, most)).unwrap();
+                        }
+                        Kind::Time(at, least, most) => {
+                            let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap();
+                            *at(&mut settings) = Duration::from_nanos(within(nanos(least), nanos(most)));
+                        }
+                        Kind::Level(at) => *at(&mut settings) = LEVELS[number as usize % LEVELS.len()].1,
+                        Kind::Format(at) => *at(&mut settings) = FORMATS[number as usize % FORMATS.len()].1,
+                        Kind::Port(at) => {
+                            *at(&mut settings) = u32::try_from(number % 9000).ok().filter(|port| *port > 0)
+                        }
+                        Kind::Trust(at) => *at(&mut settings) = TRUSTS[number as usize % TRUSTS.len()].1,
+                        Kind::Path(_) | Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_) => {}
                     }
-                    Kind::Time(at, least, most) => {
-                        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap();
-                        *at(&mut settings) = Duration::from_nanos(within(nanos(least), nanos(most)));
-                    }
-                    Kind::Level(at) => *at(&mut settings) = LEVELS[number as usize % LEVELS.len()].1,
-                    Kind::Format(at) => *at(&mut settings) = FORMATS[number as usize % FORMATS.len()].1,
-                    Kind::Path(_) | Kind::Paths(_) | Kind::Addresses(_) => {}
                 }
-            }
-            settings
-        })
+                settings
+            },
+        )
     }
 
     proptest! {
@@ -346,9 +427,16 @@ mod tests {
         fn what_is_printed_parses_to_the_same(settings in settings(), told in any::<bool>()) {
             let text = settings.print(false, |setting| told.then(|| format!("about {}", setting.name())));
             let mut again = Settings::default();
-            let said = again.read(&text).unwrap();
+            let reading = again.read(&text);
+            prop_assert_eq!(&reading.mistakes, &[]);
+            let hidden = |vm: &mut VmSetting| vm.secret.take_if(|secret| matches!(secret, Secret::Token(_)));
+            let mut settings = settings;
+            settings.vms.iter_mut().for_each(|vm| drop(hidden(vm)));
             prop_assert_eq!(&again, &settings);
-            prop_assert_eq!(said.len(), SETTINGS.len() - usize::from(settings.state_root.is_none()));
+            prop_assert_eq!(reading.places.vms.len(), settings.vms.len());
+            let unset = usize::from(settings.state_root.is_none()) + usize::from(settings.vsock.is_none());
+            prop_assert_eq!(reading.said.len(), SETTINGS.len() - unset);
+            prop_assert!(!text.contains(vms::tests::SECRET));
         }
     }
 
@@ -356,15 +444,35 @@ mod tests {
     fn a_template_says_nothing_and_its_lines_are_the_defaults() {
         let template = Settings::default().print(true, |_| None);
         let mut settings = Settings::default();
-        assert_eq!(settings.read(&template).unwrap().len(), 0);
+        let reading = settings.read(&template);
+        assert_eq!((reading.said.len(), reading.mistakes.len()), (0, 0), "{reading:?}");
         assert_eq!(settings, Settings::default());
         // Each line by itself is a setting again when its hash is taken away.
         let is_setting = |line: &str| SETTINGS.iter().any(|s| line.starts_with(&format!("# {} = ", s.key)));
         let uncommented = template.lines().map(|line| if is_setting(line) { &line[2..] } else { line });
         let text: String = uncommented.flat_map(|line| [line, "\n"]).collect();
-        assert_eq!(settings.read(&text).unwrap().len(), SETTINGS.len());
+        let reading = settings.read(&text);
+        assert_eq!((reading.said.len(), reading.mistakes.len()), (SETTINGS.len(), 0), "{reading:?}");
         assert_eq!(settings.state_root.take(), Some(PathBuf::from("/var/lib/castra")));
+        assert_eq!(settings.vsock.take(), Some(TCP_PORT.into()));
         assert_eq!(settings, Settings::default());
+        // So are the lines about VMs; a VM has a token or the file of one.
+        let (_, example) = template.split_once("# [[vms]]\n").unwrap();
+        let lines = example.lines().filter(|line| line.contains(" = ") && !line.starts_with("# token ="));
+        let text: String = lines.flat_map(|line| [&line[2..], "\n"]).collect();
+        let reading = settings.read(&format!("[[vms]]\n{text}"));
+        assert!(reading.mistakes.is_empty() && reading.warnings.is_empty(), "{reading:?}");
+        let vm = &settings.vms[0];
+        assert!(
+            vm.cid.is_some() && vm.socket.is_some() && vm.serial.is_some() && vm.secret.is_some(),
+            "{vm:?}"
+        );
+        assert!(vm.rules.publish.is_some() && vm.rules.subscribe.is_some(), "{vm:?}");
+    }
+
+    #[test]
+    fn sockets_are_as_long_as_their_door_makes_them() {
+        assert_eq!(SOCKET_BYTES, crate::core::door::unix::PATH_BYTES);
     }
 
     #[test]

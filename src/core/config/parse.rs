@@ -1,111 +1,204 @@
 //! Reads a castra.toml into [`Settings`], and says where it is wrong.
 //!
 //! Always holds: a key that is not known is an error, with the nearest one that is; a mistake has the line and
-//! column of the key or the value it is about, from 1, counted in characters. Pure. Owner: [`Settings::read`].
+//! column of the key or the value it is about, from 1, counted in characters; all mistakes are said, as far as the
+//! file is TOML. Pure. Owner: [`Settings::read`].
 
 use super::table::Kind;
+use super::vms::{self, VmPlaces};
 use super::{SETTINGS, Setting, Settings};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// What is wrong with a castra.toml.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+/// Where something stands in a castra.toml.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
     /// From 1.
     pub line: usize,
     /// From 1, in characters.
     pub column: usize,
+}
+
+/// What is wrong with a castra.toml, or deserves a word.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mistake {
+    /// Where; `None`: a flag or the environment says it.
+    pub place: Option<Place>,
     /// What is wrong there, and what is allowed; one line.
     pub message: String,
 }
 
-type Key<'i> = Spanned<Cow<'i, str>>;
-type Wrong = (Range<usize>, String);
-
-pub(super) fn read(settings: &mut Settings, text: &str) -> Result<Vec<&'static Setting>, Mistake> {
-    let parsed = DeTable::parse(text)
-        .map_err(|error| (error.span().unwrap_or_default(), error.message().replace('\n', " ")));
-    parsed
-        .and_then(|table| take(settings, table.get_ref()))
-        .map_err(|(at, message)| mistake(text, &at, message))
+/// Where the values stand.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    settings: BTreeMap<&'static str, Vec<Place>>,
+    /// Of the VMs, in the order of [`Settings::vms`].
+    pub vms: Vec<VmPlaces>,
 }
 
-fn mistake(text: &str, at: &Range<usize>, message: String) -> Mistake {
-    let before = text.get(..at.start.min(text.len())).unwrap_or(text);
-    let line = before.rfind('\n').map_or(before, |end| &before[end + 1..]);
-    Mistake { line: before.matches('\n').count() + 1, column: line.chars().count() + 1, message }
+impl Places {
+    /// Of the value of the setting `key`, or of the `n`th value where it is a list; its key is the only one of that
+    /// name. `None`: the file does not say it.
+    pub fn of(&self, key: &str, n: usize) -> Option<Place> {
+        self.settings.get(key)?.get(n).copied()
+    }
+
+    /// The setting `key` is not the file's any more.
+    pub fn forget(&mut self, key: &str) {
+        self.settings.remove(key);
+    }
+}
+
+/// What a castra.toml says.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// The settings it has.
+    pub said: Vec<&'static Setting>,
+    /// What is wrong, as it stands in the file.
+    pub mistakes: Vec<Mistake>,
+    /// What deserves a word.
+    pub warnings: Vec<Mistake>,
+    /// Where it says what.
+    pub places: Places,
+}
+
+pub(super) type Key<'i> = Spanned<Cow<'i, str>>;
+pub(super) type Value<'i> = Spanned<DeValue<'i>>;
+
+/// A text and what was found in it so far.
+pub(super) struct Reader<'t> {
+    text: &'t str,
+    /// Where the lines begin.
+    lines: Vec<usize>,
+    reading: Reading,
+}
+
+impl Reader<'_> {
+    pub fn place(&self, at: &Range<usize>) -> Place {
+        let at = at.start.min(self.text.len());
+        let line = self.lines.partition_point(|begins| *begins <= at);
+        let begins = self.lines.get(line.wrapping_sub(1)).copied().unwrap_or_default();
+        let before = self.text.get(begins..at).unwrap_or_default();
+        Place { line: line.max(1), column: before.chars().count() + 1 }
+    }
+
+    pub fn wrong(&mut self, at: &Range<usize>, message: impl Into<String>) {
+        let mistake = Mistake { place: Some(self.place(at)), message: message.into() };
+        self.reading.mistakes.push(mistake);
+    }
+
+    pub fn warn(&mut self, at: &Range<usize>, message: impl Into<String>) {
+        let warning = Mistake { place: Some(self.place(at)), message: message.into() };
+        self.reading.warnings.push(warning);
+    }
+
+    /// Where a VM stands that was just taken in.
+    pub fn stands(&mut self, vm: VmPlaces) {
+        self.reading.places.vms.push(vm);
+    }
+}
+
+pub(super) fn read(settings: &mut Settings, text: &str) -> Reading {
+    let begins = text.match_indices('\n').map(|(at, _)| at + 1);
+    let lines = std::iter::once(0).chain(begins).collect();
+    let mut reader = Reader { text, lines, reading: Reading::default() };
+    match DeTable::parse(text) {
+        Ok(table) => take(&mut reader, settings, table.get_ref()),
+        Err(error) => {
+            reader.wrong(&error.span().unwrap_or_default(), error.message().replace('\n', " "));
+        }
+    }
+    let mut reading = reader.reading;
+    reading.mistakes.sort();
+    reading
 }
 
 /// The entries of a table as they stand in the file.
-fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Key<'i>, &'a Spanned<DeValue<'i>>)> {
+pub(super) fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Key<'i>, &'a Value<'i>)> {
     let mut entries: Vec<_> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries
 }
 
-fn take(settings: &mut Settings, table: &DeTable<'_>) -> Result<Vec<&'static Setting>, Wrong> {
-    let mut said = Vec::new();
+fn take(reader: &mut Reader<'_>, settings: &mut Settings, table: &DeTable<'_>) {
     for (key, value) in entries(table) {
         if let Some(setting) = SETTINGS.iter().find(|s| s.section.is_empty() && s.key == key.get_ref()) {
-            assign(settings, setting, value)?;
-            said.push(setting);
+            assign(reader, settings, setting, value);
         } else if let Some(section) = SETTINGS.iter().find(|s| s.section == key.get_ref()) {
             let section = section.section;
             let DeValue::Table(inner) = value.get_ref() else {
-                return Err((key.span(), format!("{section} is a section, to be written [{section}]")));
+                reader.wrong(&key.span(), format!("{section} is a section, to be written [{section}]"));
+                continue;
             };
             for (key, value) in entries(inner) {
                 let known = SETTINGS.iter().filter(|s| s.section == section);
-                let Some(setting) = known.clone().find(|s| s.key == key.get_ref()) else {
-                    return Err(unknown(key, &format!(" in [{section}]"), known.map(|s| s.key)));
-                };
-                assign(settings, setting, value)?;
-                said.push(setting);
+                match known.clone().find(|s| s.key == key.get_ref()) {
+                    Some(setting) => assign(reader, settings, setting, value),
+                    None => unknown(reader, key, &format!(" in [{section}]"), known.map(|s| s.key)),
+                }
+            }
+        } else if key.get_ref() == vms::SECTION {
+            match value.get_ref() {
+                DeValue::Array(items) => vms::take(reader, settings, items),
+                _ => reader.wrong(&key.span(), "each VM is a section of its own, to be written [[vms]]"),
             }
         } else {
             let known = SETTINGS.iter().map(|s| if s.section.is_empty() { s.key } else { s.section });
-            return Err(unknown(key, "", known));
+            unknown(reader, key, "", known.chain([vms::SECTION]));
         }
     }
-    Ok(said)
 }
 
-fn assign(settings: &mut Settings, setting: &Setting, value: &Spanned<DeValue<'_>>) -> Result<(), Wrong> {
-    let wrong = |at: &Spanned<DeValue<'_>>, why| (at.span(), format!("{}: {why}", setting.name()));
-    let text = |settings: &mut Settings, at, text: &str| {
-        // What it would be relative to depends on who reads the file.
-        let path = matches!(setting.kind, Kind::Path(_) | Kind::Paths(_));
-        let set = if path && !text.starts_with('/') {
-            Err(format!("{text:?} is no absolute path; in castra.toml a path begins with /"))
-        } else {
-            setting.set(settings, text)
-        };
-        set.map_err(|why| wrong(at, why))
-    };
-    match (setting.kind, value.get_ref()) {
-        (Kind::Paths(_) | Kind::Addresses(_), DeValue::Array(items)) => {
+fn assign(reader: &mut Reader<'_>, settings: &mut Settings, setting: &'static Setting, value: &Value<'_>) {
+    let items: &[Value<'_>] = match (setting.kind, value.get_ref()) {
+        (Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_), DeValue::Array(items)) => {
             setting.clear(settings);
-            items.iter().try_for_each(|item| match item.get_ref() {
-                DeValue::String(said) => text(settings, item, said),
-                _ => Err(wrong(item, setting.wanted())),
-            })
+            items
         }
-        (Kind::Paths(_) | Kind::Addresses(_), _) | (Kind::Count(..), DeValue::String(_)) => {
-            Err(wrong(value, setting.wanted()))
+        (Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_), _) => {
+            return reader.wrong(&value.span(), format!("{}: {}", setting.name(), setting.wanted()));
         }
-        (_, DeValue::String(said)) => text(settings, value, said),
-        (Kind::Count(..) | Kind::Bytes(..), DeValue::Integer(number)) => {
+        _ => std::slice::from_ref(value),
+    };
+    let mut places = Vec::new();
+    for item in items {
+        match set(settings, setting, item.get_ref()) {
+            Ok(()) => places.push(reader.place(&item.span())),
+            Err(why) => reader.wrong(&item.span(), format!("{}: {why}", setting.name())),
+        }
+    }
+    reader.reading.places.settings.insert(setting.key, places);
+    reader.reading.said.push(setting);
+}
+
+fn set(settings: &mut Settings, setting: &Setting, value: &DeValue<'_>) -> Result<(), String> {
+    match (setting.kind, value) {
+        (Kind::Count(..) | Kind::Port(_), DeValue::String(_)) => Err(setting.wanted()),
+        // What it would be relative to depends on who reads the file.
+        (Kind::Path(_) | Kind::Paths(_), DeValue::String(text)) if !text.starts_with('/') => {
+            Err(format!("{text:?} is no absolute path; in castra.toml a path begins with /"))
+        }
+        (_, DeValue::String(text)) => setting.set(settings, text),
+        (Kind::Count(..) | Kind::Bytes(..) | Kind::Port(_), DeValue::Integer(number)) => {
             let parsed = u64::from_str_radix(number.as_str(), number.radix());
-            let set = parsed.map_err(|_| setting.out_of_bounds(number.as_str()));
-            set.and_then(|number| setting.set_number(settings, number)).map_err(|why| wrong(value, why))
+            parsed
+                .map_err(|_| setting.out_of_bounds(number.as_str()))
+                .and_then(|number| setting.set_number(settings, number))
         }
-        _ => Err(wrong(value, setting.wanted())),
+        _ => Err(setting.wanted()),
     }
 }
 
-fn unknown(key: &Key<'_>, place: &str, known: impl Iterator<Item = &'static str>) -> Wrong {
+/// There is no such key.
+pub(super) fn unknown(
+    reader: &mut Reader<'_>,
+    key: &Key<'_>,
+    place: &str,
+    known: impl Iterator<Item = &'static str>,
+) {
     let mut known: Vec<&str> = known.collect();
     known.dedup();
     let said = key.get_ref();
@@ -115,7 +208,7 @@ fn unknown(key: &Key<'_>, place: &str, known: impl Iterator<Item = &'static str>
         _ if known.len() <= 8 => format!("known are {}", known.join(", ")),
         _ => "`castra broker --print-config` shows what there is".to_owned(),
     };
-    (key.span(), format!("there is no setting {said:?}{place}; {hint}"))
+    reader.wrong(&key.span(), format!("there is no setting {said:?}{place}; {hint}"));
 }
 
 /// How many letters are to be put in, taken out or changed to make one of the other.
@@ -140,9 +233,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn wrong(text: &str) -> (usize, usize, String) {
-        let mistake = Settings::default().read(text).expect_err(text);
-        assert!(!mistake.message.contains('\n'), "{text}: {}", mistake.message);
-        (mistake.line, mistake.column, mistake.message)
+        let mut mistakes = Settings::default().read(text).mistakes;
+        assert!(mistakes.iter().all(|mistake| !mistake.message.contains('\n')), "{text}: {mistakes:?}");
+        assert!(!mistakes.is_empty(), "{text}");
+        let Mistake { place, message } = mistakes.remove(0);
+        let place = place.unwrap();
+        (place.line, place.column, message)
     }
 
     #[test]
@@ -152,7 +248,7 @@ mod tests {
                 "hello_time = \"1s\"",
                 1,
                 1,
-                "there is no setting \"hello_time\"; known are state_root, broker, log, limits",
+                "there is no setting \"hello_time\"; known are state_root, broker, log, limits, vms",
             ),
             ("\n[limits]\nhello_tme = \"1s\"", 3, 1, "in [limits]; did you mean hello_time?"),
             ("[limits]\n x_y_z = 1", 2, 2, "--print-config"),
@@ -219,7 +315,10 @@ mod tests {
             ("\"2097152 B\"", 1 << 21),
         ] {
             let mut settings = Settings::default();
-            settings.read(&format!("[limits]\nsegment_bytes = {text}")).expect(text);
+            assert!(
+                settings.read(&format!("[limits]\nsegment_bytes = {text}")).mistakes.is_empty(),
+                "{text}"
+            );
             assert_eq!(settings.limits.segment_bytes, bytes, "{text}");
         }
     }
@@ -228,10 +327,11 @@ mod tests {
         /// Whatever is read, a mistake is somewhere in it.
         #[test]
         fn a_mistake_is_in_the_file(text in "[a-z_=\\[\\]\"0-9 .\n#ä-]{0,80}") {
-            if let Err(mistake) = Settings::default().read(&text) {
+            for mistake in Settings::default().read(&text).mistakes {
+                let Place { line, column } = mistake.place.unwrap();
                 let lines: Vec<&str> = text.split('\n').collect();
-                prop_assert!((1..=lines.len()).contains(&mistake.line));
-                prop_assert!((1..=lines[mistake.line - 1].chars().count() + 1).contains(&mistake.column));
+                prop_assert!((1..=lines.len()).contains(&line));
+                prop_assert!((1..=lines[line - 1].chars().count() + 1).contains(&column));
             }
         }
     }

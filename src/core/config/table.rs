@@ -5,6 +5,7 @@
 
 use super::{LogFormat, LogLevel, Settings};
 use crate::core::limits::SEGMENT_MIN_BYTES;
+use crate::core::policy::Trust;
 use ::core::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,11 @@ pub(super) enum Kind {
     Path(fn(&mut Settings) -> &mut Option<PathBuf>),
     Paths(fn(&mut Settings) -> &mut Vec<PathBuf>),
     Addresses(fn(&mut Settings) -> &mut Vec<SocketAddr>),
+    /// Of sockets of VMs, with one `*`.
+    Globs(fn(&mut Settings) -> &mut Vec<PathBuf>),
+    /// Of vsock; `None`: no door.
+    Port(fn(&mut Settings) -> &mut Option<u32>),
+    Trust(fn(&mut Settings) -> &mut Trust),
     Level(fn(&mut Settings) -> &mut LogLevel),
     Format(fn(&mut Settings) -> &mut LogFormat),
     /// With the least and the most.
@@ -87,13 +93,35 @@ pub static SETTINGS: &[Setting] = &[
         "broker",
         "tcp",
         Kind::Addresses(|s| &mut s.tcp),
-        "TCP addresses to listen on, of the loopback; [] for none",
+        "TCP addresses to listen on; [] for none. One that is not of the loopback needs trust = \"known\" or \"proven\"",
     ),
     setting(
         "broker",
         "unix",
         Kind::Paths(|s| &mut s.unix),
         "Sockets for guests, beside the host's own castra.sock",
+    ),
+    Setting {
+        section: "broker",
+        key: "vsock",
+        doc: "The port where guests come in by vsock; which VM it is, its cid says. Not set: no such door",
+        example: "7070",
+        kind: Kind::Port(|s| &mut s.vsock),
+    },
+    setting(
+        "broker",
+        "hybrid",
+        Kind::Globs(|s| &mut s.hybrid),
+        "Where sockets of VMs come and go (hybrid vsock of Firecracker, Cloud Hypervisor, vhost-device-vsock): paths\n\
+         # with one * in them, which stands for the VM's name, like [\"/run/vms/*.vsock\"]; the broker listens at each\n\
+         # with _7070 behind it",
+    ),
+    setting(
+        "broker",
+        "trust",
+        Kind::Trust(|s| &mut s.trust),
+        "Whose names are taken: anybody's (open), those of [[vms]] (known), or those that a cid, a socket or a token\n\
+         # proves (proven). A reload (SIGHUP) puts trust, hybrid and [[vms]] in force at once",
     ),
     setting("log", "level", Kind::Level(|s| &mut s.log_level), "How much logs/broker.log says"),
     setting(

@@ -33,7 +33,7 @@ impl Allotment {
     pub fn connection(&self, stream: UnixStream, is_line: bool) -> Connection {
         let (reader, writer) = stream.into_split();
         let taken_back = Box::pin(self.taken_back.clone().cancelled_owned());
-        let reader = Revocable { reader, taken_back, _user: self.users.clone() };
+        let reader = Revocable { reader, taken_back: Some(taken_back), _user: self.users.clone() };
         Connection { reader: Box::new(reader), writer: Box::new(writer), peer: self.peer.clone(), is_line }
     }
 
@@ -53,10 +53,10 @@ impl Allotment {
     }
 }
 
-/// Reads until it fails because the way was taken back.
+/// A read fails once, as not permitted, when the way was taken back: a session ends by that, `identity-revoked`.
 struct Revocable<R> {
     reader: R,
-    taken_back: Pin<Box<WaitForCancellationFutureOwned>>,
+    taken_back: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     _user: Arc<()>,
 }
 
@@ -66,8 +66,9 @@ impl<R: AsyncRead + Unpin> AsyncRead for Revocable<R> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.taken_back.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        if self.taken_back.as_mut().is_some_and(|taken_back| taken_back.as_mut().poll(cx).is_ready()) {
+            self.taken_back = None;
+            return Poll::Ready(Err(io::ErrorKind::PermissionDenied.into()));
         }
         Pin::new(&mut self.reader).poll_read(cx, buf)
     }

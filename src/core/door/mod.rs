@@ -34,7 +34,7 @@ use super::wire::handshake::{
     self, BUS_V1, HEARTBEAT, HOST_BUS, Hello, HelloError, parse_hello, skip_to_hello, take_line,
 };
 use nix::sys::socket::{Backlog, listen};
-use places::Places;
+pub use places::Place;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -56,7 +56,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Lobby {
     bus: Arc<Bus>,
     /// So that descriptors are left for journal, logs and status.
-    places: Places,
+    places: places::Places,
     pending: Mutex<Pending>,
     /// The most handshakes that wait; at most half of the places, so that silence takes nobody's place.
     pending_limit: usize,
@@ -86,17 +86,11 @@ pub struct Connection {
     pub is_line: bool,
 }
 
-/// Room for one connection; the broker waits for whoever has one.
-pub struct Place {
-    _permit: OwnedSemaphorePermit,
-    _alive: mpsc::Sender<()>,
-}
-
 impl Lobby {
     /// For `places` connections; `alive` is held by each.
     pub fn new(bus: Arc<Bus>, places: usize, alive: mpsc::Sender<()>) -> Arc<Self> {
         let pending_limit = bus.limits.pending_handshakes.min(places / 2);
-        let places = Places::new(places, &bus.limits);
+        let places = places::Places::new(places, &bus.limits);
         let (pending, throttle) = (Mutex::default(), Mutex::default());
         Arc::new(Lobby { bus, places, pending, pending_limit, throttle, begun: Instant::now(), alive })
     }
@@ -115,7 +109,7 @@ impl Lobby {
     pub async fn place(&self) -> Option<Place> {
         tokio::select! {
             () = self.ended() => None,
-            permit = self.places.connection() => Some(Place { _permit: permit?, _alive: self.alive.clone() }),
+            place = self.places.connection(&self.alive) => place,
         }
     }
 

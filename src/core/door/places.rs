@@ -7,7 +7,13 @@
 use crate::core::descriptors::raise_descriptors;
 use crate::core::limits::Limits;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// Room for one connection; the broker waits for whoever has one.
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+    _alive: mpsc::Sender<()>,
+}
 
 /// All there are.
 pub(super) struct Places {
@@ -30,9 +36,10 @@ impl Places {
         }
     }
 
-    /// Waits for the place of a connection.
-    pub async fn connection(&self) -> Option<OwnedSemaphorePermit> {
-        self.connections.clone().acquire_owned().await.ok()
+    /// Waits for the place of a connection, which holds `alive`.
+    pub async fn connection(&self, alive: &mpsc::Sender<()>) -> Option<Place> {
+        let permit = self.connections.clone().acquire_owned().await.ok()?;
+        Some(Place { _permit: permit, _alive: alive.clone() })
     }
 
     /// Room for a listener, and for a connection that it accepted and that waits for a place; if there is any.

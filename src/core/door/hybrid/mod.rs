@@ -21,7 +21,7 @@ use crate::core::identity::VmName;
 use crate::core::policy::Policy;
 use look::{Seen, Wishes};
 use nix::errno::Errno;
-use plan::{Found, Problem, plan};
+use plan::{Found, Most, Problem, plan};
 use served::Served;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
@@ -130,7 +130,7 @@ impl Keeper {
         let most = self.lobby.bus.limits.vms;
         let Seen { found, folders, orphans, mut problems, .. } = wishes.look(most.saturating_mul(2));
         let standing = self.served.iter().map(|(vm, served)| (vm.clone(), served.standing())).collect();
-        let plan = plan(found, &standing, most);
+        let plan = plan(found, &standing, Most { sockets: most, path_bytes: unix::PATH_BYTES });
         problems.extend(plan.problems);
         for vm in &plan.close {
             self.close(vm, "hybrid: closed; its VM's socket is there no longer");

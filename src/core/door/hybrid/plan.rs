@@ -10,7 +10,6 @@
 //! what is served before what is new; what is served, found and intact is left alone; whatever is found and not served
 //! has a problem that says why. Pure. Owner: `mod.rs`.
 
-use crate::core::door::unix::PATH_BYTES;
 use crate::core::identity::VmName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -83,8 +82,8 @@ pub enum Problem {
     BadName(PathBuf),
     /// It is not a socket.
     NotSocket(PathBuf),
-    /// So many bytes is the path of the broker's socket.
-    TooLong(PathBuf, usize),
+    /// So many bytes is the path of the broker's socket, and so many are possible.
+    TooLong(PathBuf, usize, usize),
     /// Another path has this VM's name.
     NameTaken(PathBuf, VmName),
     /// It is the socket of this other VM.
@@ -114,9 +113,9 @@ impl fmt::Display for Problem {
                 write!(f, "{}: what '*' stands for is no name of a VM; it is left alone", path.display())
             }
             Problem::NotSocket(path) => write!(f, "{}: it is no socket; it is left alone", path.display()),
-            Problem::TooLong(path, bytes) => write!(
+            Problem::TooLong(path, bytes, most) => write!(
                 f,
-                "{}: the broker's socket beside it would have a path of {bytes} bytes, and {PATH_BYTES} are the most; \
+                "{}: the broker's socket beside it would have a path of {bytes} bytes, and {most} are the most; \
                  use a shorter folder, or a link to it",
                 path.display()
             ),
@@ -148,8 +147,17 @@ pub struct Plan {
     pub problems: BTreeSet<Problem>,
 }
 
-/// Decides; `most` sockets may be served.
-pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: usize) -> Plan {
+/// The bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Most {
+    /// Sockets that are served.
+    pub sockets: usize,
+    /// The path of one, in bytes.
+    pub path_bytes: usize,
+}
+
+/// Decides.
+pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: Most) -> Plan {
     let mut plan = Plan::default();
     let mut named: Vec<(VmName, Found)> = Vec::with_capacity(found.len());
     for found in found {
@@ -166,6 +174,13 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: usize)
     let mut places: HashMap<PathBuf, VmName> = HashMap::new();
     let mut entries: HashMap<VmName, PathBuf> = HashMap::new();
     for (vm, found) in named {
+        let problem = problem_of(&found, most.path_bytes);
+        if found.by > By::Entry
+            && let Some(problem) = problem
+        {
+            plan.problems.extend(problem);
+            continue;
+        }
         // What castra.toml says of a VM holds also while that cannot be served.
         let other = entries.get(&vm).or(chosen.get(&vm).map(|chosen| &chosen.place));
         if other.is_some_and(|place| *place != found.place) {
@@ -175,7 +190,7 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: usize)
         if found.by == By::Entry {
             entries.insert(vm.clone(), found.place.clone());
         }
-        if let Some(problem) = problem_of(&found) {
+        if let Some(problem) = problem {
             plan.problems.extend(problem);
             continue;
         }
@@ -184,7 +199,9 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: usize)
                 plan.problems.insert(Problem::PlaceTaken(found.path, owner.clone()));
             }
             Some(_) => {}
-            None if chosen.len() >= most => drop(plan.problems.insert(Problem::TooMany(most))),
+            None if chosen.len() >= most.sockets => {
+                drop(plan.problems.insert(Problem::TooMany(most.sockets)))
+            }
             None => {
                 places.insert(found.place.clone(), vm.clone());
                 chosen.insert(vm, found);
@@ -204,14 +221,14 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: usize)
 }
 
 /// Why it is not served by itself: `Some(None)` is a reason that needs no word.
-fn problem_of(found: &Found) -> Option<Option<Problem>> {
+fn problem_of(found: &Found, most: usize) -> Option<Option<Problem>> {
     let bytes = found.listen.as_os_str().len();
     match found.is {
         Is::Other => Some(Some(Problem::NotSocket(found.path.clone()))),
         Is::Absent | Is::FolderAbsent if found.by != By::Entry => Some(None),
         Is::FolderAbsent => Some(Some(Problem::NoFolder(found.path.clone()))),
-        Is::Socket | Is::Absent if bytes > PATH_BYTES => {
-            Some(Some(Problem::TooLong(found.path.clone(), bytes)))
+        Is::Socket | Is::Absent if bytes > most => {
+            Some(Some(Problem::TooLong(found.path.clone(), bytes, most)))
         }
         Is::Socket | Is::Absent => None,
     }
@@ -221,6 +238,10 @@ fn problem_of(found: &Found) -> Option<Option<Problem>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn bounds(sockets: usize) -> Most {
+        Most { sockets, path_bytes: 103 }
+    }
 
     fn name(text: &str) -> VmName {
         VmName::parse(text).unwrap()
@@ -267,14 +288,14 @@ mod tests {
                 let mut i = 0;
                 served.values_mut().for_each(|s| { s.is_intact = !broken.contains(&i); i += 1; });
                 let before = served.clone();
-                let first = plan(seen.clone(), &before, most);
+                let first = plan(seen.clone(), &before, bounds(most));
                 served = done(before.clone(), &first);
                 // A VM has one socket, a socket one VM, and no more than may be.
                 let places: BTreeSet<_> = served.values().map(|s| &s.place).collect();
                 prop_assert_eq!(places.len(), served.len());
                 prop_assert!(served.len() <= most);
                 // The same again changes nothing and says the same.
-                let again = plan(seen.clone(), &served, most);
+                let again = plan(seen.clone(), &served, bounds(most));
                 prop_assert_eq!((&again.close, &again.open), (&Vec::new(), &BTreeMap::new()), "{:?}", again);
                 prop_assert_eq!(&again.problems, &first.problems);
                 for (vm, standing) in &served {
@@ -295,7 +316,7 @@ mod tests {
                 for f in seen.iter().filter(|f| f.is == Is::Socket) {
                     let is_served = VmName::parse(&f.vm).ok().and_then(|vm| served.get(&vm)).is_some_and(|s| s.place == f.place);
                     let is_said = first.problems.iter().any(|p| match p {
-                        Problem::BadName(path) | Problem::TooLong(path, _)
+                        Problem::BadName(path) | Problem::TooLong(path, ..)
                         | Problem::NameTaken(path, _) | Problem::PlaceTaken(path, _) => *path == f.path,
                         Problem::TooMany(_) => true,
                         _ => false,
@@ -309,13 +330,13 @@ mod tests {
     #[test]
     fn the_first_stays_and_the_operators_word_goes_first() {
         let glob = |path, place| found("web", By::Glob, path, place, Is::Socket);
-        let first = plan(vec![glob("/b", "/b")], &BTreeMap::new(), 9);
+        let first = plan(vec![glob("/b", "/b")], &BTreeMap::new(), bounds(9));
         let served = done(BTreeMap::new(), &first);
-        let second = plan(vec![glob("/a", "/a"), glob("/b", "/b")], &served, 9);
+        let second = plan(vec![glob("/a", "/a"), glob("/b", "/b")], &served, bounds(9));
         let taken = Problem::NameTaken("/a".into(), name("web"));
         assert_eq!(second, Plan { problems: [taken].into(), ..Plan::default() });
         let entry = found("web", By::Entry, "/c", "/c", Is::FolderAbsent);
-        let third = plan(vec![glob("/b", "/b"), entry], &served, 9);
+        let third = plan(vec![glob("/b", "/b"), entry], &served, bounds(9));
         assert_eq!((&third.close, third.open.len(), third.problems.len()), (&vec![name("web")], 0, 2));
     }
 
@@ -323,7 +344,7 @@ mod tests {
     fn a_link_to_anothers_socket_takes_nothing() {
         let own = found("web", By::Glob, "/w", "/w", Is::Socket);
         let link = found("evil", By::GlobAndLink, "/e", "/w", Is::Socket);
-        let plan = plan(vec![link, own.clone()], &BTreeMap::new(), 9);
+        let plan = plan(vec![link, own.clone()], &BTreeMap::new(), bounds(9));
         assert_eq!(plan.open, [(name("web"), own)].into());
         assert_eq!(plan.problems, [Problem::PlaceTaken("/e".into(), name("web"))].into());
     }

@@ -1,0 +1,146 @@
+//! SIGHUP: castra.toml is read anew while the broker runs.
+//!
+//! ```text
+//! SIGHUP ─▶ castra.toml, token files ─┬ nothing is wrong ─▶ a new policy, in force at once
+//!                                     └ something is ─▶ said; the old one stays in force
+//! ```
+//!
+//! Always holds: a castra.toml that is wrong changes nothing; a SIGHUP ends no broker, however early it comes; only
+//! trust, hybrid and the VMs change before the next start, and what else differs is said. Owner: `app/broker.rs`.
+
+use super::config::{self, Config};
+use super::service::Service;
+use super::{Exit, Failure};
+use crate::cli::BrokerArgs;
+use crate::core::broker;
+use crate::core::config::{advice::open_to_all, trust_word};
+use crate::core::policy::{Policy, Trust, VmEntry};
+use nix::sys::signal::{SigSet, Signal as Sig};
+use nix::unistd::geteuid;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+
+/// SIGHUP waits from here on, until there is somebody to take it.
+pub fn hold_signal() {
+    let mut signals = SigSet::empty();
+    signals.add(Sig::SIGHUP);
+    // It cannot fail; a signal that is not held ends a broker that has not begun.
+    let _ = signals.thread_block();
+}
+
+/// It comes, also one that waited.
+pub fn release_signal() {
+    let mut signals = SigSet::empty();
+    signals.add(Sig::SIGHUP);
+    let _ = signals.thread_unblock();
+}
+
+/// Puts a new policy in force.
+pub struct Reloader {
+    /// What the broker was started with.
+    started: Config,
+    args: BrokerArgs,
+    /// An address of the broker that is not of the loopback.
+    open: Option<SocketAddr>,
+    in_force: watch::Sender<Arc<Policy>>,
+    service: Arc<Service>,
+}
+
+impl Reloader {
+    /// For a broker that runs with `started`, and `args` before it.
+    pub fn new(
+        started: Config,
+        args: BrokerArgs,
+        broker: &broker::Config,
+        in_force: watch::Sender<Arc<Policy>>,
+        service: Arc<Service>,
+    ) -> Self {
+        let handed = broker.handed.tcp.iter().filter_map(|listener| listener.local_addr().ok());
+        let open = broker.tcp.iter().copied().chain(handed).find(|addr| !addr.ip().is_loopback());
+        Reloader { started, args, open, in_force, service }
+    }
+
+    /// Who is told.
+    pub fn service(&self) -> Arc<Service> {
+        self.service.clone()
+    }
+
+    /// Does it at each SIGHUP, as long as the broker runs.
+    pub async fn serve(self, mut hangup: Signal) {
+        let this = Arc::new(self);
+        while hangup.recv().await.is_some() {
+            let this = this.clone();
+            // A disk may hang.
+            if tokio::task::spawn_blocking(move || this.reload()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn reload(&self) {
+        self.service.reloading();
+        let complaint = match self.read() {
+            Ok((config, policy)) => {
+                self.take(&config, policy);
+                None
+            }
+            Err(failure) => {
+                failure.message.lines().for_each(|line| tracing::error!("config: {line}"));
+                tracing::error!("config: castra.toml was not taken; what was in force stays so");
+                Some("castra.toml is wrong and was not taken; `castra config check` says why".to_owned())
+            }
+        };
+        self.service.reloaded(complaint);
+    }
+
+    fn read(&self) -> Result<(Config, Policy), Failure> {
+        let mut config = config::load(self.started.file.as_deref())?;
+        config.take(&self.args)?;
+        let policy = config.examine(&[geteuid().as_raw()]);
+        config.refuse_mistakes()?;
+        match self.open {
+            Some(addr) if policy.trust == Trust::Open => {
+                Err(Failure::new(Exit::BadConfig, "not-loopback", open_to_all(&addr)))
+            }
+            _ => Ok((config, policy)),
+        }
+    }
+
+    fn take(&self, config: &Config, policy: Policy) {
+        config.warnings.iter().for_each(|warning| tracing::warn!("config: {}", config.line(warning)));
+        let changes = Changes::between(&self.in_force.borrow(), &policy);
+        let (trust, vms) = (trust_word(policy.trust), policy.vms().count());
+        self.in_force.send_replace(Arc::new(policy));
+        let Changes { added, removed, changed } = changes;
+        tracing::info!(trust, vms, added, removed, changed, "config: castra.toml is read anew and in force");
+        let later = self.started.differs(config);
+        if !later.is_empty() {
+            tracing::warn!("config: takes effect at the next start: {}", later.join(", "));
+        }
+    }
+}
+
+/// How many VMs are not what they were.
+struct Changes {
+    added: usize,
+    removed: usize,
+    changed: usize,
+}
+
+impl Changes {
+    fn between(old: &Policy, new: &Policy) -> Self {
+        let by_name = |policy: &Policy| -> BTreeMap<_, VmEntry> {
+            policy.vms().map(|vm| (vm.name.clone(), vm.clone())).collect()
+        };
+        let (old, new) = (by_name(old), by_name(new));
+        let is_new = |name| !old.contains_key(name);
+        Changes {
+            added: new.keys().filter(|name| is_new(*name)).count(),
+            removed: old.keys().filter(|name| !new.contains_key(*name)).count(),
+            changed: new.values().filter(|vm| old.get(&vm.name).is_some_and(|was| was != *vm)).count(),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What is wrong with settings as a whole, each being right by itself, and what deserves a word.
+//!
+//! Always holds: what is said has the place in castra.toml that it is about, if it is from there. Pure: whether a folder
+//! is there is asked of the caller. Owner: `app/config.rs`.
+
+use super::parse::{Mistake, Place, Places};
+use super::{HYBRID_SUFFIX, Settings};
+use crate::core::policy::Trust;
+// The address alone: no socket is opened here.
+use ::core::net::SocketAddr;
+use std::path::Path;
+
+/// What there is to say.
+#[derive(Debug, Default)]
+pub struct Advice {
+    /// A broker does not start so.
+    pub wrong: Vec<Mistake>,
+    /// It does, and something is likely not meant so.
+    pub warnings: Vec<Mistake>,
+}
+
+/// Looks at all of it; `is_folder` says whether there is one. Places are those of the values that castra.toml decides.
+pub fn advise(settings: &Settings, places: &Places, is_folder: impl Fn(&Path) -> bool) -> Advice {
+    let mut advice = Advice::default();
+    let trust = settings.trust;
+    for (n, addr) in settings.tcp.iter().enumerate().filter(|(_, addr)| !addr.ip().is_loopback()) {
+        let place = places.of("tcp", n);
+        match trust {
+            Trust::Open => advice.wrong.push(Mistake { place, message: open_to_all(addr) }),
+            Trust::Proven => advice.warn(
+                place,
+                format!("broker.tcp: nobody comes in by {addr}: under trust = \"proven\" a name is proven, and tokens are refused over a network"),
+            ),
+            Trust::Known => {}
+        }
+    }
+    if trust != Trust::Open && settings.vms.is_empty() && settings.hybrid.is_empty() {
+        let word = if trust == Trust::Known { "known" } else { "proven" };
+        let why =
+            format!("broker.trust: under {word:?} no guest is let in, as there are no [[vms]] and no hybrid");
+        advice.warn(places.of("trust", 0), why);
+    }
+    let gone =
+        |path: &Path| path.parent().filter(|folder| !is_folder(folder)).map(|f| f.display().to_string());
+    for (n, glob) in settings.hybrid.iter().enumerate() {
+        // Up to the folder that has a star in its name, or in the names within.
+        let fixed = glob.ancestors().find(|path| !path.as_os_str().as_encoded_bytes().contains(&b'*'));
+        if let Some(folder) = fixed.filter(|folder| !is_folder(folder)) {
+            let why = format!(
+                "broker.hybrid: there is no folder {}; sockets in it are found once it is there",
+                folder.display()
+            );
+            advice.warn(places.of("hybrid", n), why);
+        }
+    }
+    for (n, vm) in settings.vms.iter().enumerate() {
+        let (name, at) = (&vm.name, |key| places.vms.get(n).map(|vm| vm.of(key)));
+        if vm.cid.is_some() && settings.vsock.is_none() {
+            let why =
+                format!("vms.cid: {name} cannot come in by vsock: say vsock = 7070 in [broker], or --vsock");
+            advice.warn(at("cid"), why);
+        }
+        if let Some(folder) = vm.socket.as_deref().and_then(gone) {
+            let why = format!(
+                "vms.socket: there is no folder {folder}; the broker listens at the socket's path with {HYBRID_SUFFIX} behind it"
+            );
+            advice.warn(at("socket"), why);
+        }
+        let proof = vm.cid.is_some() || vm.socket.is_some() || vm.serial.is_some() || vm.secret.is_some();
+        if trust == Trust::Proven && !proof && settings.hybrid.is_empty() {
+            let why = format!(
+                "vms.name: {name} is never let in under trust = \"proven\": give it a cid, socket, serial or token"
+            );
+            advice.warn(at("name"), why);
+        }
+    }
+    advice.warnings.sort();
+    advice
+}
+
+/// Anybody could come in by `addr`.
+pub fn open_to_all(addr: &SocketAddr) -> String {
+    format!(
+        "broker.tcp: {addr} is not of the loopback: under trust = \"open\" whoever reaches it takes any name; say \
+         trust = \"known\", or use a tunnel"
+    )
+}
+
+impl Advice {
+    fn warn(&mut self, place: Option<Place>, message: String) {
+        self.warnings.push(Mistake { place, message });
+    }
+}
