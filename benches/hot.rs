@@ -70,7 +70,7 @@ fn hot(c: &mut Criterion) {
     group.bench_function("ack", |b| {
         b.iter(|| {
             acks.clear();
-            frame::publish_ack(&mut acks, &batch, black_box(&draft), 123_456);
+            frame::publish_ack(&mut acks, &batch, black_box(&draft), 123_456, false);
         });
     });
     group.finish();

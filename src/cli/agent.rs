@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Behind `--help`.
 pub const HELP: &str = r#"Examples:
-  castra agent                                       the host name is the VM's; the broker is found
+  castra agent                                       name and broker are found
   castra agent --vm web --broker vsock:2:7070        this name, this way
   castra agent --broker tcp:10.0.2.2:7070 --token-file /etc/castra/token
   castra agent --broker serial                       the virtio-serial port org.castra.bus.0
@@ -98,12 +98,12 @@ pub struct AgentArgs {
     /// What happens when it is full: new events are refused, or the oldest dropped
     #[arg(long, hide_env_values = true, env = "CASTRA_OUTBOX_FULL", value_name = "POLICY", default_value = "refuse", value_parser = ["refuse", "drop-oldest"])]
     pub outbox_full: String,
-    /// Send a heartbeat when nothing was sent for so long
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_some_time)]
-    pub heartbeat: Duration,
-    /// Give a host up that was not heard for so long
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_some_time)]
-    pub silence: Duration,
+    /// Send a heartbeat when nothing was sent for so long [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    pub heartbeat: Option<Duration>,
+    /// Give a host up that was not heard for so long [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    pub silence: Option<Duration>,
     /// How much is said on stderr
     #[arg(long, hide_env_values = true, env = "CASTRA_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = ["error", "warn", "info", "debug", "trace"])]
     pub log_level: String,

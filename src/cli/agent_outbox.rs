@@ -16,7 +16,12 @@ Exit codes: 0 ok, 1 nothing matched, 65 no outbox or a damaged one, 74 I/O, 75 t
 77 refused.";
 
 /// Behind `ls --help`.
-pub const LS_HELP: &str = r#"States:
+pub const LS_HELP: &str = r#"Examples:
+  castra agent outbox ls
+  castra agent outbox ls --state error -n 20
+  castra agent outbox ls --json | jq -r 'select(.state == "pending").id'
+
+States:
   pending  waits for the broker; the oldest is sent first
   sent     the broker has it (seq= in its journal); the last 1,000 are shown, without payload
   error    the broker refused it for good, or it was pending for too long: code and reason stand
@@ -31,6 +36,16 @@ event once, with
 
   castra agent outbox ls --file FILE --state pending --json | jq -c 'select(.event).event' |
     socat -t 10 - UNIX-CONNECT:/run/castra/agent.sock"#;
+
+/// Behind `retry --help`.
+pub const RETRY_HELP: &str = "Examples:
+  castra agent outbox retry 0191f3aa-07c5-7d41-8f55-4a2d4f0c3c11
+  castra agent outbox retry --all";
+
+/// Behind `purge --help`.
+pub const PURGE_HELP: &str = "Examples:
+  castra agent outbox purge --error
+  castra agent outbox purge 0191f3aa-07c5-7d41-8f55-4a2d4f0c3c11";
 
 /// Where the outbox is.
 #[derive(Args, Debug)]
@@ -75,8 +90,10 @@ pub enum OutboxCommand {
     #[command(after_help = LS_HELP)]
     Ls(OutboxLsArgs),
     /// Make events of the state error pending again, behind all others
+    #[command(after_help = RETRY_HELP)]
     Retry(OutboxRetryArgs),
     /// Remove events
+    #[command(after_help = PURGE_HELP)]
     Purge(OutboxPurgeArgs),
 }
 

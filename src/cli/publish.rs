@@ -18,6 +18,9 @@ pub const HELP: &str = r#"Examples:
 Prints 'seq=… id=…' once the event is durable and in the logs; with --json
 {"schema":1,"seq":…,"id":…,"topic":…}.
 
+An --id that is one of the last 256 that the host gave is a repeat: nothing is stored again,
+'duplicate' (with --json "duplicate":true) is printed with the seq of the first one.
+
 With --jsonl each line of stdin (or of --file) is a JSON object with the fields of an event:
 topic, payload, id, key, headers, tags, caused_by. Other fields (seq, ts, vm, type) are
 ignored and empty lines are skipped. A field that a line leaves out is taken from TOPIC,
@@ -64,7 +67,7 @@ pub struct PublishArgs {
     /// Read the payload (with --jsonl: the lines) from a file; - is stdin
     #[arg(long, value_name = "PATH", conflicts_with_all = ["payload", "payload_flag"])]
     pub file: Option<PathBuf>,
-    /// An id of your own, to know the event by [default: a UUIDv7]
+    /// An id of your own, to know the event by: with the same one again it is stored once [default: a UUIDv7]
     #[arg(long)]
     pub id: Option<String>,
     /// What the event is the latest state of

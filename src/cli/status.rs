@@ -54,6 +54,8 @@ Fields of --json (ages are milliseconds, null when never):
     .delivered_live, .delivered_from_journal
                                events that went to subscribers, by where they came from
     .gaps                      ranges that subscribers were told are gone
+    .duplicates                events that were sent again with the id their publisher gave
+                               them, and stored once
   reachable                    any VM is
   last_handshake_vm, last_handshake_age_ms   the VM that said hello last
   vms[].name                   as it said in its hello

@@ -128,6 +128,8 @@ pub struct Reply {
     pub reason: Option<String>,
     pub topic: Option<String>,
     pub seq: Option<u64>,
+    #[serde(default)]
+    pub duplicate: bool,
     pub id: Option<String>,
 }
 

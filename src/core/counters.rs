@@ -40,6 +40,8 @@ pub struct Counters<N = u64> {
     pub delivered_from_journal: N,
     /// Ranges that a subscriber was told are gone.
     pub gaps: N,
+    /// Publishes of an event that was stored before, by its publisher's id.
+    pub duplicates: N,
 }
 
 /// One count per [`End`], by its reason.
@@ -122,6 +124,7 @@ impl Counting {
             delivered_live: read(&self.delivered_live),
             delivered_from_journal: read(&self.delivered_from_journal),
             gaps: read(&self.gaps),
+            duplicates: read(&self.duplicates),
         }
     }
 }
@@ -171,13 +174,21 @@ mod tests {
             &counting.delivered_live,
             &counting.delivered_from_journal,
             &counting.gaps,
+            &counting.duplicates,
         ]
         .into_iter()
         .enumerate()
         {
             counter.fetch_add(n as u64 + 1, Relaxed);
         }
-        let names = ["sessions_opened", "signals_folded", "delivered_live", "delivered_from_journal", "gaps"];
+        let names = [
+            "sessions_opened",
+            "signals_folded",
+            "delivered_live",
+            "delivered_from_journal",
+            "gaps",
+            "duplicates",
+        ];
         let want = names.into_iter().zip(1..).map(|(name, n)| (name.to_owned(), n)).collect();
         assert_eq!(counted(&counting.read()), want);
     }

@@ -7,6 +7,8 @@
 //! Always holds: an encoded event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its
 //! last byte. Pure. Owner: the session fills a [`Batch`]; the journal takes it and gives it back.
 
+mod string;
+
 use super::identity::VmName;
 use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
 use super::refusal::Refusal;
@@ -17,6 +19,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+pub use string::string_body;
 
 /// A string that borrows from the frame unless it has escapes.
 #[derive(Debug, Deserialize)]
@@ -48,13 +51,6 @@ pub struct Publish<'a> {
     pub caused_by: Option<&'a RawValue>,
 }
 
-impl Publish<'_> {
-    /// The topic it is for; it need not be a valid one.
-    pub fn topic(&self) -> &str {
-        self.topic.as_ref().map_or(Topic::BROADCAST.as_str(), |topic| &topic.0)
-    }
-}
-
 /// One event of a [`Batch`]: where its bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -67,9 +63,13 @@ pub struct Draft {
     topic_len: u16,
     /// The next draft belongs to the same publish: both or none.
     pub joined: bool,
+    /// The publisher gave the id: the same again is a repeat.
+    pub own_id: bool,
 }
 
-/// Between a VM's name and its topic in the encoding.
+/// Before an id in the encoding.
+const ID: &[u8] = b"\"id\":\"";
+/// Between a VM's name and its topic.
 const VM_TO_TOPIC: &str = "\",\"topic\":\"";
 /// Between an id and the VM's name.
 const ID_TO_VM: &str = "\",\"vm\":\"";
@@ -118,7 +118,7 @@ impl Batch {
         };
         let out = &mut self.bytes;
         let start = out.len();
-        out.extend_from_slice(b"\"id\":\"");
+        out.extend_from_slice(ID);
         match &publish.id {
             None => new_id(out),
             Some(id) => {
@@ -183,6 +183,7 @@ impl Batch {
             vm_len: vm.as_str().len() as u8,
             topic_len: topic_len as u16,
             joined: false,
+            own_id: publish.id.is_some(),
         })
     }
 
@@ -236,17 +237,21 @@ impl Batch {
 
     /// The id, encoded, without its quotes.
     pub fn id(&self, draft: &Draft) -> &[u8] {
-        &self.tail(draft)[b"\"id\":\"".len()..draft.vm_at as usize - ID_TO_VM.len()]
+        &self.tail(draft)[ID.len()..draft.vm_at as usize - ID_TO_VM.len()]
+    }
+
+    /// Who published it.
+    pub fn vm(&self, draft: &Draft) -> &[u8] {
+        &self.tail(draft)[Layout::of(draft, 0).vm()]
     }
 
     /// The topic, encoded, without its quotes.
     pub fn topic(&self, draft: &Draft) -> &[u8] {
-        let at = draft.vm_at as usize + draft.vm_len as usize + VM_TO_TOPIC.len();
-        &self.tail(draft)[at..at + draft.topic_len as usize]
+        &self.tail(draft)[Layout::of(draft, 0).topic()]
     }
 }
 
-/// Where in an event's line its VM and topic stand; kept in the journal's record headers.
+/// Where in an event's line its VM and topic stand, and whose its id is; kept in the journal's record headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// From the line's start to the VM's name.
@@ -255,12 +260,15 @@ pub struct Layout {
     pub vm_len: u8,
     /// The length of the encoded topic, without its quotes.
     pub topic_len: u16,
+    /// The id is the publisher's own.
+    pub own_id: bool,
 }
 
 impl Layout {
     /// The layout of a draft's line whose `{"seq":…,"ts":…,` is `prefix` bytes long.
     pub fn of(draft: &Draft, prefix: usize) -> Self {
-        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len: draft.vm_len, topic_len: draft.topic_len }
+        let Draft { vm_len, topic_len, own_id, .. } = *draft;
+        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len, topic_len, own_id }
     }
 
     /// Where the VM's name stands.
@@ -300,12 +308,22 @@ impl<'a> Event<'a> {
         self.line.get(self.layout.topic()).unwrap_or_default()
     }
 
+    /// Its id, encoded, without its quotes.
+    pub fn id(&self) -> &'a [u8] {
+        // Before it there are only numbers.
+        let at = self.line.windows(ID.len()).position(|window| window == ID).map_or(0, |at| at + ID.len());
+        self.line.get(at..self.id_end()).unwrap_or_default()
+    }
+
+    fn id_end(&self) -> usize {
+        (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len())
+    }
+
     /// Its id is this one, encoded as [`string_body`] does.
     pub fn has_id(&self, encoded: &[u8]) -> bool {
-        let end = (self.layout.vm_at as usize).saturating_sub(ID_TO_VM.len());
-        let head = self.line.get(..end).unwrap_or_default();
+        let head = self.line.get(..self.id_end()).unwrap_or_default();
         // Quotes inside an id have a backslash before them: these six bytes are where it begins.
-        head.strip_suffix(encoded).is_some_and(|head| head.ends_with(b"\"id\":\""))
+        head.strip_suffix(encoded).is_some_and(|head| head.ends_with(ID))
     }
 
     /// The VM whose mailbox (`vm:<name>`) this was sent to. A name has nothing that JSON escapes.
@@ -380,22 +398,6 @@ fn encode_strings(
     serde_json::to_writer(&mut *out, &strings).map_err(wrong)
 }
 
-/// Appends `text` as the inside of a JSON string.
-pub fn string_body(out: &mut Vec<u8>, text: &str) {
-    if text.bytes().all(|b| b >= b' ' && b != b'"' && b != b'\\') {
-        out.extend_from_slice(text.as_bytes());
-        return;
-    }
-    for c in text.chars() {
-        match c {
-            '"' => out.extend_from_slice(b"\\\""),
-            '\\' => out.extend_from_slice(b"\\\\"),
-            '\0'..='\x1f' => out.extend_from_slice(format!("\\u{:04x}", c as u32).as_bytes()),
-            _ => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,6 +429,7 @@ mod tests {
         );
         assert_eq!((batch.id(first), batch.topic(first)), (&b"the-id"[..], &b"broadcast"[..]));
         assert_eq!((batch.id(second), batch.topic(second)), (&b"i\\\\1"[..], &b"a\\\"b.c"[..]));
+        assert_eq!((first.own_id, second.own_id), (false, true));
         let text = String::from_utf8(batch.tail(second).to_vec()).unwrap();
         assert!(text.ends_with(
             "\"key\":\"k\",\"headers\":{\"a\":\"1\",\"b\":\"2\"},\"tags\":[\"t\"],\"caused_by\":[\"x\"],\"payload\":[1,             2]}\n"
@@ -483,6 +486,7 @@ mod tests {
             let event = Event { seq: 1, ts: 2, line: &line, layout: Layout::of(&draft, line.len() - tail.len()) };
             prop_assert_eq!(event.vm(), b"dev.box");
             prop_assert_eq!(event.topic(), batch.topic(&draft));
+            prop_assert_eq!((event.vm(), event.id()), (batch.vm(&draft), batch.id(&draft)));
             let quoted = [b"\"", event.topic(), b"\""].concat();
             prop_assert_eq!(serde_json::from_slice::<String>(&quoted).unwrap(), topic);
         }

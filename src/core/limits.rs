@@ -65,6 +65,13 @@ pub const CATCH_UP_BYTES: usize = 256 * 1024;
 pub const CATCH_UP_TOGETHER: usize = 16;
 /// … and so many sessions at once, but no more than half the processors; the others wait in line.
 pub const CATCH_UP_READS: usize = 4;
+/// The newest ids that publishers gave, of each VM, that are known: one of them again is a repeat. A publisher that
+/// has fewer events in flight may send them again whatever was lost …
+pub const SEEN_IDS: usize = 256;
+/// … of so many VMs; those whose newest id is the oldest give way, an eighth of as many at a time …
+pub const SEEN_VMS: usize = 10_000;
+/// … and so much of the journal's end is read for them at the start, in bytes.
+pub const SEEN_BYTES: u64 = 64 * 1024 * 1024;
 /// Commits that wait to be handed to subscribers, in bytes; at more the subscribers read the journal.
 pub const ROUTER_BYTES: usize = 16 * 1024 * 1024;
 /// Topics whose subscribers are remembered; with one more all are looked up anew.

@@ -11,6 +11,7 @@ use super::journal::{NotCommitted, Receipt};
 use super::limits::REASON_BYTES;
 use super::policy::Rules;
 use super::refusal::Refusal;
+use super::topic::Topic;
 use super::wire::frame::{self, Frame};
 use super::wire::subscribe::{Subscribe, sub_of};
 
@@ -79,7 +80,7 @@ impl Round {
     ) -> Option<Aside> {
         let from = self.batch.len();
         let mut push = |batch: &mut Batch, publish: &Publish<'_>| {
-            rules.may_publish(publish.topic())?;
+            rules.may_publish(publish.topic.as_ref().map_or(Topic::BROADCAST.as_str(), |topic| &topic.0))?;
             batch.push(vm, publish, |out| ids.write(now, out))
         };
         let taken = match frame::parse(body) {
@@ -124,18 +125,16 @@ impl Round {
 
 /// Appends the acks of events that are durable.
 pub fn answer(out: &mut Vec<u8>, answers: Vec<Answer>, receipt: &Receipt) {
-    let mut drafts = receipt.batch.drafts().iter().zip(receipt.first_seq..);
+    let mut drafts = receipt.batch.drafts().iter().zip(receipt.seqs.each());
     for answer in answers {
         match answer {
             Answer::Events(n) => {
                 let acked = drafts.by_ref().take(n);
-                acked.for_each(|(draft, seq)| frame::publish_ack(out, &receipt.batch, draft, seq));
+                acked.for_each(|(draft, (seq, repeat))| {
+                    frame::publish_ack(out, &receipt.batch, draft, seq, repeat);
+                });
             }
-            Answer::Group(n) => {
-                let first = drafts.next().map_or(0, |(_, seq)| seq);
-                drafts.by_ref().take(n - 1).for_each(drop);
-                frame::publish_all_ack(out, first, n);
-            }
+            Answer::Group(n) => frame::publish_all_ack(out, drafts.by_ref().take(n).map(|(_, seq)| seq)),
             Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
         }
     }
@@ -163,8 +162,9 @@ pub fn answer_not_committed(out: &mut Vec<u8>, answers: Vec<Answer>, why: NotCom
     }
 }
 
-/// Appends the acks of events, `seq` the first, that are durable and not in the logs yet.
-pub fn answer_behind(out: &mut Vec<u8>, answers: Vec<Answer>, mut seq: u64) {
+/// Appends the acks of events that are durable and not in the logs yet.
+pub fn answer_behind(out: &mut Vec<u8>, answers: Vec<Answer>, receipt: &Receipt) {
+    let mut seqs = receipt.seqs.each().map(|(seq, _)| seq);
     let why = Refusal::new(
         "logs-behind",
         "stored, do not send it again; the logs will show it when they have caught up",
@@ -172,12 +172,11 @@ pub fn answer_behind(out: &mut Vec<u8>, answers: Vec<Answer>, mut seq: u64) {
     for answer in answers {
         match answer {
             Answer::Events(n) => {
-                (seq..seq + n as u64).for_each(|seq| frame::error_ack(out, "publish", &why, Some(seq)));
-                seq += n as u64;
+                seqs.by_ref().take(n).for_each(|seq| frame::error_ack(out, "publish", &why, Some(seq)));
             }
             Answer::Group(n) => {
-                frame::error_ack(out, "publish", &why, Some(seq));
-                seq += n as u64;
+                frame::error_ack(out, "publish", &why, seqs.next());
+                seqs.by_ref().take(n - 1).for_each(drop);
             }
             Answer::Refused(kind, refusal) => frame::error_ack(out, kind, &refusal, None),
         }

@@ -49,6 +49,8 @@ pub enum Fate {
         topic: Box<str>,
         /// The logs have it, too.
         in_logs: bool,
+        /// It was stored before, with this id.
+        duplicate: bool,
     },
     /// It is refused: a code of `docs/BUS.md` and a reason.
     Refused(Box<str>, Box<str>),
@@ -249,8 +251,8 @@ impl State {
         let reason = ack.reason.as_ref().map_or("no reason given", |reason| &reason.0);
         let seq = ack.seq.unwrap_or(0);
         let fate = match code {
-            _ if ack.is_ok() => Fate::Stored { seq, id, topic, in_logs: true },
-            "logs-behind" => Fate::Stored { seq, id, topic, in_logs: false },
+            _ if ack.is_ok() => Fate::Stored { seq, id, topic, in_logs: true, duplicate: ack.duplicate },
+            "logs-behind" => Fate::Stored { seq, id, topic, in_logs: false, duplicate: false },
             "disk-full" | "outcome-unknown" => {
                 self.finish(Some(Why::Refused(code.to_owned())));
                 self.open(code == "outcome-unknown", line, id);

@@ -132,12 +132,14 @@ fn publish_ends_when_the_agent_has_it() {
 #[test]
 fn a_full_outbox_is_exit_75() {
     let dir = tempfile::tempdir().unwrap();
-    let agent = Alone::start(dir.path(), &["--outbox-bytes", "4096"]);
-    let large = format!("\"{}\"", "x".repeat(3_000));
-    assert_eq!(agent.run(&["publish", "t", &large]).status.code(), Some(0));
+    let agent = Alone::start(dir.path(), &["--outbox-bytes", "1MiB"]);
+    let large = format!("\"{}\"", "x".repeat(60_000));
+    for _ in 0..17 {
+        assert_eq!(agent.run(&["publish", "t", &large]).status.code(), Some(0));
+    }
     let (code, _, err) = said(&agent.run(&["publish", "t", &large]));
     assert_eq!(code, Some(75), "{err}");
-    assert!(err.starts_with("castra: outbox-full: 1 events are pending"), "{err}");
+    assert!(err.starts_with("castra: outbox-full: 17 events are pending"), "{err}");
 }
 
 #[test]
@@ -221,7 +223,7 @@ fn what_was_answered_survives_a_kill_and_is_kept_once() {
                         if (&stream).write_all(lines.as_bytes()).is_err() {
                             break;
                         }
-                        for _ in next..until {
+                        while next < until {
                             let mut line = String::new();
                             if answers.read_line(&mut line).unwrap_or(0) == 0 || !line.ends_with('\n') {
                                 break 'connected;

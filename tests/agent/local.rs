@@ -6,7 +6,7 @@ use castra::core::agent::outbox::{Bounds, Outbox};
 use castra::core::identity::VmName;
 use castra::core::limits::{FRAME_BYTES, LOCAL_CONNECTIONS};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -184,11 +184,11 @@ fn many_lines_and_the_end_of_writing_are_answered_in_order() {
 fn a_program_that_does_not_wait_for_its_answers_is_heard_to_its_end() {
     let served = Served::start(Bounds::default());
     let mut program = served.connect();
-    for n in 0..2_000 {
+    for n in 0..200 {
         program.send(format!("{{\"id\":\"{n}\"}}\n"));
     }
     drop(program);
-    eventually("all of them", || (served.outbox.counts().pending == 2_000).then_some(()));
+    eventually("all of them", || (served.outbox.counts().pending == 200).then_some(()));
 }
 
 #[test]
@@ -272,8 +272,8 @@ fn what_was_taken_is_answered_at_the_end() {
     }
     assert_eq!(program.answer().unwrap()["id"], "0");
     served.end();
-    let mut rest = String::new();
-    program.0.read_to_string(&mut rest).unwrap();
-    let answered = rest.lines().filter(|line| line.contains("\"ok\"")).count() + 1;
+    // Behind the answers stands the end, or a reset for the lines that were not taken.
+    let rest: Vec<String> = program.0.lines().map_while(Result::ok).collect();
+    let answered = rest.iter().filter(|line| line.contains("\"ok\"")).count() + 1;
     assert_eq!(answered, served.pending().len(), "as many answers as events");
 }

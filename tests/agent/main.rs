@@ -1,4 +1,4 @@
-//! The guest's side, seen from outside: real agents and real brokers, or one of the test's own; the outbox and its door.
+//! The guest's side, seen from outside: real agents with real brokers or one of the test's own; the outbox and its door.
 //!
 //! A module per behaviour. Every agent has a state directory and a socket of its own, and no agent looks for its broker:
 //! an AF_VSOCK address is dialled inside guests only.

@@ -16,6 +16,7 @@ mod doors_hybrid;
 mod doors_serial;
 mod doors_world;
 mod drain;
+mod duplicates;
 mod exit_codes;
 mod fake_broker;
 mod handshake;

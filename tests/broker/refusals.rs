@@ -157,7 +157,7 @@ fn the_largest_that_is_allowed_is_stored() {
         assert_eq!(guest.ask(&body)["status"], "ok", "{body}");
     }
     // The event grows until it is refused: the bound is 60 KiB of line, give or take its two numbers.
-    let publish = |n: usize| format!(r#"{{"type":"publish","id":"x","payload":"{}"}}"#, "x".repeat(n));
+    let publish = |n: usize| format!(r#"{{"type":"publish","id":"{n:05}","payload":"{}"}}"#, "x".repeat(n));
     let (mut fits, mut refused, mut stored) = (0, 61_440, 3);
     while refused - fits > 1 {
         let n = (fits + refused) / 2;

@@ -46,8 +46,10 @@ fn what_proved_a_name_is_on_every_record_and_in_status() {
         };
         want.iter().all(has).then_some(())
     });
-    let denied = records(&broker.root, "handshake-events");
-    assert_eq!(denied.iter().filter(|record| record["reason"] == "wrong-token").count(), 4);
+    let denied = eventually("the refused ones", || {
+        let records = records(&broker.root, "handshake-events");
+        (records.iter().filter(|record| record["reason"] == "wrong-token").count() == 4).then_some(records)
+    });
     let identity = |vm: &str| {
         let status = broker.status();
         let vms = status["vms"].as_array().unwrap();

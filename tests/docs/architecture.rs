@@ -60,7 +60,7 @@ fn a_segments_header_is_as_mapped() {
 
 #[test]
 fn a_record_is_as_mapped() {
-    let layout = Layout { vm_at: 0x1122, vm_len: 0x33, topic_len: 0x4455 };
+    let layout = Layout { vm_at: 0x1122, vm_len: 0x33, topic_len: 0x4455, own_id: true };
     let head = Head { lsn: 21, seq: 22, ts: 23, synced: 20, kind: Kind::Event, joined: true, layout };
     let mut bytes = Vec::new();
     record::encode(&mut bytes, 7, &head, [b"ab", b"c"]);
@@ -73,7 +73,7 @@ fn a_record_is_as_mapped() {
             "ts" => head.ts.to_le_bytes().into(),
             "synced" => head.synced.to_le_bytes().into(),
             "kind" => vec![1],
-            "flags" => vec![1],
+            "flags" => vec![1 | 2],
             "vm at" => layout.vm_at.to_le_bytes().into(),
             "topic length" => layout.topic_len.to_le_bytes().into(),
             "vm length" => vec![layout.vm_len],
@@ -143,7 +143,7 @@ fn every_thread_is_listed() {
         let name = format!("castra-{}", row.trim_end_matches('`').split('`').next().unwrap());
         assert!(named.contains(&name) || row.contains(' '), "{DOC}: no thread is called {name}");
     }
-    assert_eq!(named.len(), 8, "{named:?}");
+    assert_eq!(named.len(), 10, "{named:?}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ fn every_hex_example_decodes_to_what_it_says() {
         "heartbeat",
         "forget",
         "ack ok",
+        "ack duplicate",
         "ack error",
         "close",
         "frame-empty",
@@ -120,6 +121,9 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
         match (text("type"), text("status")) {
             ("ack", "ok") => {
                 seen.insert("ack ok".into());
+                if value["duplicate"] == true {
+                    seen.insert("ack duplicate".into());
+                }
                 again_ok(&mut again, &value, published);
             }
             ("ack", _) => {
@@ -181,14 +185,17 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
         _ => {}
     }
     if let Some(seqs) = ack["seqs"].as_array() {
-        return frame::publish_all_ack(out, seqs[0].as_u64().unwrap(), seqs.len());
+        // Which of them is the repeat the ack does not say.
+        let seqs = seqs.iter().map(|seq| (seq.as_u64().unwrap(), ack.get("duplicate").is_some()));
+        return frame::publish_all_ack(out, seqs);
     }
     for text in published {
         if let Ok(Frame::Publish(publish)) = frame::parse(text.as_bytes())
             && publish.id.as_ref().is_some_and(|id| id.0 == ack["id"].as_str().unwrap())
         {
             let batch = encode("devbox", &publish).unwrap();
-            return frame::publish_ack(out, &batch, &batch.drafts()[0], ack["seq"].as_u64().unwrap());
+            let (seq, repeat) = (ack["seq"].as_u64().unwrap(), ack.get("duplicate").is_some());
+            return frame::publish_ack(out, &batch, &batch.drafts()[0], seq, repeat);
         }
     }
     panic!("no publish before has the id of {ack}");
@@ -385,6 +392,9 @@ fn limits_are_those_of_limits_rs() {
         ("NAME_BYTES", limits::NAME_BYTES as u64),
         ("ID_BYTES", limits::ID_BYTES as u64),
         ("KEY_BYTES", limits::KEY_BYTES as u64),
+        ("SEEN_IDS", limits::SEEN_IDS as u64),
+        ("SEEN_VMS", limits::SEEN_VMS as u64),
+        ("SEEN_BYTES", limits::SEEN_BYTES),
         ("HEADERS", limits::HEADERS as u64),
         ("HEADER_BYTES", limits::HEADER_BYTES as u64),
         ("TAGS", limits::TAGS as u64),
@@ -399,6 +409,12 @@ fn limits_are_those_of_limits_rs() {
         ("PIPELINE_EVENTS", limits::PIPELINE_EVENTS as u64),
         ("PIPELINE_BYTES", limits::PIPELINE_BYTES as u64),
         ("FOLLOW_BYTES", limits::FOLLOW_BYTES as u64),
+        ("DRAIN_EVENTS", limits::DRAIN_EVENTS as u64),
+        ("DRAIN_BYTES", limits::DRAIN_BYTES as u64),
+        ("HOST_BEAT", limits::HOST_BEAT.as_millis() as u64),
+        ("HOST_SILENCE", limits::HOST_SILENCE.as_millis() as u64),
+        ("HANDLER_ATTEMPTS", u64::from(limits::HANDLER_ATTEMPTS)),
+        ("HANDLER_TIME", limits::HANDLER_TIME.as_millis() as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
         ("SUB_BYTES", limits::SUB_BYTES as u64),
         ("PATTERNS", limits::PATTERNS as u64),
@@ -421,6 +437,11 @@ fn limits_are_those_of_limits_rs() {
         ("WRONG_TOKENS", limits::WRONG_TOKENS as u64),
         ("THROTTLED_PEERS", limits::THROTTLED_PEERS as u64),
         ("EPOCH_BYTES", limits::EPOCH_BYTES as u64),
+        ("TOKEN_BYTES", limits::TOKEN_BYTES as u64),
+        ("TOKEN_FILE_BYTES", limits::TOKEN_FILE_BYTES as u64),
+        ("VM_ENTRIES", limits::VM_ENTRIES as u64),
+        ("VM_PATTERNS", limits::VM_PATTERNS as u64),
+        ("CONFIG_BYTES", limits::CONFIG_BYTES as u64),
         ("OUTBOX_BYTES", limits::OUTBOX_BYTES),
         ("OUTBOX_AGE", limits::OUTBOX_AGE.as_millis() as u64),
         ("OUTBOX_SENT", limits::OUTBOX_SENT),
@@ -429,11 +450,6 @@ fn limits_are_those_of_limits_rs() {
         ("LOCAL_CONNECTIONS", limits::LOCAL_CONNECTIONS as u64),
         ("LOCAL_UNANSWERED", limits::LOCAL_UNANSWERED as u64),
         ("LOCAL_WRITE_TIME", limits::LOCAL_WRITE_TIME.as_millis() as u64),
-        ("TOKEN_BYTES", limits::TOKEN_BYTES as u64),
-        ("TOKEN_FILE_BYTES", limits::TOKEN_FILE_BYTES as u64),
-        ("VM_ENTRIES", limits::VM_ENTRIES as u64),
-        ("VM_PATTERNS", limits::VM_PATTERNS as u64),
-        ("CONFIG_BYTES", limits::CONFIG_BYTES as u64),
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
         ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
         ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),

@@ -18,4 +18,5 @@ mod load;
 mod log_lines;
 mod night;
 mod power_cut;
+mod resend;
 mod verify;

@@ -8,7 +8,7 @@
 //! `commit` returned `Ok`; a batch that was refused is forgotten by the model at once, so it must never
 //! appear, not even after a crash. While `commit` runs, before it says `DiskFull`, it may.
 
-use crate::model::{Model, draw_batch, open, survives};
+use crate::model::{Model, Part, Sent, draw_batch, draw_repeats, open, survives};
 use crate::sim::{Call, Cut, Hook, Lies, Rng, SimDisk};
 use castra::core::event::Batch;
 use castra::core::journal::read::Reader;
@@ -36,6 +36,8 @@ pub struct Done {
     pub retained: u64,
     pub lives: u64,
     pub rotations: u64,
+    /// Events that were sent again and not written again.
+    pub repeats: u64,
     pub trace: u64,
 }
 
@@ -48,6 +50,7 @@ impl Done {
         self.retained += other.retained;
         self.lives += other.lives;
         self.rotations += other.rotations;
+        self.repeats += other.repeats;
     }
 }
 
@@ -102,6 +105,7 @@ struct Life {
     bytes: u64,
     now: u64,
     fresh: bool,
+    sent: Sent,
     done: Done,
 }
 
@@ -121,14 +125,17 @@ pub fn history(seed: u64, plan: Plan) -> Result<Done, String> {
         failure: None,
     };
     let context = Arc::new(Mutex::new(context));
-    let mut done = Done::default();
+    let (mut done, mut sent) = (Done::default(), Sent::new());
     let mut trace = seed;
     for _ in 0..2 + rng.below(4) {
         disk.hook(hook(&context));
         let opened = start(&disk, &context, bytes, &mut rng, &mut done)?;
         let now = 1_000 * (1 + rng.below(50));
         let mut life = live(&disk, &context, opened, bytes, now, std::mem::take(&mut done));
+        // Publishers outlive the broker.
+        life.sent = std::mem::take(&mut sent);
         let result = life.run(&mut rng);
+        sent = std::mem::take(&mut life.sent);
         done = std::mem::take(&mut life.done);
         done.lives += 1;
         drop(life);
@@ -183,7 +190,7 @@ fn start(
 fn adopt(context: &Mutex<Context>, opened: Opened, rng: &mut Rng) -> Result<Opened, String> {
     let mut context = context.lock().unwrap();
     let last = context.model.check(&opened, rng).map_err(|e| format!("opened: {e}"))?;
-    context.model.adopt(last);
+    context.model.adopt(&opened, last);
     let first = opened.map().first_seq();
     context.model.first = (first, first);
     Ok(opened)
@@ -206,7 +213,8 @@ fn live(
     }
     drop(shared);
     let (disk, context, writer) = (disk.clone(), context.clone(), opened.into_writer());
-    Life { disk, context, writer, map, spare: None, turn: None, bytes, now, fresh: true, done }
+    let sent = Sent::new();
+    Life { disk, context, writer, map, spare: None, turn: None, bytes, now, fresh: true, sent, done }
 }
 
 /// Why a life ends early.
@@ -291,9 +299,15 @@ impl Life {
 
     /// As `CommitLoop::accept` does it; false when it was refused.
     fn publish(&mut self, rng: &mut Rng) -> Result<bool, End> {
-        let (batch, parts) = draw_batch(rng, self.bytes as usize - 4096 - 48);
+        let (batch, parts) = draw_repeats(rng, self.bytes as usize - 4096 - 48, Some(&mut self.sent));
+        if self.is_answered(&batch, &parts)? {
+            return Ok(true);
+        }
         if !self.writer.has_room(&batch) {
             self.commit()?;
+            if self.is_answered(&batch, &parts)? {
+                return Ok(true);
+            }
             self.prepare()?;
             if !self.rotate()? || !self.writer.has_room(&batch) {
                 self.done.refused += 1;
@@ -304,17 +318,25 @@ impl Life {
         Ok(true)
     }
 
-    fn push(&mut self, batch: &Batch, parts: &[(String, String, bool)]) -> Result<(), End> {
+    /// It repeats what is acked and nothing else: the answer needs no commit and no room.
+    fn is_answered(&mut self, batch: &Batch, parts: &[Part]) -> Result<bool, End> {
+        let said = self.writer.repeats(batch);
+        let answered = self.model(|model| model.check_repeats(said, parts)).map_err(End::Wrong)?;
+        self.done.repeats += if answered { batch.len() as u64 } else { 0 };
+        Ok(answered)
+    }
+
+    fn push(&mut self, batch: &Batch, parts: &[Part]) -> Result<(), End> {
         // Which ts a lost batch had, a new process cannot know: its first is not before any.
         let (known, fresh) = (self.model(|model| model.ts), std::mem::take(&mut self.fresh));
         let now = if fresh { self.now.max(known) } else { self.now };
-        let expected = self.model(|model| {
-            model.push(batch, parts, now);
-            (model.acked.len() + model.in_flight.len() - batch.len() + 1) as u64
-        });
-        match self.writer.push(batch, now) {
-            seq if seq == expected => Ok(()),
-            seq => Err(End::Wrong(format!("pushed as {seq}, expected {expected}"))),
+        let expected = self.model(|model| model.push(batch, parts, now));
+        let seqs = self.writer.push(batch, now);
+        self.done.repeats += seqs.repeats() as u64;
+        let highest = expected.iter().map(|(seq, _)| *seq).max();
+        match seqs.each().take(batch.len()).eq(expected.iter().copied()) {
+            true if highest == Some(seqs.highest(batch.len())) => Ok(()),
+            _ => Err(End::Wrong(format!("pushed as {seqs:?}, expected {expected:?}"))),
         }
     }
 
@@ -413,6 +435,8 @@ impl Life {
         self.commit()?;
         self.disk.room(None);
         self.disk.heal();
+        // Whatever was sent before, this was not.
+        self.sent.clear();
         if refused && !(self.publish(rng)? && self.commit()?) {
             return Err(End::Wrong("there is room again and it still refuses".into()));
         }

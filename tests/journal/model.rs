@@ -1,12 +1,14 @@
 //! What the journal must hold, and the check of a crashed disk against it.
 //!
-//! Always holds: the lines of the model are made here, from what was published, not by the journal.
+//! Always holds: the lines of the model are made here, from what was published, not by the journal; which of them
+//! are repeats is found by looking through all of them.
 
 use crate::sim::{Cut, Rng, SimDisk};
 use castra::core::event::{Batch, Publish, Text};
 use castra::core::identity::VmName;
-use castra::core::journal::Opened;
 use castra::core::journal::read::{Read, Reader};
+use castra::core::journal::{Opened, Seqs};
+use castra::core::limits::SEEN_IDS;
 use std::sync::Arc;
 
 pub const JOURNAL: u128 = 0xca57_4a00_1234_5678_9abc_def0_1122_3344;
@@ -18,9 +20,24 @@ pub struct Line {
     pub vm: String,
     pub topic: String,
     pub ts: u64,
+    /// The id that its publisher gave.
+    pub own_id: Option<String>,
     /// One publish with the next.
     pub joined: bool,
 }
+
+/// One event as it is sent.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub vm: String,
+    pub topic: String,
+    pub own_id: Option<String>,
+    /// One publish with the next.
+    pub joined: bool,
+}
+
+/// VMs and ids that were sent, whatever became of them; the newest last. Some are sent again.
+pub type Sent = Vec<(String, String)>;
 
 /// What was acked, and what is under way.
 #[derive(Clone, Default)]
@@ -35,17 +52,36 @@ pub struct Model {
     /// The oldest event that must be there, and the oldest that may be the oldest.
     pub first: (u64, u64),
     pub ts: u64,
+    /// Events before this one were gone when the journal was opened: their ids are not known.
+    pub known_from: u64,
 }
 
 /// Some publishes of random VMs: single events and groups.
-pub fn draw_batch(rng: &mut Rng, most: usize) -> (Batch, Vec<(String, String, bool)>) {
+pub fn draw_batch(rng: &mut Rng, most: usize) -> (Batch, Vec<Part>) {
+    draw_repeats(rng, most, None)
+}
+
+/// The same, and some of them are sent again.
+pub fn draw_repeats(rng: &mut Rng, most: usize, mut sent: Option<&mut Sent>) -> (Batch, Vec<Part>) {
     let mut batch = Batch::default();
-    let mut parts: Vec<(String, String, bool)> = Vec::new();
+    let mut parts: Vec<Part> = Vec::new();
+    // Often an agent sends all that it saw no ack of.
+    let again = if sent.is_some() { [0, 4, 4, 20][rng.below(4) as usize] } else { 0 };
     while parts.is_empty() || rng.one_in(3) {
         let (from, count) = (batch.len(), if rng.one_in(3) { 2 + rng.below(3) } else { 1 });
         let before = parts.len();
         for _ in 0..count {
-            let vm = format!("vm{}", rng.below(5));
+            let repeated = match sent.as_deref() {
+                Some(sent) if !sent.is_empty() && rng.below(24) < again => {
+                    let back = rng.below(sent.len().min(12) as u64) as usize;
+                    Some(sent[sent.len() - 1 - back].clone())
+                }
+                _ => None,
+            };
+            let (vm, own_id) = match repeated {
+                Some((vm, id)) => (vm, Some(id)),
+                None => (format!("vm{}", rng.below(5)), rng.one_in(2).then(|| format!("{:x}\"", rng.next()))),
+            };
             let topic =
                 if rng.one_in(4) { format!("vm:vm{}", rng.below(5)) } else { format!("t.{}", rng.below(9)) };
             let size = match rng.below(12) {
@@ -58,12 +94,16 @@ pub fn draw_batch(rng: &mut Rng, most: usize) -> (Batch, Vec<(String, String, bo
             let publish = Publish {
                 topic: Some(Text(topic.as_str().into())),
                 payload: Some(serde_json::from_str(&payload).unwrap()),
+                id: own_id.as_deref().map(|id| Text(id.into())),
                 ..Publish::default()
             };
             let id = rng.next();
             let id = |out: &mut Vec<u8>| out.extend_from_slice(format!("{id:x}").as_bytes());
             batch.push(&VmName::parse(&vm).unwrap(), &publish, id).unwrap();
-            parts.push((vm, topic, true));
+            if let (Some(sent), Some(id)) = (&mut sent, &own_id) {
+                sent.push((vm.clone(), id.clone()));
+            }
+            parts.push(Part { vm, topic, own_id, joined: true });
         }
         if batch.bytes() + 120 * batch.len() > most {
             batch.truncate(from);
@@ -71,7 +111,7 @@ pub fn draw_batch(rng: &mut Rng, most: usize) -> (Batch, Vec<(String, String, bo
             continue;
         }
         batch.join(from);
-        parts.last_mut().unwrap().2 = false;
+        parts.last_mut().unwrap().joined = false;
     }
     (batch, parts)
 }
@@ -81,18 +121,56 @@ impl Model {
         Model { first: (1, 1), ..Model::default() }
     }
 
-    /// The batch is under way, pushed at `now`.
-    pub fn push(&mut self, batch: &Batch, parts: &[(String, String, bool)], now: u64) {
-        self.ts = self.ts.max(now);
+    /// The batch is under way, pushed at `now`; the seq of each event, and whether it is a repeat.
+    pub fn push(&mut self, batch: &Batch, parts: &[Part], now: u64) -> Vec<(u64, bool)> {
         if std::mem::take(&mut self.stale) {
             self.in_flight.clear();
         }
-        for (draft, (vm, topic, joined)) in batch.drafts().iter().zip(parts) {
-            let seq = self.acked.len() + self.in_flight.len() + 1;
-            let mut text = format!("{{\"seq\":{seq},\"ts\":{},", self.ts).into_bytes();
-            text.extend_from_slice(batch.tail(draft));
-            let (vm, topic) = (vm.clone(), topic.clone());
-            self.in_flight.push(Line { text: text.into(), vm, topic, ts: self.ts, joined: *joined });
+        self.ts = self.ts.max(now);
+        let (mut seqs, mut group) = (Vec::new(), self.in_flight.len());
+        for (draft, part) in batch.drafts().iter().zip(parts) {
+            let Part { vm, topic, own_id, joined } = part.clone();
+            if let Some(first) = self.repeated(&part.vm, part.own_id.as_deref()) {
+                seqs.push((first, true));
+            } else {
+                let seq = self.acked.len() + self.in_flight.len() + 1;
+                let mut text = format!("{{\"seq\":{seq},\"ts\":{},", self.ts).into_bytes();
+                text.extend_from_slice(batch.tail(draft));
+                self.in_flight.push(Line { text: text.into(), vm, topic, ts: self.ts, own_id, joined: true });
+                seqs.push((seq as u64, false));
+            }
+            if !joined {
+                // The last of the group that is written is its end.
+                if let Some(last) = self.in_flight[group..].last_mut() {
+                    last.joined = false;
+                }
+                group = self.in_flight.len();
+            }
+        }
+        seqs
+    }
+
+    /// The event that this id was first given to, among the last that its VM gave.
+    fn repeated(&self, vm: &str, own_id: Option<&str>) -> Option<u64> {
+        let lines = (1..).zip(self.acked.iter().chain(&self.in_flight).filter(|_| own_id.is_some()));
+        let known: Vec<(u64, &Line)> = lines
+            .filter(|(seq, line)| *seq >= self.known_from && line.vm == vm && line.own_id.is_some())
+            .collect();
+        let mut last = known.iter().rev().take(SEEN_IDS);
+        last.find(|(_, line)| line.own_id.as_deref() == own_id).map(|(seq, _)| *seq)
+    }
+
+    /// What a writer says of a batch before it is pushed: it is all repeats of what was acked, or not.
+    pub fn check_repeats(&self, said: Option<Seqs>, parts: &[Part]) -> Result<bool, String> {
+        let acked = Model { in_flight: Vec::new(), ..self.clone() };
+        let all: Option<Vec<(u64, bool)>> = parts
+            .iter()
+            .map(|part| acked.repeated(&part.vm, part.own_id.as_deref()).map(|seq| (seq, true)))
+            .collect();
+        let said = said.map(|seqs| seqs.each().take(parts.len()).collect::<Vec<_>>());
+        match said == all {
+            true => Ok(all.is_some()),
+            false => Err(format!("said to repeat {said:?}, it repeats {all:?}: {parts:?}")),
         }
     }
 
@@ -104,7 +182,8 @@ impl Model {
     }
 
     /// A recovery served events up to `last`: from now on they count as acked.
-    pub fn adopt(&mut self, last: u64) {
+    pub fn adopt(&mut self, opened: &Opened, last: u64) {
+        self.known_from = opened.map().first_seq();
         let more = (last as usize).saturating_sub(self.acked.len());
         self.stale = more == 0;
         if more > 0 {
@@ -225,10 +304,11 @@ pub fn survives(disk: &SimDisk, model: &Model, bytes: u64, rng: &mut Rng, depth:
     let opened = opened?;
     let last = model.check(&opened, rng)?;
     let mut model = model.clone();
-    model.adopt(last);
+    let sent: Vec<Line> = model.acked.iter().chain(&model.in_flight).cloned().collect();
+    model.adopt(&opened, last);
     model.first = (opened.map().first_seq(), opened.map().first_seq());
     if depth == 0 && rng.one_in(8) {
-        write_on(disk, opened, &mut model, bytes, rng).map_err(|e| format!("going on: {e}"))?;
+        write_on(disk, opened, &mut model, bytes, &sent, rng).map_err(|e| format!("going on: {e}"))?;
     }
     let second = disk.cut(rng, Cut::Nothing);
     let opened = open(&second, bytes).map_err(|e| format!("the second time: {e}"))?;
@@ -245,19 +325,29 @@ fn write_on(
     opened: Opened,
     model: &mut Model,
     bytes: u64,
+    sent: &[Line],
     rng: &mut Rng,
 ) -> Result<(), String> {
     let mut reader = opened.reader(1 + rng.below(model.acked.len() as u64 + 1));
     let first = opened.map().first_seq();
     let mut writer = opened.into_writer();
-    let (batch, parts) = draw_batch(rng, bytes as usize - 4096 - 48);
+    let (batch, parts) = match rng.one_in(2) {
+        true => sent_again(sent, bytes as usize - 4096 - 48),
+        false => draw_batch(rng, bytes as usize - 4096 - 48),
+    };
+    if model.check_repeats(writer.repeats(&batch), &parts)? {
+        return Ok(());
+    }
     if !writer.has_room(&batch) {
         let spare =
             castra::core::journal::spare::find_or_make(disk, bytes, 4096).map_err(|e| e.to_string())?;
         writer.rotate(spare).map_err(|e| e.to_string())?;
     }
-    model.push(&batch, &parts, model.ts + 1);
-    writer.push(&batch, model.ts);
+    let now = model.ts + 1;
+    let seqs = model.push(&batch, &parts, now);
+    if !writer.push(&batch, now).each().take(seqs.len()).eq(seqs.iter().copied()) {
+        return Err(format!("pushed as something else than {seqs:?}: {parts:?}"));
+    }
     writer.commit().map_err(|e| e.to_string())?;
     model.ack();
     if rng.one_in(2) {
@@ -265,4 +355,25 @@ fn write_on(
     }
     let last = model.acked.len() as u64;
     model.follow(&mut reader, first, last, u64::MAX, rng)
+}
+
+/// The newest events that have ids of their own, of one publisher after the other, as if none had been acked.
+fn sent_again(sent: &[Line], most: usize) -> (Batch, Vec<Part>) {
+    let (mut batch, mut parts) = (Batch::default(), Vec::new());
+    let from = sent.len().saturating_sub(12);
+    for line in sent[from..].iter().filter(|line| line.own_id.is_some()) {
+        let Line { vm, topic, own_id, .. } = line.clone();
+        let publish = Publish {
+            topic: Some(Text(topic.as_str().into())),
+            id: own_id.as_deref().map(|id| Text(id.into())),
+            ..Publish::default()
+        };
+        batch.push(&VmName::parse(&vm).unwrap(), &publish, |_| {}).unwrap();
+        if batch.bytes() + 120 * batch.len() > most {
+            batch.truncate(parts.len());
+            break;
+        }
+        parts.push(Part { vm, topic, own_id, joined: false });
+    }
+    (batch, parts)
 }

@@ -232,8 +232,8 @@ fn schedule(seed: u64) -> Result<(), TestCaseError> {
     let mut last: BTreeMap<u64, u64> = BTreeMap::new();
     for (lane, outcome) in outcomes {
         let receipt = outcome.blocking_recv().unwrap().unwrap();
-        let before = last.insert(lane, receipt.first_seq);
-        prop_assert!(before.is_none_or(|before| before < receipt.first_seq), "lane {lane} is out of order");
+        let before = last.insert(lane, receipt.last_seq());
+        prop_assert!(before.is_none_or(|before| before < receipt.last_seq()), "lane {lane} is out of order");
         prop_assert!(receipt.batch.len() <= most);
     }
     prop_assert_eq!(receipt.batch.len(), 1);

@@ -5,6 +5,8 @@
 
 use crate::model::{Model, draw_batch, open};
 use crate::sim::{Call, Cut, Lies, Rng, SimDisk};
+use castra::core::event::{Batch, Publish, Text};
+use castra::core::identity::VmName;
 use castra::core::journal::read::Read;
 use castra::core::journal::{Journal, NotCommitted, spare};
 use castra::core::limits::Limits;
@@ -102,7 +104,10 @@ fn publish(journal: &Journal, rng: &mut Rng) -> Result<(u64, usize), NotCommitte
     let (batch, _) = draw_batch(rng, 2000);
     let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
     let outcome = journal.submit(rng.below(3), batch, permit).blocking_recv();
-    outcome.unwrap_or(Err(NotCommitted::Unknown)).map(|receipt| (receipt.first_seq, receipt.batch.len()))
+    outcome.unwrap_or(Err(NotCommitted::Unknown)).map(|receipt| {
+        let count = receipt.batch.len();
+        (receipt.last_seq() + 1 - count as u64, count)
+    })
 }
 
 #[test]
@@ -161,4 +166,42 @@ fn threads_commit_refuse_go_on_and_stop() {
     assert_eq!(publish(&running.journal, &mut rng), Err(NotCommitted::Unknown));
     running.journal.stop();
     assert_eq!(running.failed.load(Ordering::SeqCst), 1);
+}
+
+/// After a start the ids at the journal's end are known, and those that lie further back than is read are not.
+#[test]
+fn ids_are_known_from_the_last_64_mib() {
+    let mut rng = Rng(11);
+    let bytes = 8 << 20;
+    let disk = SimDisk::new(rng.fork(), Lies::default());
+    let mut writer = open(&disk, bytes).unwrap().into_writer();
+    let (vm, other) = (VmName::parse("quiet").unwrap(), VmName::parse("flood").unwrap());
+    let pad = format!("\"{}\"", "x".repeat(60_000));
+    let pad = Publish { payload: Some(serde_json::from_str(&pad).unwrap()), ..Publish::default() };
+    let named = |n: usize| {
+        let (mut batch, id) = (Batch::default(), n.to_string());
+        let publish = Publish { id: Some(Text(id.as_str().into())), ..Publish::default() };
+        batch.push(&vm, &publish, |_| {}).unwrap();
+        batch
+    };
+    // Every MiB or so the quiet one says something; 80 times.
+    let (mut seqs, mut turn) = (Vec::new(), 0);
+    for n in 0..80 {
+        let mut flood = Batch::default();
+        (0..17).for_each(|_| flood.push(&other, &pad, |out| out.push(b'f')).unwrap());
+        if !writer.has_room(&flood) {
+            writer.rotate(spare::make(&disk, bytes, turn).unwrap()).unwrap();
+            turn += 1;
+        }
+        seqs.push(writer.push(&named(n), 1).highest(1));
+        writer.push(&flood, 1);
+        writer.commit().unwrap();
+    }
+    drop(writer);
+    let writer = open(&disk.cut(&mut rng, Cut::Nothing), bytes).unwrap().into_writer();
+    let known: Vec<Option<u64>> =
+        (0..80).map(|n| writer.repeats(&named(n)).map(|seqs| seqs.highest(1))).collect();
+    let first = known.iter().position(Option::is_some).unwrap();
+    assert!((12..20).contains(&first), "{first}: 64 MiB are about 65 turns of 17 times 60 kB");
+    assert!(known[first..].iter().zip(&seqs[first..]).all(|(known, seq)| *known == Some(*seq)));
 }

@@ -9,7 +9,7 @@ use crate::core::agent::outbox::{Bounds, WhenFull};
 use crate::core::agent::{Identity, Plan, Subscribe, Times};
 use crate::core::config::parse_bytes;
 use crate::core::follow::Begin;
-use crate::core::limits::{HELLO_BYTES, PATTERNS};
+use crate::core::limits::{HELLO_BYTES, HOST_BEAT, HOST_SILENCE, PATTERNS};
 use crate::core::topic::Pattern;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -54,7 +54,8 @@ pub fn plan(args: &AgentArgs) -> Result<Plan, Failure> {
             format!("the token is too long: with this VM's name a hello has at most {HELLO_BYTES} bytes");
         return Err(bad_config("bad-token", why));
     }
-    let times = Times { beat: args.heartbeat, silence: args.silence };
+    let times =
+        Times { beat: args.heartbeat.unwrap_or(HOST_BEAT), silence: args.silence.unwrap_or(HOST_SILENCE) };
     if times.silence <= times.beat {
         return Err(usage("--silence must be longer than --heartbeat: a host is heard when it answers one"));
     }

@@ -136,10 +136,16 @@ fn ask(root: &StateRoot, body: &[u8], id: &str, limit: Duration) -> Result<Reply
 /// Prints what was stored.
 fn say(reply: &Reply, id: &str, json: bool) -> Result<Exit, Failure> {
     let seq = reply.seq.unwrap_or(0);
-    let said = if json {
-        serde_json::json!({"schema": 1, "seq": seq, "id": id, "topic": reply.topic}).to_string()
-    } else {
-        format!("seq={seq} id={id}")
+    let said = match json {
+        true => {
+            let mut said = serde_json::json!({"schema": 1, "seq": seq, "id": id, "topic": reply.topic});
+            if reply.duplicate {
+                said["duplicate"] = true.into();
+            }
+            said.to_string()
+        }
+        false if reply.duplicate => format!("seq={seq} id={id} duplicate"),
+        false => format!("seq={seq} id={id}"),
     };
     match writeln!(io::stdout(), "{said}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

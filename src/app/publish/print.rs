@@ -55,7 +55,10 @@ impl Printer {
             let weight = lines.iter().map(|line| line.weight as usize).sum();
             for Settled { line, fate, .. } in lines {
                 match fate {
-                    Fate::Stored { seq, id, topic, in_logs } => self.stored(line, seq, &id, &topic, in_logs),
+                    Fate::Stored { seq, id, topic, in_logs, duplicate } => {
+                        self.tally.behind += u64::from(!in_logs);
+                        self.stored(line, seq, &id, &topic, duplicate);
+                    }
                     Fate::Refused(code, reason) => self.refused(line, &code, &reason),
                     Fate::Open => {}
                 }
@@ -70,9 +73,8 @@ impl Printer {
         self.end()
     }
 
-    fn stored(&mut self, line: u64, seq: u64, id: &str, topic: &str, in_logs: bool) {
+    fn stored(&mut self, line: u64, seq: u64, id: &str, topic: &str, duplicate: bool) {
         self.tally.stored += 1;
-        self.tally.behind += u64::from(!in_logs);
         let (out, mut digits) = (&mut self.out, itoa::Buffer::new());
         if self.json {
             out.extend_from_slice(b"{\"schema\":1,\"line\":");
@@ -83,13 +85,13 @@ impl Printer {
             string_body(out, id);
             out.extend_from_slice(b"\",\"topic\":\"");
             string_body(out, topic);
-            out.extend_from_slice(b"\"}\n");
+            out.extend_from_slice(if duplicate { b"\",\"duplicate\":true}\n" } else { b"\"}\n" });
         } else {
             out.extend_from_slice(b"seq=");
             out.extend_from_slice(digits.format(seq).as_bytes());
             out.extend_from_slice(b" id=");
             out.extend_from_slice(id.as_bytes());
-            out.push(b'\n');
+            out.extend_from_slice(if duplicate { b" duplicate\n" } else { b"\n" });
         }
     }
 

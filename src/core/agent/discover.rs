@@ -302,9 +302,8 @@ mod tests {
     fn the_way_that_worked_is_tried_first() {
         let mut ways = Ways::new(&Place::Auto);
         let order = |ways: &Ways| {
-            let ways = ways.in_order();
-            let text = ways.iter().map(|way| way.to_string()[..3].to_owned());
-            text.collect::<Vec<_>>().join(" ")
+            let text: Vec<_> = ways.in_order().iter().map(|way| way.to_string()[..3].to_owned()).collect();
+            text.join(" ")
         };
         assert_eq!(order(&ways), "vso ser tcp");
         let last = ways.in_order()[2].clone();

@@ -154,7 +154,7 @@ mod tests {
             let other = Template::new("a.b", size, run ^ 1).unwrap();
             prop_assert_eq!(other.read(tail.as_bytes()), None);
             let mut ack = Vec::new();
-            publish_ack(&mut ack, &batch, &batch.drafts()[0], number);
+            publish_ack(&mut ack, &batch, &batch.drafts()[0], number, false);
             prop_assert_eq!(template.acked_seq(&ack[4..]), Some(number));
         }
 

@@ -6,9 +6,11 @@
 //! [`COMMIT_BYTES`]. Always holds: a reply says durable only after the fdatasync (invariant 1); after a failed
 //! one every waiting publisher is told `outcome-unknown`, once, and the process ends (invariant 3); a session's
 //! next batch is in the first commit that begins after it came, whatever the others send. Only a round that is
-//! larger than a segment takes a commit for each segment. Owner: [`super::Journal`].
+//! larger than a segment takes a commit for each segment. A repeat (`seen.rs`) is answered once what it repeats is
+//! durable, and takes no room. Owner: [`super::Journal`].
 
 use super::inbox::{Next, Rounds};
+use super::repeats::Seqs;
 use super::spare::Spares;
 use super::writer::{CommitError, Committed, Writer};
 use crate::core::clock::wall_ms;
@@ -27,10 +29,17 @@ pub type Outcome = Result<Receipt, NotCommitted>;
 /// A batch that is durable.
 #[derive(Debug, Default)]
 pub struct Receipt {
-    /// Its first event's seq; the others follow.
-    pub first_seq: u64,
+    /// The seqs of its events, and which of them were stored before.
+    pub seqs: Seqs,
     /// The batch, back for its acks.
     pub batch: Batch,
+}
+
+impl Receipt {
+    /// The highest seq that it has; 0 when it has no events.
+    pub fn last_seq(&self) -> u64 {
+        self.seqs.highest(self.batch.len())
+    }
 }
 
 /// Why a batch has no receipt.
@@ -63,8 +72,8 @@ pub(super) struct CommitLoop<O> {
     pub spares: Arc<Spares>,
     pub rounds: Rounds,
     pub observer: O,
-    /// Pushed and not yet committed, with the first seq each will have.
-    pub waiting: Vec<(u64, Submission)>,
+    /// Pushed and not yet committed, with the seqs each will have.
+    pub waiting: Vec<(Seqs, Submission)>,
     pub dead: bool,
 }
 
@@ -113,8 +122,14 @@ impl<O: Observer> CommitLoop<O> {
         if self.dead {
             return refuse(submission, NotCommitted::Unknown);
         }
+        let Some(mut submission) = self.answer_repeats(submission) else { return };
         if !self.writer.has_room(&submission.batch) {
             self.commit();
+            // What it repeats was waiting, perhaps, and is durable now.
+            match self.answer_repeats(submission) {
+                Some(rest) => submission = rest,
+                None => return,
+            }
             if let Err(reason) = self.next_segment() {
                 return refuse(submission, reason);
             }
@@ -122,8 +137,17 @@ impl<O: Observer> CommitLoop<O> {
                 return refuse(submission, NotCommitted::DiskFull);
             }
         }
-        let first_seq = self.writer.push(&submission.batch, wall_ms());
-        self.waiting.push((first_seq, submission));
+        let seqs = self.writer.push(&submission.batch, wall_ms());
+        self.waiting.push((seqs, submission));
+    }
+
+    /// What repeats only what is durable needs no room and no commit; anything else comes back.
+    fn answer_repeats(&mut self, submission: Submission) -> Option<Submission> {
+        match self.writer.repeats(&submission.batch) {
+            Some(seqs) => settle(seqs, submission),
+            None => return Some(submission),
+        }
+        None
     }
 
     fn next_segment(&mut self) -> Result<(), NotCommitted> {
@@ -147,12 +171,7 @@ impl<O: Observer> CommitLoop<O> {
         }
         match self.writer.commit() {
             Ok(committed) => {
-                for (first_seq, submission) in self.waiting.drain(..) {
-                    let Submission { batch, reply, permit } = submission;
-                    // A session that is gone wants no receipt.
-                    let _ = reply.send(Ok(Receipt { first_seq, batch }));
-                    drop(permit);
-                }
+                self.waiting.drain(..).for_each(|(seqs, submission)| settle(seqs, submission));
                 self.observer.committed(committed);
             }
             Err(CommitError::DiskFull) => {
@@ -175,6 +194,13 @@ impl<O: Observer> CommitLoop<O> {
         self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, NotCommitted::Unknown));
         self.observer.failed(error);
     }
+}
+
+fn settle(seqs: Seqs, submission: Submission) {
+    let Submission { batch, reply, permit } = submission;
+    // A session that is gone wants no receipt.
+    let _ = reply.send(Ok(Receipt { seqs, batch }));
+    drop(permit);
 }
 
 fn refuse(submission: Submission, reason: NotCommitted) {

@@ -7,7 +7,8 @@
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records, `look.rs` what
-//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads. Owner: `broker.rs`.
+//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs` and `seen.rs` which
+//! events are repeats, `refill.rs` the same after a start. Owner: `broker.rs`.
 
 pub mod aligned;
 mod commit;
@@ -21,8 +22,11 @@ mod lookup;
 pub mod read;
 pub mod record;
 mod recover;
+mod refill;
+mod repeats;
 pub mod retain;
 mod scan;
+mod seen;
 pub mod segment;
 pub mod spare;
 mod turns;
@@ -33,6 +37,7 @@ pub use damage::{Damage, Found};
 pub use look::OpenError;
 pub use lookup::SeqAt;
 pub use recover::Report;
+pub use repeats::Seqs;
 
 use super::clock::wall_ms;
 use super::event::Batch;
@@ -67,7 +72,8 @@ impl Opened {
     pub fn open(disk: Arc<dyn Disk>, id: u128, segment_bytes: u64) -> Result<Self, OpenError> {
         let recover::Recovered { map, report, rewritten } = recover::recover(&*disk, id, segment_bytes)?;
         let map = Arc::new(map);
-        let writer = Writer::new(disk.clone(), map.clone(), report.next, rewritten);
+        let seen = refill::refill(&disk, &map).map_err(look::failed("read its end for the ids"))?;
+        let writer = Writer::new(disk.clone(), map.clone(), report.next, rewritten, seen);
         Ok(Opened { disk, map, writer, report })
     }
 

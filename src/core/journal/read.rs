@@ -233,7 +233,7 @@ pub(super) fn seek(
 }
 
 /// The first event at or behind `from`, before `end`, and its place.
-fn first_event(
+pub(super) fn first_event(
     scanner: &mut Scanner,
     from: u64,
     end: u64,

@@ -5,7 +5,8 @@
 //!  4  u32  length of the body
 //!  8  u64  lsn         16  u64  seq; of a record that is no event, the last event's before it
 //! 24  u64  ts          32  u64  synced: the last lsn known durable when this was written
-//! 40  u8   kind        41  u8   flags (1: joined with the next record, both or none)
+//! 40  u8   kind        41  u8   flags (1: joined with the next record, both or none;
+//!                             2: the publisher gave the id)
 //! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  0
 //! 48       body, then zeros up to a multiple of 8
 //! ```
@@ -23,6 +24,8 @@ pub const HEAD_BYTES: usize = 48;
 pub const ALIGN: usize = 8;
 /// The longest body, in bytes.
 pub const BODY_BYTES: usize = EVENT_BYTES + 1;
+const JOINED: u8 = 1;
+const OWN_ID: u8 = 2;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,7 @@ pub struct Head {
     pub kind: Kind,
     /// This and the next record are one publish.
     pub joined: bool,
-    /// Where an event's line has its VM and topic.
+    /// Where an event's line has its VM and topic, and whose its id is.
     pub layout: Layout,
 }
 
@@ -95,7 +98,7 @@ pub fn encode(out: &mut Vec<u8>, salt: u32, head: &Head, parts: [&[u8]; 2]) {
     fixed[24..32].copy_from_slice(&head.ts.to_le_bytes());
     fixed[32..40].copy_from_slice(&head.synced.to_le_bytes());
     fixed[40] = head.kind as u8;
-    fixed[41] = u8::from(head.joined);
+    fixed[41] = if head.joined { JOINED } else { 0 } | if head.layout.own_id { OWN_ID } else { 0 };
     fixed[42..44].copy_from_slice(&head.layout.vm_at.to_le_bytes());
     fixed[44..46].copy_from_slice(&head.layout.topic_len.to_le_bytes());
     fixed[46] = head.layout.vm_len;
@@ -140,8 +143,14 @@ pub fn decode(bytes: &[u8], salt: u32) -> Decoded<'_> {
         ts: u64_at(24),
         synced: u64_at(32),
         kind,
-        joined: fixed[41] & 1 == 1,
-        layout: Layout { vm_at: u16_at(42), topic_len: u16_at(44), vm_len: fixed[46] },
+        joined: fixed[41] & JOINED != 0,
+        layout: Layout {
+            vm_at: u16_at(42),
+            topic_len: u16_at(44),
+            vm_len: fixed[46],
+            // Not set by those who wrote journals before it meant something.
+            own_id: fixed[41] & OWN_ID != 0,
+        },
     };
     Decoded::Record(head, &whole[HEAD_BYTES..], size(length))
 }
@@ -153,7 +162,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn head(lsn: u64, kind: Kind) -> Head {
-        let layout = Layout { vm_at: 60, vm_len: 9, topic_len: 300 };
+        let layout = Layout { vm_at: 60, vm_len: 9, topic_len: 300, own_id: lsn.is_multiple_of(3) };
         Head { lsn, seq: lsn, ts: lsn + 5, synced: lsn - 1, kind, joined: lsn.is_multiple_of(2), layout }
     }
 

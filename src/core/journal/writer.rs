@@ -16,6 +16,8 @@ use super::disk::Disk;
 use super::look::Next;
 use super::record::{self, Head, Kind, encode};
 use super::recover::Rewritten;
+use super::repeats::Seqs;
+use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
 use crate::core::event::{Batch, Event, Layout};
@@ -100,6 +102,8 @@ pub struct Writer {
     poisoned: bool,
     /// A marker says that everything is durable; nothing came after it.
     marked: bool,
+    /// The ids that are durable, and those of `chunk`.
+    seen: Seen,
     chunk: Arc<Committed>,
     /// What is written, in whole blocks.
     blocks: Aligned,
@@ -108,7 +112,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(disk: Arc<dyn Disk>, map: Arc<Map>, next: Next, rewritten: Option<Rewritten>) -> Self {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        map: Arc<Map>,
+        next: Next,
+        rewritten: Option<Rewritten>,
+        seen: Seen,
+    ) -> Self {
         let active = rewritten.map(|Rewritten { spare, segment, rest }| Active {
             spare,
             salt: record::salt(map.journal, segment.first_lsn),
@@ -125,6 +135,7 @@ impl Writer {
             durable_lsn,
             poisoned: false,
             marked: true,
+            seen,
             chunk,
             blocks: Aligned::default(),
             used: Vec::new(),
@@ -158,18 +169,27 @@ impl Writer {
         self.chunk.bytes.len()
     }
 
-    /// Encodes `batch` behind what was pushed; its first seq. `now` is wall time in milliseconds.
+    /// The seqs of `batch` when it is nothing but repeats of what is durable: then nothing is to be written.
+    pub fn repeats(&self, batch: &Batch) -> Option<Seqs> {
+        Seqs::of_repeats(batch, self.chunk.first_seq().unwrap_or(self.next.seq), &self.seen)
+    }
+
+    /// Encodes `batch` behind what was pushed, but for its repeats; its seqs. `now` is wall time in milliseconds.
     ///
     /// Call only when [`Writer::has_room`].
-    pub fn push(&mut self, batch: &Batch, now: u64) -> u64 {
+    pub fn push(&mut self, batch: &Batch, now: u64) -> Seqs {
         let first_seq = self.next.seq;
-        let Some(active) = &self.active else { return first_seq };
+        let Some(active) = &self.active else { return Seqs::default() };
+        let seqs = Seqs::give(batch, first_seq, &mut self.seen);
         let chunk = free_chunk(&mut self.chunk, &mut self.used);
         self.next.ts = self.next.ts.max(now);
         let ts_text = format!(",\"ts\":{},", self.next.ts);
         let mut number = itoa::Buffer::new();
         let mut prefix = Vec::with_capacity(64);
-        for draft in batch.drafts() {
+        for ((i, draft), (_, repeat)) in batch.drafts().iter().enumerate().zip(seqs.each()) {
+            if repeat {
+                continue;
+            }
             let tail = batch.tail(draft);
             prefix.clear();
             prefix.extend_from_slice(b"{\"seq\":");
@@ -182,7 +202,7 @@ impl Writer {
                 ts: self.next.ts,
                 synced: self.durable_lsn,
                 kind: Kind::Event,
-                joined: draft.joined,
+                joined: seqs.goes_on(batch.drafts(), i),
                 layout,
             };
             let at = chunk.bytes.len() + record::HEAD_BYTES;
@@ -193,8 +213,8 @@ impl Writer {
             self.next.lsn += 1;
             self.next.seq += 1;
         }
-        self.marked = false;
-        first_seq
+        self.marked &= self.next.seq == first_seq;
+        seqs
     }
 
     /// Writes and syncs what was pushed. On `Ok` it is durable, and comes back for the views.
@@ -206,8 +226,12 @@ impl Writer {
         if chunk.bytes.is_empty() {
             return Ok(chunk);
         }
-        let first = chunk.events.first().map_or(self.next.seq, |e| e.seq);
+        let first = chunk.first_seq().unwrap_or(self.next.seq);
         let written = self.write(&chunk.bytes);
+        match written {
+            Ok(()) => self.seen.keep(),
+            Err(_) => self.seen.forget(),
+        }
         if let Err(CommitError::DiskFull) = written {
             self.next.lsn -= self.next.seq - first;
             self.next.seq = first;

@@ -17,6 +17,7 @@ use crate::core::wire::frame;
 use crate::core::wire::subscribe::refused_ack;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::oneshot;
 use tokio::task::coop::consume_budget;
 use tokio::time::Instant;
@@ -208,13 +209,18 @@ impl Session<'_> {
             Some(Ok(receipt)) => receipt,
             Some(Err(why)) => return self.output.own(|out| answer_not_committed(out, owed.answers, why)),
         };
-        let last_seq = (receipt.first_seq + receipt.batch.len() as u64).saturating_sub(1);
+        self.bus.recorder.counters.duplicates.fetch_add(receipt.seqs.repeats() as u64, Relaxed);
         if self.rights.role == Role::Host {
             // One wait for all that is owed: the logs are behind for all of it or for none.
             let until =
                 *self.publishing.patience.get_or_insert(Instant::now() + self.bus.limits.host_log_time);
-            if !self.bus.logs.wait_for(last_seq, until.saturating_duration_since(Instant::now())).await {
-                return self.output.own(|out| answer_behind(out, owed.answers, receipt.first_seq));
+            if !self
+                .bus
+                .logs
+                .wait_for(receipt.last_seq(), until.saturating_duration_since(Instant::now()))
+                .await
+            {
+                return self.output.own(|out| answer_behind(out, owed.answers, &receipt));
             }
             self.publishing.patience = None;
         }

@@ -262,8 +262,8 @@ pub(super) fn framed(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Appends the ack of one durable event.
-pub fn publish_ack(out: &mut Vec<u8>, batch: &Batch, draft: &Draft, seq: u64) {
+/// Appends the ack of one durable event; it may be a repeat, and `seq` that of the first one.
+pub fn publish_ack(out: &mut Vec<u8>, batch: &Batch, draft: &Draft, seq: u64, repeat: bool) {
     framed(out, |out| {
         out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"publish\",\"status\":\"ok\",\"topic\":\"");
         out.extend_from_slice(batch.topic(draft));
@@ -271,21 +271,23 @@ pub fn publish_ack(out: &mut Vec<u8>, batch: &Batch, draft: &Draft, seq: u64) {
         out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
         out.extend_from_slice(b",\"id\":\"");
         out.extend_from_slice(batch.id(draft));
-        out.extend_from_slice(b"\"}");
+        out.extend_from_slice(if repeat { b"\",\"duplicate\":true}" } else { b"\"}" });
     });
 }
 
-/// Appends the ack of `events: [ … ]`: `count` events from `first` on.
-pub fn publish_all_ack(out: &mut Vec<u8>, first: u64, count: usize) {
+/// Appends the ack of `events: [ … ]`: the seq of each, and whether it is a repeat.
+pub fn publish_all_ack(out: &mut Vec<u8>, seqs: impl Iterator<Item = (u64, bool)>) {
     framed(out, |out| {
         out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"publish\",\"status\":\"ok\",\"seqs\":[");
-        for seq in first..first + count as u64 {
-            if seq > first {
+        let mut repeats = false;
+        for (i, (seq, repeat)) in seqs.enumerate() {
+            if i > 0 {
                 out.push(b',');
             }
             out.extend_from_slice(itoa::Buffer::new().format(seq).as_bytes());
+            repeats |= repeat;
         }
-        out.extend_from_slice(b"]}");
+        out.extend_from_slice(if repeats { b"],\"duplicate\":true}" } else { b"]}" });
     });
 }
 

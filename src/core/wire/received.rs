@@ -80,6 +80,7 @@ pub struct Ack<'a> {
     pub seq: Option<u64>,
     #[serde(borrow)]
     pub id: Option<Text<'a>>,
+    /// Of `publish`: it was stored before.
     #[serde(default)]
     pub duplicate: bool,
     /// Of `subscribe`: the first seq that may come.

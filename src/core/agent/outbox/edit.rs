@@ -4,11 +4,11 @@
 //! Always holds: nothing is held open while rows are handed out, so that a slow reader of a list keeps no log from
 //! being written back; a change is one transaction. Owner: `castra agent outbox`.
 
+use super::Counts;
 use super::facts::{read_age, read_text};
 use super::folder::database;
 use super::open::connect_beside;
-use super::store::{self, trouble};
-use super::{Counts, store::Store};
+use super::store::{self, Store, trouble_beside};
 use crate::core::refusal::Refusal;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::ops::ControlFlow;
@@ -114,8 +114,8 @@ pub fn summary(path: &Path) -> Result<Summary, Refusal> {
         let said = read_text(&db, "said")?.filter(|said| !said.is_empty());
         Ok(Summary { said, counts: Counts::default() })
     };
-    let said = read().map_err(|e| trouble(&e))?;
-    let counts = Store::new(db).map_err(|e| trouble(&e))?.tally.counts;
+    let said = read().map_err(|e| trouble_beside(&e))?;
+    let counts = Store::new(db).map_err(|e| trouble_beside(&e))?.tally.counts;
     Ok(Summary { counts, ..said })
 }
 
@@ -131,10 +131,10 @@ pub fn list(
 ) -> Result<u64, Refusal> {
     let db = connect_beside(path, true)?;
     let state = state.map(State::number);
-    let first = last.map(|last| first_of(&db, state, last)).transpose().map_err(|e| trouble(&e))?;
+    let first = last.map(|last| first_of(&db, state, last)).transpose().map_err(|e| trouble_beside(&e))?;
     let (mut after, mut listed) = (first.unwrap_or(1) - 1, 0);
     loop {
-        let rows = piece(&db, state, after).map_err(|e| trouble(&e))?;
+        let rows = piece(&db, state, after).map_err(|e| trouble_beside(&e))?;
         let Some(end) = rows.last() else { return Ok(listed) };
         after = end.n as i64;
         for row in rows {
@@ -236,5 +236,5 @@ fn change(
         during.commit()?;
         Ok((changed, unknown))
     };
-    all().map_err(|e| trouble(&e))
+    all().map_err(|e| trouble_beside(&e))
 }

@@ -6,7 +6,7 @@
 
 use super::OutboxError;
 use super::folder::Folder;
-use super::store::{Store, trouble};
+use super::store::{Store, trouble, trouble_beside};
 use crate::core::refusal::Refusal;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::path::{Path, PathBuf};
@@ -140,7 +140,7 @@ pub(super) fn connect_beside(path: &Path, read_only: bool) -> Result<Connection,
         let (application, version) = (number("application_id")?, number("user_version")?);
         Ok((db, application, version))
     };
-    let (db, application, version) = open().map_err(|e| trouble(&e))?;
+    let (db, application, version) = open().map_err(|e| trouble_beside(&e))?;
     if (application, version) != (i64::from(APPLICATION), i64::from(VERSION)) {
         let why = format!("it is no outbox of version {VERSION}");
         return Err(Refusal::new("outbox-damaged", why));

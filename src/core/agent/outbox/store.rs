@@ -57,6 +57,16 @@ pub(super) fn trouble(error: &rusqlite::Error) -> Refusal {
     }
 }
 
+/// The same for a command, which opens what it is given: the file may be none.
+pub(super) fn trouble_beside(error: &rusqlite::Error) -> Refusal {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            Refusal::new("outbox-damaged", format!("it is damaged: {error}"))
+        }
+        _ => trouble(error),
+    }
+}
+
 /// An open outbox.
 pub(super) struct Store {
     pub db: Connection,

@@ -152,21 +152,24 @@ impl Writer {
             }
             Ok(())
         });
+        let puts = changes.iter().filter(|change| matches!(change, Request::Put { .. })).count();
+        let came = done.is_ok() && kept.iter().any(Result::is_ok);
+        let refused = if done.is_ok() { kept.iter().filter(|kept| kept.is_err()).count() } else { puts };
+        self.folded.refused += refused as u64;
+        if done.is_err() {
+            self.count_refused(puts as u64);
+        }
+        // Who has an answer sees it counted.
+        self.publish_counts();
         let mut kept = kept.into_iter();
-        let mut came = false;
         // Whoever asked may be gone.
         for change in changes {
             match change {
                 Request::Put { reply, .. } => {
                     let answer = match &done {
                         Ok(()) => kept.next().unwrap_or_else(|| Err(super::closed())),
-                        Err(refusal) => {
-                            self.count_refused();
-                            Err(refusal.clone())
-                        }
+                        Err(refusal) => Err(refusal.clone()),
                     };
-                    came |= answer.is_ok();
-                    self.folded.refused += u64::from(answer.is_err());
                     let _ = reply.send(answer);
                 }
                 Request::Sent { acks, reply } => {
@@ -187,17 +190,16 @@ impl Writer {
                 _ => {}
             }
         }
-        self.publish_counts();
         if came {
             self.shared.changed.notify_one();
         }
     }
 
-    fn count_refused(&mut self) {
+    fn count_refused(&mut self, puts: u64) {
         match &mut self.store {
-            Some(store) => store.tally.counts.refused += 1,
+            Some(store) => store.tally.counts.refused += puts,
             None => {
-                self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).refused += 1;
+                self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner).refused += puts;
             }
         }
     }

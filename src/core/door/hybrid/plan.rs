@@ -200,7 +200,7 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: Most) 
             }
             Some(_) => {}
             None if chosen.len() >= most.sockets => {
-                drop(plan.problems.insert(Problem::TooMany(most.sockets)))
+                plan.problems.insert(Problem::TooMany(most.sockets));
             }
             None => {
                 places.insert(found.place.clone(), vm.clone());
