@@ -656,7 +656,7 @@ fn make(rng: &mut Rng) -> Make {
     }
     let handing = if rng.one_in(2) { Handing::Thread } else { Handing::Test };
     let sync_time = Duration::from_micros(one_of(rng, &[0, 100, 600]));
-    Make { limits, handing, sync_time, seed: rng.next() }
+    Make { limits, handing, sync_time, seed: rng.next(), ..Make::default() }
 }
 
 /// Hands commits out late, several at once, and loses some: as a thread does that has too much to do.

@@ -16,6 +16,7 @@ mod peer;
 #[allow(dead_code)]
 mod sim;
 mod vanish;
+mod vsock;
 mod world;
 
 use crowd::Done;

@@ -55,12 +55,13 @@ pub struct Make {
     /// Every sync of the disk takes up to so long by the real clock, so that commits hold several publishes.
     pub sync_time: Duration,
     pub seed: u64,
+    pub policy: Arc<Policy>,
 }
 
 impl Default for Make {
     fn default() -> Self {
         let limits = Limits { segment_bytes: 256 * 1024, sessions_per_vm: 10_000, ..Limits::default() };
-        Make { limits, handing: Handing::Thread, sync_time: Duration::ZERO, seed: 1 }
+        Make { limits, handing: Handing::Thread, sync_time: Duration::ZERO, seed: 1, policy: Arc::default() }
     }
 }
 
@@ -96,7 +97,7 @@ pub struct World {
 
 impl World {
     pub fn new(make: Make) -> World {
-        let Make { limits, handing, sync_time, seed } = make;
+        let Make { limits, handing, sync_time, seed, policy } = make;
         let mut rng = Rng(seed);
         // In memory where there is such a place: nothing here is about these files.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
@@ -141,7 +142,7 @@ impl World {
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
-        let policy = watch::channel(Arc::<Policy>::default()).1;
+        let policy = watch::channel(policy).1;
         let bus = Arc::new(Bus::new(
             limits,
             vms,
@@ -184,14 +185,13 @@ impl World {
         let (reader, writer) = tokio::io::split(theirs);
         let origin = if may_be_host { Origin::Host } else { Origin::Local };
         let peer = Whose { address: "pipe".into(), origin };
-        let sent = self.door.send(Connection {
-            reader: Box::new(reader),
-            writer: Box::new(writer),
-            peer,
-            is_line: false,
-        });
-        assert!(sent.is_ok(), "the door is open");
+        self.enter(Connection { reader: Box::new(reader), writer: Box::new(writer), peer, is_line: false });
         ours
+    }
+
+    /// Lets in what some door accepted.
+    pub fn enter(&self, connection: Connection) {
+        assert!(self.door.send(connection).is_ok(), "the door is open");
     }
 
     /// The last durable event.

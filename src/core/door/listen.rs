@@ -1,10 +1,11 @@
 //! Opens the doors: the addresses that are configured, and the sockets that somebody handed over.
 //!
-//! Always holds: all are bound before one is served; an address that was handed over is not opened again; only
+//! Always holds: all that have an address of their own are bound before one is served (sockets of VMs come and go, and
+//! are opened right after); an address that was handed over is not opened again; only
 //! what was bound here is removed at the end. Owner: `broker.rs`.
 
 use super::tcp::BindError;
-use super::{Lobby, tcp, unix};
+use super::{Lobby, hybrid, serial, tcp, unix, vsock};
 use crate::core::policy::Policy;
 use std::io;
 use std::net::SocketAddr;
@@ -13,6 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio_vsock::VsockListener;
+
+/// What guests dial over vsock where nothing else is said.
+pub const VSOCK_PORT: u32 = 7070;
+/// The sockets of single VMs that are named among the listeners; of more, how many there are.
+const NAMED: usize = 16;
 
 /// Stands for the path of a socket that has none.
 const UNNAMED: &str = "(unnamed)";
@@ -77,7 +84,10 @@ pub struct Doors {
     tcp: Vec<TcpListener>,
     /// With whether it is the host's own.
     unix: Vec<(UnixListener, bool)>,
-    /// `tcp:ADDR`, `unix:PATH`.
+    vsock: Option<VsockListener>,
+    /// What guests dial, also those of hybrid vsock.
+    port: u32,
+    /// `tcp:ADDR`, `unix:PATH`, `vsock:PORT`. Those of [`named`] come beside.
     pub listeners: Vec<String>,
     /// The sockets in the file system that are ours to remove.
     pub bound: Vec<PathBuf>,
@@ -89,11 +99,15 @@ impl Doors {
     /// # Errors
     /// The first that cannot be had.
     pub async fn open(ways: Ways<'_>, own: &Path, handed: Handed) -> Result<Self, ListenError> {
-        let Ways { tcp, unix, .. } = ways;
-        let mut doors = Doors::default();
+        let Ways { tcp, unix, vsock, policy } = ways;
+        let trust = policy.borrow().trust;
+        let mut doors = Doors { port: vsock.unwrap_or(VSOCK_PORT), ..Doors::default() };
         for listener in handed.tcp {
             let addr = listener.local_addr().map_err(failed("a TCP socket that was handed over".into()))?;
-            doors.add_tcp(tcp::adopt(listener).map_err(failed(format!("tcp:{addr}, handed over")))?, addr);
+            doors.add_tcp(
+                tcp::adopt(listener, trust).map_err(failed(format!("tcp:{addr}, handed over")))?,
+                addr,
+            );
         }
         let mut taken = Vec::new();
         for listener in handed.unix {
@@ -105,7 +119,7 @@ impl Doors {
         }
         for addr in tcp {
             if !doors.tcp.iter().any(|door| door.local_addr().is_ok_and(|a| a == *addr)) {
-                let door = tcp::bind(*addr).await.map_err(failed(format!("tcp:{addr}")))?;
+                let door = tcp::bind(*addr, trust).await.map_err(failed(format!("tcp:{addr}")))?;
                 doors.add_tcp(door, *addr);
             }
         }
@@ -122,6 +136,11 @@ impl Doors {
             doors.unix.push((door, is_same(&path, own)));
             doors.listeners.push(name(&path));
         }
+        if let Some(port) = vsock {
+            doors.vsock = vsock::bind(port).map_err(failed(format!("vsock:{port}")))?;
+            doors.listeners.extend(doors.vsock.as_ref().map(|_| format!("vsock:{port}")));
+        }
+        doors.listeners.extend(named(&policy.borrow()));
         Ok(doors)
     }
 
@@ -146,7 +165,30 @@ impl Doors {
                 async move { unix::accept(&door, hosts).await }
             }));
         }
+        if let Some(door) = self.vsock {
+            let door = Arc::new(door);
+            tokio::spawn(lobby.clone().serve(move || {
+                let door = door.clone();
+                async move { vsock::accept(&door).await }
+            }));
+        }
+        tokio::spawn(hybrid::keep(lobby.clone(), self.port));
+        tokio::spawn(serial::keep(lobby.clone()));
     }
+}
+
+/// What a policy adds to the listeners: its globs, not the sockets that they match, which come and go, and the sockets
+/// and lines of single VMs, as long as those are few.
+pub fn named(policy: &Policy) -> Vec<String> {
+    let globs = policy.hybrid.iter().map(|glob| format!("hybrid:{}", glob.display()));
+    let some = |door: &str, paths: Vec<&PathBuf>| {
+        let more = paths.len().checked_sub(NAMED).filter(|more| *more > 0);
+        let named = paths.iter().take(NAMED).map(|path| format!("{door}:{}", path.display()));
+        named.chain(more.map(|more| format!("{door}:+{more}"))).collect::<Vec<_>>()
+    };
+    let sockets = policy.vms().filter_map(|vm| vm.socket.as_ref()).collect();
+    let lines = policy.vms().filter_map(|vm| vm.serial.as_ref()).collect();
+    globs.chain(some("hybrid", sockets)).chain(some("serial", lines)).collect()
 }
 
 /// What a socket is called wherever its name is read: also in another folder.

@@ -8,11 +8,17 @@
 //!
 //! Always holds: handshakes run side by side, and one that says nothing delays nobody; so many wait at
 //! most, the oldest is dropped for a new one; every handshake leaves one record and one log line. Doors use
-//! the bus, never the journal. Owner: `broker.rs` opens them (`listen.rs`).
+//! the bus, never the journal. A line (`is_line`) is greeted for as long as it takes. Owner: `broker.rs` opens them
+//! (`listen.rs`).
 
+mod allotment;
+pub mod hybrid;
 pub mod listen;
+mod places;
+pub mod serial;
 pub mod tcp;
 pub mod unix;
+pub mod vsock;
 
 use super::bus::{Bus, Ending};
 use super::clock;
@@ -28,6 +34,7 @@ use super::wire::handshake::{
     self, BUS_V1, HEARTBEAT, HOST_BUS, Hello, HelloError, parse_hello, skip_to_hello, take_line,
 };
 use nix::sys::socket::{Backlog, listen};
+pub use places::Place;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -36,7 +43,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// After an accept that failed (no descriptors) a door rests so long.
@@ -48,8 +55,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What all doors share.
 pub struct Lobby {
     bus: Arc<Bus>,
-    /// Places for connections, so that descriptors are left for journal, logs and status.
-    places: Arc<Semaphore>,
+    /// So that descriptors are left for journal, logs and status.
+    places: places::Places,
     pending: Mutex<Pending>,
     /// The most handshakes that wait; at most half of the places, so that silence takes nobody's place.
     pending_limit: usize,
@@ -83,7 +90,7 @@ impl Lobby {
     /// For `places` connections; `alive` is held by each.
     pub fn new(bus: Arc<Bus>, places: usize, alive: mpsc::Sender<()>) -> Arc<Self> {
         let pending_limit = bus.limits.pending_handshakes.min(places / 2);
-        let places = Arc::new(Semaphore::new(places));
+        let places = places::Places::new(places, &bus.limits);
         let (pending, throttle) = (Mutex::default(), Mutex::default());
         Arc::new(Lobby { bus, places, pending, pending_limit, throttle, begun: Instant::now(), alive })
     }
@@ -98,12 +105,18 @@ impl Lobby {
         let _ = self.bus.ending.clone().wait_for(|e| *e != Ending::No).await;
     }
 
+    /// Waits until one more connection may be; `None` when the broker ends.
+    pub async fn place(&self) -> Option<Place> {
+        tokio::select! {
+            () = self.ended() => None,
+            place = self.places.connection(&self.alive) => place,
+        }
+    }
+
     /// Serves one connection to its end.
-    pub async fn attend(&self, connection: Connection) {
-        let Ok(place) = self.places.clone().acquire_owned().await else { return };
-        let alive = self.alive.clone();
+    pub async fn attend(&self, place: Place, connection: Connection) {
         self.welcome(connection).await;
-        drop((place, alive));
+        drop(place);
     }
 
     /// Serves what `accept` brings, until the broker ends.
@@ -111,23 +124,15 @@ impl Lobby {
     where
         F: Future<Output = io::Result<Connection>>,
     {
-        let mut ending = self.bus.ending.clone();
-        loop {
-            let place = tokio::select! {
-                _ = ending.wait_for(|e| *e != Ending::No) => return,
-                place = self.places.clone().acquire_owned() => place,
-            };
+        while let Some(place) = self.place().await {
             let accepted = tokio::select! {
-                _ = ending.wait_for(|e| *e != Ending::No) => return,
+                () = self.ended() => return,
                 accepted = accept() => accepted,
             };
             match accepted {
                 Ok(connection) => {
-                    let (lobby, alive) = (self.clone(), self.alive.clone());
-                    tokio::spawn(async move {
-                        lobby.welcome(connection).await;
-                        drop((place, alive));
-                    });
+                    let lobby = self.clone();
+                    tokio::spawn(async move { lobby.attend(place, connection).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");

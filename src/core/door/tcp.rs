@@ -1,10 +1,11 @@
 //! The TCP door: guests behind QEMU's user network dial 10.0.2.2:7070 and arrive here from 127.0.0.1.
 //!
-//! TCP says nothing about which VM a peer is, so a name is only a name: the door opens on loopback and
-//! nowhere else. Sockets set no-delay. Owner: `broker.rs`.
+//! TCP says nothing about which VM a peer is: where any name is taken as it comes (`trust = "open"`), the door opens on
+//! loopback and nowhere else. Sockets set no-delay. Owner: `listen.rs`.
 
 use super::{Connection, widen};
 use crate::core::identity::{Origin, Peer};
+use crate::core::policy::Trust;
 use std::io;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
@@ -12,9 +13,10 @@ use tokio::net::TcpListener;
 /// Why there is no listening at an address.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// It is not of the loopback.
+    /// It is not of the loopback, and any name would be taken.
     #[error(
-        "only loopback addresses are served: over TCP a name is not proven and nothing is encrypted; use a tunnel"
+        "not a loopback address, and with trust = \"open\" anybody there could call itself any VM; say trust = \"known\" or \
+         \"proven\" in castra.toml, or stay on loopback and lead guests here by a tunnel (nothing is encrypted)"
     )]
     NotLoopback,
     /// The socket cannot be had.
@@ -22,12 +24,12 @@ pub enum BindError {
     Io(#[from] io::Error),
 }
 
-/// Listens on `addr`, which must be of the loopback.
+/// Listens on `addr`, which must be of the loopback where `trust` is open.
 ///
 /// # Errors
 /// [`BindError`].
-pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
-    refuse_open(addr)?;
+pub async fn bind(addr: SocketAddr, trust: Trust) -> Result<TcpListener, BindError> {
+    refuse_open(addr, trust)?;
     let listener = TcpListener::bind(addr).await?;
     widen(&listener)?;
     Ok(listener)
@@ -36,16 +38,17 @@ pub async fn bind(addr: SocketAddr) -> Result<TcpListener, BindError> {
 /// Takes a socket that somebody else bound.
 ///
 /// # Errors
-/// It is not of the loopback, or none that connections come in by.
-pub fn adopt(listener: std::net::TcpListener) -> Result<TcpListener, BindError> {
-    refuse_open(listener.local_addr()?)?;
+/// It is not of the loopback where `trust` is open, or none that connections come in by.
+pub fn adopt(listener: std::net::TcpListener, trust: Trust) -> Result<TcpListener, BindError> {
+    refuse_open(listener.local_addr()?, trust)?;
     listener.set_nonblocking(true)?;
     widen(&listener)?;
     Ok(TcpListener::from_std(listener)?)
 }
 
-fn refuse_open(addr: SocketAddr) -> Result<(), BindError> {
-    if addr.ip().is_loopback() { Ok(()) } else { Err(BindError::NotLoopback) }
+fn refuse_open(addr: SocketAddr, trust: Trust) -> Result<(), BindError> {
+    let is_loopback = addr.ip().to_canonical().is_loopback();
+    if is_loopback || trust != Trust::Open { Ok(()) } else { Err(BindError::NotLoopback) }
 }
 
 /// The next connection.
@@ -56,7 +59,7 @@ pub async fn accept(listener: &TcpListener) -> io::Result<Connection> {
     let (stream, addr) = listener.accept().await?;
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
-    let origin = if addr.ip().is_loopback() { Origin::Local } else { Origin::Remote };
+    let origin = if addr.ip().to_canonical().is_loopback() { Origin::Local } else { Origin::Remote };
     let peer = Peer { address: addr.to_string(), origin };
     Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer, is_line: false })
 }

@@ -1,16 +1,18 @@
 //! The unix door: `castra.sock`, the host's own way in, and further sockets for guests.
 //!
 //! Always holds: a socket is 0600 from the moment it has its name; only on the host's socket may a peer of
-//! the broker's own uid, or root, be the host (SO_PEERCRED). Owner: `broker.rs`.
+//! the broker's own uid, or root, be the host (SO_PEERCRED). Owner: `listen.rs`, and `hybrid` for those of VMs.
 
 use super::{Connection, widen};
 use crate::core::identity::{Origin, Peer};
 use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use std::fs::Permissions;
+use nix::sys::stat::{Mode, SFlag, fchmod};
+use nix::unistd::{Uid, fchownat, geteuid};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
@@ -42,11 +44,37 @@ pub fn adopt(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListe
     UnixListener::from_std(listener)
 }
 
+/// A file, whatever it is called: device and inode.
+pub type FileId = (u64, u64);
+
+/// Which file stands at `path`; a link is one itself.
+pub fn file_id(path: &Path) -> Option<FileId> {
+    std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino())).ok()
+}
+
+/// A socket that was made.
+pub struct Made {
+    /// It listens, and never waits.
+    pub listener: std::os::unix::net::UnixListener,
+    /// Its file.
+    pub file: FileId,
+    /// Why it is still ours though somebody else should own it.
+    pub not_given: Option<io::Error>,
+}
+
 /// Listens at `path`. A socket that an earlier broker left there gives way; anything else does not.
 ///
 /// # Errors
 /// The path is too long, is something else than a socket, is served by somebody, or cannot be made.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    UnixListener::from_std(make(path, None)?.listener)
+}
+
+/// The same, and gives the file to `owner`, who alone (and root) may connect.
+///
+/// # Errors
+/// Those of [`bind`]. That it could not be given is none.
+pub fn make(path: &Path, owner: Option<Uid>) -> io::Result<Made> {
     check_length(path)?;
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -61,11 +89,51 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody else listens there"));
     }
     let _ = std::fs::remove_file(&new);
-    let listener = UnixListener::bind(&new)?;
-    widen(&listener)?;
-    std::fs::set_permissions(&new, Permissions::from_mode(0o600))?;
-    std::fs::rename(&new, path)?;
-    Ok(listener)
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // A file gets the mode that its socket has: nobody else may connect at any moment.
+    fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&new)?)?;
+    let made = finish(&listener, &new, path, owner);
+    if made.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    let (file, not_given) = made?;
+    Ok(Made { listener: listener.into(), file, not_given })
+}
+
+/// Listens, gives the file away, and then its name to it.
+fn finish(
+    listener: &OwnedFd,
+    new: &Path,
+    path: &Path,
+    owner: Option<Uid>,
+) -> io::Result<(FileId, Option<io::Error>)> {
+    widen(listener)?;
+    let file = file_id(new).ok_or(io::ErrorKind::NotFound)?;
+    let not_given = owner.filter(|owner| *owner != geteuid()).and_then(|owner| give(new, owner).err());
+    std::fs::rename(new, path)?;
+    Ok((file, not_given))
+}
+
+/// Gives the socket at `path` away. The folder may be somebody else's, who puts another file there meanwhile: it is
+/// held, and must be a socket of ours with no other name.
+fn give(path: &Path, owner: Uid) -> io::Result<()> {
+    let held = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let is = nix::sys::stat::fstat(&held)?;
+    let is_ours = is.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits()
+        && is.st_uid == geteuid().as_raw()
+        && is.st_nlink == 1;
+    if !is_ours {
+        return Err(io::Error::other("somebody put another file in its place"));
+    }
+    Ok(fchownat(&held, "", Some(owner), None, AtFlags::AT_EMPTY_PATH)?)
+}
+
+/// Whether a socket is at `path` that nobody listens at any more.
+pub fn is_left(path: &Path) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    is_socket && is_served(path).is_ok_and(|is_served| !is_served)
 }
 
 /// Whether anybody listens at `path`. Never waits.
@@ -90,7 +158,7 @@ fn is_served(path: &Path) -> io::Result<bool> {
 pub async fn accept(listener: &UnixListener, hosts: bool) -> io::Result<Connection> {
     let (stream, _) = listener.accept().await?;
     let cred = stream.peer_cred()?;
-    let trusted = cred.uid() == 0 || cred.uid() == nix::unistd::geteuid().as_raw();
+    let trusted = cred.uid() == 0 || cred.uid() == geteuid().as_raw();
     let address = format!("unix:uid={},pid={}", cred.uid(), cred.pid().unwrap_or(0));
     let (reader, writer) = stream.into_split();
     let origin = if hosts && trusted { Origin::Host } else { Origin::Local };

@@ -189,6 +189,8 @@ impl<'a> Session<'a> {
                 read = self.reader.read_buf(&mut self.input), if may_read => match read {
                     Ok(0) => return End::PeerClosed,
                     Ok(_) => self.filled = self.input.len() == self.input.capacity(),
+                    // A door says so of a way in that the operator took back; no socket does.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return End::IdentityRevoked,
                     Err(_) => return End::IoError,
                 },
                 done = self.subscribing.done() => {

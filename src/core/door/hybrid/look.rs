@@ -1,0 +1,176 @@
+//! Looks at the folders where sockets of VMs come and go.
+//!
+//! Always holds: it only looks; what it reads of a folder is bounded; links are followed, also one in place of the
+//! socket itself (a VMM binds no link, so its socket is where that leads to). Blocks. Owner: `mod.rs`.
+
+use super::glob::Glob;
+use super::plan::{By, Found, Is, Problem};
+use crate::core::policy::Policy;
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Links in place of a socket that are followed; the kernel follows as many.
+const LINKS: usize = 40;
+
+/// What is looked for.
+#[derive(Clone, Default)]
+pub struct Wishes {
+    entries: Vec<(String, PathBuf)>,
+    globs: Vec<Glob>,
+    bad: BTreeSet<Problem>,
+    /// What the broker's sockets have behind the path of a VM's.
+    suffix: String,
+}
+
+/// What was seen.
+#[derive(Default)]
+pub struct Seen {
+    /// Paths of VMs' sockets.
+    pub found: Vec<Found>,
+    /// Folders where that may change.
+    pub folders: BTreeSet<PathBuf>,
+    /// Sockets named like the broker's own whose VM's socket is not there.
+    pub orphans: Vec<PathBuf>,
+    /// What could not be looked at.
+    pub problems: BTreeSet<Problem>,
+    /// Folders without links on the way.
+    canonical: HashMap<PathBuf, PathBuf>,
+}
+
+impl Wishes {
+    /// What `policy` says, the broker being called at `port`.
+    pub fn new(policy: &Policy, port: u32) -> Self {
+        let mut wishes = Wishes { suffix: format!("_{port}"), ..Wishes::default() };
+        for vm in policy.vms() {
+            wishes.entries.extend(vm.socket.iter().map(|path| (vm.name.as_str().to_owned(), path.clone())));
+        }
+        for path in &policy.hybrid {
+            match Glob::parse(path) {
+                Ok(glob) => wishes.globs.push(glob),
+                Err(why) => drop(wishes.bad.insert(Problem::BadGlob(path.clone(), why))),
+            }
+        }
+        wishes
+    }
+
+    /// Whether there is nothing to look for.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.globs.is_empty() && self.bad.is_empty()
+    }
+
+    /// Whether `path` is allotted to `vm`: what castra.toml says of a VM goes before globs.
+    pub fn allot(&self, vm: &str, path: &Path) -> bool {
+        match self.entries.iter().find(|(name, _)| name == vm) {
+            Some((_, own)) => own == path,
+            None => self.globs.iter().any(|glob| glob.name_of(path) == Some(vm)),
+        }
+    }
+
+    /// Looks everywhere; takes about `most` matches of each glob.
+    pub fn look(&self, most: usize) -> Seen {
+        let mut seen = Seen { problems: self.bad.clone(), ..Seen::default() };
+        for (vm, path) in &self.entries {
+            let found = seen.at(vm, By::Entry, path, &self.suffix);
+            seen.found.push(found);
+            seen.watch(path);
+        }
+        for glob in &self.globs {
+            if let Err(error) = self.match_all(glob, most, &mut seen) {
+                let folder = glob.folder().to_owned();
+                seen.problems.insert(match error.kind() {
+                    io::ErrorKind::NotFound => Problem::NoFolder(glob.socket(OsStr::new("*"))),
+                    _ => Problem::Unreadable(folder, error.to_string()),
+                });
+            }
+        }
+        seen
+    }
+
+    fn match_all(&self, glob: &Glob, most: usize, seen: &mut Seen) -> io::Result<()> {
+        seen.watch(&glob.folder().join("*"));
+        let mut matched = 0;
+        for entry in std::fs::read_dir(glob.folder())? {
+            let name = entry?.file_name();
+            if glob.is_flat()
+                && let Some(path) = self.whose(glob, &name)
+            {
+                if !path.exists() && glob.star(path.file_name().unwrap_or_default()).is_some() {
+                    seen.orphans.push(glob.folder().join(&name));
+                }
+                continue;
+            }
+            let Some(star) = glob.star(&name) else { continue };
+            matched += 1;
+            if matched > most {
+                seen.problems.insert(Problem::TooMany(most));
+                return Ok(());
+            }
+            let path = glob.socket(&name);
+            let found = seen.at(star, By::Glob, &path, &self.suffix);
+            seen.found.push(found);
+            if !glob.is_flat() {
+                seen.watch(&path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose socket a name of the broker's own stands beside.
+    fn whose(&self, glob: &Glob, name: &OsStr) -> Option<PathBuf> {
+        let name = name.to_str()?;
+        let name = name.strip_suffix(".new").unwrap_or(name);
+        name.strip_suffix(&*self.suffix).map(|own| glob.folder().join(own))
+    }
+}
+
+impl Seen {
+    fn at(&mut self, vm: &str, by: By, path: &Path, suffix: &str) -> Found {
+        let socket = follow(path);
+        let folder = socket.parent().unwrap_or(Path::new("/"));
+        let there = std::fs::metadata(&socket);
+        let is = match &there {
+            Ok(m) if m.file_type().is_socket() => Is::Socket,
+            Ok(_) => Is::Other,
+            Err(_) if folder.is_dir() => Is::Absent,
+            Err(_) => Is::FolderAbsent,
+        };
+        let owner = there.or_else(|_| std::fs::metadata(folder)).map_or(0, |m| m.uid());
+        let canonical = self
+            .canonical
+            .entry(folder.to_owned())
+            .or_insert_with(|| std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));
+        let by = if by == By::Glob && socket != path { By::GlobAndLink } else { by };
+        let listen = with_suffix(&socket, suffix);
+        let place = canonical.join(listen.file_name().unwrap_or_default());
+        Found { vm: vm.to_owned(), by, path: path.to_owned(), listen, place, is, owner }
+    }
+
+    /// Watches the folder of `path`, or the next one up that is there.
+    fn watch(&mut self, path: &Path) {
+        let mut folders = path.ancestors().skip(1);
+        self.folders.extend(
+            folders.find(|folder| self.folders.contains(*folder) || folder.is_dir()).map(Path::to_owned),
+        );
+    }
+}
+
+/// Where a link in place of a socket leads to.
+fn follow(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        match std::fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => break,
+        }
+    }
+    path
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
