@@ -39,7 +39,7 @@ pub struct Machine {
     keys: ChildStdin,
     console: Receiver<String>,
     said: String,
-    errors: PathBuf,
+    dir: PathBuf,
 }
 
 impl Machine {
@@ -62,8 +62,8 @@ impl Machine {
             ground.tsc_khz, settings.append
         );
         command.args(["-append", &append]).args(&settings.devices);
-        let errors = dir.join("qemu.stderr");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors).unwrap());
+        let errors = File::create(dir.join("qemu.stderr")).unwrap();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let mut qemu = command.spawn().unwrap();
         let (keys, stdout) = (qemu.stdin.take().unwrap(), qemu.stdout.take().unwrap());
         let (lines, console) = channel();
@@ -78,7 +78,7 @@ impl Machine {
                 line.clear();
             }
         });
-        let mut machine = Machine { qemu, keys, console, said: String::new(), errors };
+        let mut machine = Machine { qemu, keys, console, said: String::new(), dir: dir.to_owned() };
         machine.read_until("its shell", BOOT, |line| line.ends_with("@ready").then_some(()));
         machine
     }
@@ -137,11 +137,15 @@ impl Machine {
         }
     }
 
-    /// What was typed and said, its end.
+    /// What was typed and said, its end, and what the processes around it complained of.
     fn transcript(&self) -> String {
         let lines: Vec<&str> = self.said.lines().collect();
-        let errors = std::fs::read_to_string(&self.errors).unwrap_or_default();
-        format!("--- console\n{}\n--- qemu\n{errors}", lines[lines.len().saturating_sub(200)..].join("\n"))
+        let mut text = format!("--- console\n{}\n", lines[lines.len().saturating_sub(200)..].join("\n"));
+        for name in ["qemu.stderr", "carrier.stderr"] {
+            let errors = std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+            text += &format!("--- {name}\n{errors}\n");
+        }
+        text
     }
 }
 
