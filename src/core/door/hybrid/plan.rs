@@ -173,40 +173,37 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: Most) 
     let mut chosen: BTreeMap<VmName, Found> = BTreeMap::new();
     let mut places: HashMap<PathBuf, VmName> = HashMap::new();
     let mut entries: HashMap<VmName, PathBuf> = HashMap::new();
+    let mut left = Vec::new();
     for (vm, found) in named {
         let problem = problem_of(&found, most.path_bytes);
-        if found.by > By::Entry
-            && let Some(problem) = problem
-        {
-            plan.problems.extend(problem);
-            continue;
-        }
         // What castra.toml says of a VM holds also while that cannot be served.
-        let other = entries.get(&vm).or(chosen.get(&vm).map(|chosen| &chosen.place));
-        if other.is_some_and(|place| *place != found.place) {
-            plan.problems.insert(Problem::NameTaken(found.path, vm));
-            continue;
-        }
-        if found.by == By::Entry {
+        let is_named =
+            entries.get(&vm).is_some_and(|place| *place != found.place) || chosen.contains_key(&vm);
+        if found.by == By::Entry && !is_named {
             entries.insert(vm.clone(), found.place.clone());
         }
         if let Some(problem) = problem {
             plan.problems.extend(problem);
-            continue;
+        } else if is_named || places.contains_key(&found.place) || chosen.len() >= most.sockets {
+            left.push((vm, found));
+        } else {
+            places.insert(found.place.clone(), vm.clone());
+            chosen.insert(vm, found);
         }
-        match places.get(&found.place) {
-            Some(owner) if *owner != vm => {
-                plan.problems.insert(Problem::PlaceTaken(found.path, owner.clone()));
+    }
+    // Why not, by what came of it all: so it is the same whatever was served before.
+    for (vm, found) in left {
+        let other = entries.get(&vm).or(chosen.get(&vm).map(|chosen| &chosen.place));
+        let owner = places.get(&found.place);
+        plan.problems.extend(if other.is_some_and(|place| *place != found.place) {
+            Some(Problem::NameTaken(found.path, vm))
+        } else {
+            match owner {
+                Some(owner) if *owner != vm => Some(Problem::PlaceTaken(found.path, owner.clone())),
+                Some(_) => None,
+                None => Some(Problem::TooMany(most.sockets)),
             }
-            Some(_) => {}
-            None if chosen.len() >= most.sockets => {
-                plan.problems.insert(Problem::TooMany(most.sockets));
-            }
-            None => {
-                places.insert(found.place.clone(), vm.clone());
-                chosen.insert(vm, found);
-            }
-        }
+        });
     }
     plan.close = served
         .iter()
@@ -284,7 +281,10 @@ mod tests {
             most in 0..5usize,
         ) {
             let mut served = BTreeMap::<VmName, Standing>::new();
-            for (seen, broken) in looks {
+            for (mut seen, broken) in looks {
+                // castra.toml has a VM once.
+                let mut entries = BTreeSet::new();
+                seen.retain(|f| f.by > By::Entry || entries.insert(f.vm.clone()));
                 let mut i = 0;
                 served.values_mut().for_each(|s| { s.is_intact = !broken.contains(&i); i += 1; });
                 let before = served.clone();
