@@ -14,6 +14,7 @@ mod look;
 pub mod plan;
 mod served;
 mod watching;
+mod way;
 
 use super::allotment::Allotment;
 use super::{Lobby, unix};
@@ -21,16 +22,18 @@ use crate::core::identity::VmName;
 use crate::core::policy::Policy;
 use look::{Seen, Wishes};
 use nix::errno::Errno;
+use nix::unistd::{Uid, geteuid};
 use plan::{Found, Most, Problem, plan};
 use served::Served;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use watching::Watch;
+use way::{Way, follow};
 
 /// Folders are looked at so often whatever inotify says.
 const LOOK: Duration = Duration::from_secs(1);
@@ -128,7 +131,11 @@ impl Keeper {
     /// Looks, and does what follows. Whether there is a folder that was not watched before. Blocks.
     fn look(&mut self, wishes: &Wishes) -> bool {
         let most = self.lobby.bus.limits.vms;
-        let Seen { found, folders, orphans, mut problems, .. } = wishes.look(most.saturating_mul(2));
+        let Ok(Seen { found, folders, orphans, mut problems, .. }) = wishes.look(most.saturating_mul(2)) else {
+            // What could not be seen is not gone.
+            self.say([Problem::NoDescriptors].into());
+            return false;
+        };
         let standing = self.served.iter().map(|(vm, served)| (vm.clone(), served.standing())).collect();
         let plan = plan(found, &standing, Most { sockets: most, path_bytes: unix::PATH_BYTES });
         problems.extend(plan.problems);
@@ -145,6 +152,11 @@ impl Keeper {
         self.allotments.retain(|(vm, path), allotment| {
             !allotment.is_unused() || self.served.get(vm).is_some_and(|served| served.path == *path)
         });
+        self.say(problems);
+        self.watch.set(&folders)
+    }
+
+    fn say(&mut self, problems: BTreeSet<Problem>) {
         for problem in problems.difference(&self.said) {
             match problem.is_usual() {
                 true => tracing::info!("hybrid: {problem}"),
@@ -152,7 +164,6 @@ impl Keeper {
             }
         }
         self.said = problems;
-        self.watch.set(&folders)
     }
 
     fn open(&mut self, vm: VmName, found: Found) -> Result<(), Problem> {
@@ -191,16 +202,32 @@ impl Keeper {
         }
     }
 
-    /// Removes what an earlier broker left beside sockets that are gone.
+    /// Removes what an earlier broker left beside sockets that are gone, as far as it is the broker's or belongs to whom
+    /// the socket would: the owner of its folder.
     fn sweep(&self, orphans: Vec<PathBuf>) {
         let ours: HashSet<_> = self.served.values().map(Served::file).collect();
+        let mut others = Vec::new();
         for orphan in orphans {
             // An entry's socket is served before it is there.
             let is_ours = unix::file_id(&orphan).is_some_and(|file| ours.contains(&file));
-            if !is_ours && unix::is_left(&orphan) {
+            let way = follow(orphan.parent().unwrap_or(Path::new("/")));
+            let way = way.ok().filter(|way| way.stranger.is_none());
+            let owner = way.as_ref().and_then(Way::owner).map(Uid::from_raw);
+            let name = Path::new(orphan.file_name().unwrap_or_default());
+            let held = way.and_then(|way| way.and(name).ok()).and_then(|way| Some((way.held()?, way)));
+            let Some((held, _way)) = held.filter(|_| !is_ours) else { continue };
+            if unix::may_replace(&held, owner.or(Some(geteuid()))).is_err() {
+                others.push(orphan);
+            } else if unix::is_left(&held) {
                 tracing::info!(socket = %orphan.display(), "hybrid: removed what an earlier broker left");
-                let _ = std::fs::remove_file(&orphan);
+                let _ = std::fs::remove_file(&held);
             }
+        }
+        if let Some(first) = others.first() {
+            tracing::warn!(
+                first = %first.display(), files = others.len(),
+                "hybrid: left alone what is named like the broker's sockets and is none of them; remove it by hand"
+            );
         }
     }
 
