@@ -63,12 +63,20 @@ impl Wishes {
         self.entries.is_empty() && self.globs.is_empty() && self.bad.is_empty()
     }
 
-    /// Whether `path` is allotted to `vm`: what castra.toml says of a VM goes before globs.
-    pub fn allot(&self, vm: &str, path: &Path) -> bool {
-        match self.entries.iter().find(|(name, _)| name == vm) {
-            Some((_, own)) => own == path,
-            None => self.globs.iter().any(|glob| glob.name_of(path) == Some(vm)),
+    /// By which path castra.toml allots `place`, which was found at `path`, to `vm`: what it says of a VM goes before
+    /// globs. That nothing is there any more, nor a link that led there, takes nothing back.
+    pub fn allots(&self, vm: &str, path: &Path, place: &Path) -> Option<PathBuf> {
+        let leads = |from: &Path| {
+            let way = follow(from).ok().filter(|way| way.stranger.is_none());
+            way.is_some_and(|way| with_suffix(&way.path, &self.suffix) == place)
+        };
+        if let Some((_, own)) = self.entries.iter().find(|(name, _)| name == vm) {
+            return (own == path || leads(own)).then(|| own.clone());
         }
+        if self.globs.iter().any(|glob| glob.name_of(path) == Some(vm)) {
+            return Some(path.to_owned());
+        }
+        self.globs.iter().map(|glob| glob.socket_of(vm)).find(|path| leads(path))
     }
 
     /// Looks everywhere; takes about `most` matches of each glob.
@@ -100,7 +108,7 @@ impl Wishes {
     fn match_all(&self, glob: &Glob, most: usize, seen: &mut Seen) -> io::Result<()> {
         seen.watch(&glob.folder().join("*"));
         if let Some(uid) = follow(glob.folder())?.stranger {
-            seen.problems.insert(Problem::Stranger(glob.socket(OsStr::new("*")), uid));
+            seen.problems.insert(Problem::Stranger(glob.socket_of("*"), uid));
             return Ok(());
         }
         let mut matched = 0;

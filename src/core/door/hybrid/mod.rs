@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Always holds: which socket it is says which VM it is; a VM's socket that vanishes takes the broker's beside it along
-//! and ends no session; one that the operator takes back ends its sessions; all sockets are removed at the end. Owner:
+//! and ends no session; one that the operator takes back, or that is another VM's by now, ends its sessions; all sockets are removed at the end. Owner:
 //! `listen.rs`.
 
 pub mod glob;
@@ -49,8 +49,7 @@ pub async fn keep(lobby: Arc<Lobby>, port: u32) {
     let mut keeper = Keeper::new(lobby.clone());
     loop {
         let wishes = Arc::new(Wishes::new(&policy.borrow_and_update(), port));
-        keeper.take_back(&wishes);
-        keeper.has_swept = false;
+        keeper.is_new = true;
         // Until there is another policy.
         loop {
             let begun = Instant::now();
@@ -91,12 +90,14 @@ struct Keeper {
     lobby: Arc<Lobby>,
     watch: Watch,
     served: BTreeMap<VmName, Served>,
-    /// What was ever served and is not taken back, as long as it is or has connections.
-    allotments: BTreeMap<(VmName, PathBuf), Allotment>,
+    /// What was ever served and is not taken back, as long as it is or has connections: whose and where, and the path
+    /// that led there.
+    allotments: BTreeMap<(VmName, PathBuf), (PathBuf, Allotment)>,
     /// Places that could not be had, with why, and when to try again.
     failed: HashMap<PathBuf, (Problem, Instant)>,
     said: BTreeSet<Problem>,
-    has_swept: bool,
+    /// The policy is.
+    is_new: bool,
 }
 
 impl Keeper {
@@ -108,49 +109,75 @@ impl Keeper {
             allotments: BTreeMap::new(),
             failed: HashMap::new(),
             said: BTreeSet::new(),
-            has_swept: false,
+            is_new: true,
         }
     }
 
-    /// Ends the connections that came by what the operator does not allot any more.
+    /// Ends the connections that came by what the operator does not allot any more. Blocks.
     fn take_back(&mut self, wishes: &Wishes) {
-        self.allotments.retain(|(vm, path), allotment| {
-            let holds = wishes.allot(vm.as_str(), path);
-            if !holds {
-                tracing::info!(%vm, socket = %path.display(), "hybrid: castra.toml does not allot it any more");
-                allotment.take_back();
-                if self.served.get(vm).is_some_and(|served| served.path == *path) {
-                    self.served.remove(vm).into_iter().for_each(Served::close);
-                }
+        self.allotments.retain(|(vm, place), (path, allotment)| {
+            let served = self.served.get_mut(vm).filter(|served| served.place == *place);
+            if let Some(by) = wishes.allots(vm.as_str(), path, place) {
+                served.into_iter().for_each(|served| served.path.clone_from(&by));
+                *path = by;
+                return true;
             }
-            holds
+            tracing::info!(%vm, socket = %path.display(), "hybrid: castra.toml does not allot it any more");
+            allotment.take_back();
+            if served.is_some() {
+                self.served.remove(vm).into_iter().for_each(Served::close);
+            }
+            false
         });
         self.failed.clear();
     }
 
+    /// Ends the connections that came by what is another VM's now; `whose` says which VM has which place.
+    fn hand_over(&mut self, whose: &HashMap<PathBuf, VmName>) {
+        self.allotments.retain(|(vm, place), (path, allotment)| {
+            let Some(other) = whose.get(place).filter(|other| *other != vm) else { return true };
+            tracing::info!(%vm, socket = %path.display(), "hybrid: taken back; it is the socket of VM {other} now");
+            allotment.take_back();
+            false
+        });
+    }
+
     /// Looks, and does what follows. Whether there is a folder that was not watched before. Blocks.
     fn look(&mut self, wishes: &Wishes) -> bool {
+        let is_new = std::mem::take(&mut self.is_new);
+        if is_new {
+            self.take_back(wishes);
+        }
         let most = self.lobby.bus.limits.vms;
-        let Ok(Seen { found, folders, orphans, mut problems, .. }) = wishes.look(most.saturating_mul(2)) else {
+        let Ok(Seen { found, folders, orphans, mut problems, .. }) = wishes.look(most.saturating_mul(2))
+        else {
             // What could not be seen is not gone.
+            self.is_new = is_new;
             self.say([Problem::NoDescriptors].into());
             return false;
         };
         let standing = self.served.iter().map(|(vm, served)| (vm.clone(), served.standing())).collect();
         let plan = plan(found, &standing, Most { sockets: most, path_bytes: unix::PATH_BYTES });
         problems.extend(plan.problems);
+        let whose = plan.open.iter().map(|(vm, found)| (found.place.clone(), vm.clone())).collect();
+        self.hand_over(&whose);
         for vm in &plan.close {
-            self.close(vm, "hybrid: closed; its VM's socket is there no longer");
+            let is_anothers = self.served.get(vm).is_some_and(|served| whose.contains_key(&served.place));
+            let why = match is_anothers {
+                true => "hybrid: closed; it is another VM's socket now",
+                false => "hybrid: closed; its VM's socket is there no longer",
+            };
+            self.close(vm, why);
         }
         self.failed.retain(|place, _| plan.open.values().any(|found| found.place == *place));
         for (vm, found) in plan.open {
             problems.extend(self.open(vm, found).err());
         }
-        if !std::mem::replace(&mut self.has_swept, true) {
+        if is_new {
             self.sweep(orphans);
         }
-        self.allotments.retain(|(vm, path), allotment| {
-            !allotment.is_unused() || self.served.get(vm).is_some_and(|served| served.path == *path)
+        self.allotments.retain(|(vm, place), (_, allotment)| {
+            !allotment.is_unused() || self.served.get(vm).is_some_and(|served| served.place == *place)
         });
         self.say(problems);
         self.watch.set(&folders)
@@ -175,11 +202,11 @@ impl Keeper {
         // Its name must be free; there is none to lose when somebody removed it.
         self.close(&vm, "hybrid: made anew: its file was removed, or the VM's has another owner");
         let permit = self.lobby.places.listener().ok_or(Problem::NoDescriptors)?;
-        let allotment = self
-            .allotments
-            .entry((vm.clone(), found.path.clone()))
-            .or_insert_with(|| Allotment::new(vm.clone(), format!("hybrid:{}", found.path.display())));
         let (path, place) = (found.path.clone(), found.place.clone());
+        let (by, allotment) = self.allotments.entry((vm.clone(), place.clone())).or_insert_with(|| {
+            (path.clone(), Allotment::new(vm.clone(), format!("hybrid:{}", path.display())))
+        });
+        by.clone_from(&path);
         match Served::open(&self.lobby, found, allotment.clone(), permit) {
             Ok(served) => {
                 tracing::info!(%vm, socket = %path.display(), "hybrid: open");

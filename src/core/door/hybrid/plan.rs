@@ -178,9 +178,8 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: Most) 
         }
     }
     let is_served = |vm: &VmName, found: &Found| served.get(vm).is_some_and(|s| s.place == found.place);
-    named.sort_by_cached_key(|(vm, found)| {
-        (found.by, found.links, !is_served(vm, found), found.path.clone())
-    });
+    named
+        .sort_by_cached_key(|(vm, found)| (found.by, found.links, !is_served(vm, found), found.path.clone()));
     let mut chosen: BTreeMap<VmName, Found> = BTreeMap::new();
     let mut places: HashMap<PathBuf, VmName> = HashMap::new();
     let mut entries: HashMap<VmName, PathBuf> = HashMap::new();
@@ -276,7 +275,13 @@ mod tests {
         let vm = prop::sample::select(vec!["a", "b", "c", "HOST", "no name", "d"]);
         let by = prop::sample::select(vec![By::Entry, By::Glob]);
         let is = prop::sample::select(vec![
-            Is::Socket, Is::Socket, Is::Socket, Is::Absent, Is::FolderAbsent, Is::Other, Is::Astray(7),
+            Is::Socket,
+            Is::Socket,
+            Is::Socket,
+            Is::Absent,
+            Is::FolderAbsent,
+            Is::Other,
+            Is::Astray(7),
         ]);
         (vm, by, 0..3usize, 0..5u8, prop::bool::weighted(0.1), is, 0..2u32).prop_map(
             |(vm, by, links, at, is_long, is, owner)| {

@@ -22,7 +22,7 @@ pub struct Served {
     /// As castra.toml or its glob has it.
     pub path: PathBuf,
     /// Its own path; no link that leads elsewhere by now is on it.
-    place: PathBuf,
+    pub place: PathBuf,
     owner: u32,
     file: unix::FileId,
     accepting: JoinHandle<()>,
