@@ -382,7 +382,7 @@ mod tests {
             // Also when it was there first.
             let first = plan(vec![link.clone()], &BTreeMap::new(), bounds(9));
             let served = done(BTreeMap::new(), &first);
-            assert!(served.contains_key("evil"));
+            assert!(served.contains_key(&name("evil")));
             let plan = plan(vec![link, own.clone()], &served, bounds(9));
             assert_eq!((plan.close, plan.open), (vec![name("evil")], [(name("web"), own)].into()));
             assert_eq!(plan.problems, [Problem::PlaceTaken("/e".into(), name("web"))].into());
