@@ -65,6 +65,11 @@ impl Glob {
         if self.is_flat() { path } else { path.join(&self.below) }
     }
 
+    /// The socket of this name.
+    pub fn socket_of(&self, name: &str) -> PathBuf {
+        self.socket(OsStr::new(&format!("{}{name}{}", self.before, self.after)))
+    }
+
     /// What the `*` stands for in the path of a socket.
     pub fn name_of<'a>(&self, socket: &'a Path) -> Option<&'a str> {
         let entry = socket.strip_prefix(&self.folder).ok()?.components().next()?;
@@ -113,8 +118,7 @@ mod tests {
             let glob = Glob::parse(&path("*")).unwrap();
             let whole = path(&name);
             prop_assert_eq!(glob.name_of(&whole), Some(&*name));
-            let entry = format!("{before}{name}{after}");
-            prop_assert_eq!(glob.socket(OsStr::new(&entry)), path(&name));
+            prop_assert_eq!(glob.socket_of(&name), path(&name));
         }
     }
 }
