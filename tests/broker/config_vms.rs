@@ -256,7 +256,7 @@ fn what_deserves_a_word_gets_one() {
         ),
         (
             "broker.trust = \"known\"\nbroker.tcp = [\"[::ffff:127.0.0.1]:1\", \"0.0.0.0:1\"]\n[[vms]]\nname = \"a\"",
-            "c.toml:2:40: warning: broker.tcp: 0.0.0.0:1 is not of the loopback: names are not proven there, nothing is \
+            "c.toml:2:39: warning: broker.tcp: 0.0.0.0:1 is not of the loopback: names are not proven there, nothing is \
              encrypted, and tokens are refused",
         ),
         (
@@ -320,10 +320,10 @@ fn a_path_of_a_vm_is_plain_and_leads_to_a_socket_or_nowhere() {
     for (line, column, words) in [
         ("broker.hybrid = [\"/run/vms/../*.vsock\"]", 18, "'.' or '..' in it"),
         ("broker.hybrid = [\"/run/./*.vsock\"]", 18, "'.' or '..' in it"),
-        ("vms = [{name = \"a\", socket = \"/run/../a\"}]", 31, "vms.socket: \"/run/../a\" has . or .. in it"),
-        ("vms = [{name = \"a\", serial = \"/run/./a\"}]", 31, "vms.serial: \"/run/./a\" has . or .. in it"),
-        ("vms = [{name = \"a\", token_file = \"/run/credentials/../a\"}]", 35, "has . or .. in it"),
-        ("vms = [{name = \"a\", socket = \"/run/a\", serial = \"/run//a\"}]", 50, "there twice"),
+        ("vms = [{name = \"a\", socket = \"/run/../a\"}]", 30, "vms.socket: \"/run/../a\" has . or .. in it"),
+        ("vms = [{name = \"a\", serial = \"/run/./a\"}]", 30, "vms.serial: \"/run/./a\" has . or .. in it"),
+        ("vms = [{name = \"a\", token_file = \"/run/credentials/../a\"}]", 34, "has . or .. in it"),
+        ("vms = [{name = \"a\", socket = \"/run/a\", serial = \"/run//a\"}]", 49, "there twice"),
     ] {
         let (code, _, err) = check(dir.path(), line);
         assert_eq!(code, Some(78), "{line}: {err:?}");
