@@ -29,6 +29,9 @@ enum Side {
     Agent,
 }
 
+/// vhost-device-vsock does not always tell the guest that a broker is gone: the agent has to notice, and soon.
+const AGENT: &str = "--heartbeat 1s --silence 5s";
+
 over_every_way!(ten_thousand_arrive);
 
 fn ten_thousand_arrive(way: Way) {
@@ -42,7 +45,7 @@ fn ten_thousand_arrive(way: Way) {
     files.push(("bin/publish-all".to_owned(), include_bytes!("publish-all.sh").to_vec()));
     let settings = Settings { memory_mib: 192, files, ..Settings::default() };
     let Some(mut world) = World::begin_with(test, way, settings) else { return };
-    world.start_agent("");
+    world.start_agent(AGENT);
     world.eventually_vm("the session", |vm| (vm["sessions"] == 1).then_some(()));
     world.guest().ok("echo 0 >/tmp/reached");
     world.guest().ok(&format!("publish-all {EVENTS} >/tmp/publish.log 2>&1 &"));
@@ -64,7 +67,7 @@ fn ten_thousand_arrive(way: Way) {
         match side {
             Side::Agent => {
                 world.kill_agent();
-                world.start_agent("");
+                world.start_agent(AGENT);
             }
             Side::Broker => {
                 world.kill_broker();

@@ -16,5 +16,6 @@ mod kernel_vsock;
 mod machine;
 mod packaging;
 mod session;
+mod snapshot;
 mod way;
 mod world;

@@ -3,6 +3,7 @@
 //! Always holds: nothing here has a fixed port or a path outside the VM's own folder.
 
 use crate::ground::find;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -47,7 +48,8 @@ impl Way {
         let (vhost, hybrid) = (dir.join("vhost.sock"), hybrid(dir, vm));
         let mut command = Command::new(program);
         let options = format!("guest-cid=42,socket={},uds-path={}", vhost.display(), hybrid.display());
-        command.args(["--vm", &options]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let errors = File::create(dir.join("carrier.stderr")).unwrap();
+        command.args(["--vm", &options]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         let child = command.spawn().unwrap();
         crate::support::eventually("vhost-device-vsock", || vhost.exists().then_some(()));
         Some(child)

@@ -1,11 +1,11 @@
 //! A broker on this machine and one guest with an agent: what the tests of behaviour begin with.
 
-use crate::ground;
+use crate::ground::{self, Ground};
 use crate::machine::{Machine, Settings};
 use crate::support::{Broker, eventually, skip};
 use crate::way::Way;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 
 /// The guest's name on the bus.
@@ -16,6 +16,8 @@ pub struct World {
     pub guest: Option<Machine>,
     broker: Option<Broker>,
     carrier: Option<Child>,
+    ground: Ground,
+    settings: Settings,
     way: Way,
     port: u16,
     dir: tempfile::TempDir,
@@ -53,10 +55,25 @@ impl World {
             devices: devices.iter().map(named).collect(),
             ..settings
         };
-        let mut world = World { guest: None, broker: None, carrier, way, port, dir };
+        let mut world = World { guest: None, broker: None, carrier, ground, settings, way, port, dir };
         world.start_broker();
-        world.guest = Some(Machine::boot(&ground, world.dir.path(), &settings));
+        world.guest = Some(Machine::boot(&world.ground, world.dir.path(), &world.settings));
         Some(world)
+    }
+
+    /// Writes the guest to a file, and ends it.
+    pub fn save(&mut self) -> PathBuf {
+        let state = self.dir.path().join("state-of-the-guest");
+        self.guest().save(&state);
+        self.guest.take().unwrap().kill();
+        state
+    }
+
+    /// A copy of the guest that goes on, in a folder of this name.
+    pub fn restore(&self, state: &Path, folder: &str) -> Machine {
+        let dir = self.dir.path().join(folder);
+        std::fs::create_dir_all(&dir).unwrap();
+        Machine::restore(&self.ground, &dir, &self.settings, state)
     }
 
     pub fn root(&self) -> PathBuf {

@@ -1,7 +1,8 @@
 //! A serial line: the virtio-serial port of a name, or the path of a device, as halves to read and to write.
 //!
-//! Always holds: nothing here blocks; a terminal line is raw, so that bytes go through as they are. While nobody is at
-//! the other end reading says end of file. Owner: the link, which keeps a port open over many sessions.
+//! Always holds: nothing here blocks; a terminal line is raw, so that bytes go through as they are; only a refused read
+//! says that there is nothing left. While nobody is at the other end reading says end of file. Owner: the link, which
+//! keeps a port open over many sessions.
 
 use crate::core::stream::{Reader, Writer};
 use nix::fcntl::OFlag;
@@ -10,6 +11,9 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 
 /// Where the kernel says what its virtio-serial ports are called.
@@ -33,7 +37,51 @@ pub fn open(port: &str) -> io::Result<(Reader, Writer)> {
     // These take whatever can be polled, not only pipes.
     let reader = pipe::Receiver::from_owned_fd_unchecked(file.into()).map_err(at)?;
     let writer = pipe::Sender::from_owned_fd_unchecked(other.into()).map_err(at)?;
-    Ok((Box::new(reader), Box::new(writer)))
+    Ok((Box::new(Incoming(reader)), Box::new(Outgoing(writer))))
+}
+
+/// What comes. The kernel's driver gives one of the host's buffers a read, however many are there: a short read is not
+/// the last one, as it is of a pipe, and one notice stands for all of them.
+struct Incoming(pipe::Receiver);
+
+impl AsyncRead for Incoming {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(buf.initialize_unfilled()) {
+                Err(error) if is_passing(&error) => {}
+                read => return Poll::Ready(read.map(|n| buf.advance(n))),
+            }
+        }
+    }
+}
+
+/// What goes. The driver takes 32 KiB a write.
+struct Outgoing(pipe::Sender);
+
+impl AsyncWrite for Outgoing {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write(bytes) {
+                Err(error) if is_passing(&error) => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// A line has no end.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// The device of the port that has this name.
@@ -52,6 +100,31 @@ fn find(ports: &Path, name: &str) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::stat::Mode;
+    use std::io::Write;
+    use std::time::Duration;
+    use tokio::io::AsyncReadExt;
+    use tokio::time::timeout;
+
+    /// A queue of packets does as the port's driver does: one a read, and one notice for all that are there.
+    #[tokio::test]
+    async fn a_short_read_is_not_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("port");
+        nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
+        let (mut reader, _writer) = open(path.to_str().unwrap()).unwrap();
+        let mut options = OpenOptions::new();
+        let mut host = options.write(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path).unwrap();
+        for packet in [b"one", b"two", b"six"] {
+            host.write_all(packet).unwrap();
+        }
+        let mut buf = [0; 100];
+        for packet in [b"one", b"two", b"six"] {
+            let n =
+                timeout(Duration::from_secs(20), reader.read(&mut buf)).await.expect("it is there").unwrap();
+            assert_eq!(&buf[..n], packet);
+        }
+    }
 
     #[test]
     fn a_port_is_found_by_its_name() {
