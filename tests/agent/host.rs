@@ -41,7 +41,7 @@ fn what_an_operator_has_to_mend_is_said_once_with_what_to_do_and_asked_slowly() 
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     let agent = Agent::start(dir.path(), &at(dir.path()), &["--token-file", token.to_str().unwrap()]);
     let (mut stream, hello) = fake.connection();
-    assert!(hello.contains(" token=secret-of-web epoch="), "{hello}");
+    assert!(hello.contains(" token=secret-of-web instance="), "{hello}");
     std::io::Write::write_all(stream.get_mut(), b"error: wrong-token\n").unwrap();
     drop(stream);
     agent.wait_for(
