@@ -179,3 +179,41 @@ impl Feed {
         &self.name
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::agent::outbox::Bounds;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    fn take(feed: &mut Feed, frame: &str) {
+        let mut body = frame.as_bytes().to_vec();
+        assert_eq!(feed.take(Received::parse(&mut body).unwrap()), After::Nothing);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_handed_on_before_its_place_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(dir.path(), Bounds::default()).unwrap().outbox;
+        let (lines, mut handed) = unbounded_channel();
+        let patterns = vec![Pattern::parse("t").unwrap()];
+        let mut feed = Feed::open(patterns, Begin::Latest, &outbox, Room::default(), lines).await.unwrap();
+        for _ in 0..2 {
+            // It cannot be written, and the session is lost.
+            let _ = feed.begin();
+            take(&mut feed, r#"{"type":"ack","ack":"subscribe","status":"ok","next_seq":5}"#);
+            assert_eq!(feed.place().unwrap().seq, 4);
+            let event = r#"{"type":"event","sub":"agent","seq":5,"ts":1,"id":"x","vm":"a","topic":"t"}"#;
+            take(&mut feed, event);
+            feed.hand_on();
+            assert!(handed.try_recv().is_err());
+            assert!(feed.pause().is_some(), "nothing more is to come");
+        }
+        feed.placed();
+        feed.resumed().await;
+        feed.hand_on();
+        assert!(handed.try_recv().unwrap().ends_with(b"}\n"));
+        assert_eq!(feed.place(), None);
+        outbox.close().await;
+    }
+}

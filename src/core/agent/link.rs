@@ -325,6 +325,8 @@ mod tests {
     #[derive(Clone)]
     struct Fake {
         leads: &'static str,
+        /// Is there, and refuses.
+        refuses: &'static str,
         dialled: Arc<Mutex<Vec<String>>>,
         greeted: Arc<watch::Sender<u32>>,
     }
@@ -332,7 +334,8 @@ mod tests {
     impl Dial for Fake {
         async fn dial(&self, way: &Way) -> io::Result<(Reader, Writer)> {
             self.dialled.lock().unwrap().push(way.to_string());
-            if way.to_string() != self.leads {
+            let refuses = way.to_string() == self.refuses;
+            if way.to_string() != self.leads && !refuses {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, theirs) = tokio::io::duplex(100_000);
@@ -342,6 +345,10 @@ mod tests {
                 let mut lines = BufReader::new(reader).lines();
                 writer.write_all(b"castra-broker 0 ready\n").await.unwrap();
                 while let Ok(Some(line)) = lines.next_line().await {
+                    if refuses {
+                        writer.write_all(b"error: unknown-vm\n").await.unwrap();
+                        return;
+                    }
                     if let Some((_, epoch)) = line.rsplit_once("epoch=") {
                         let close = br#"{"type":"close","reason":"draining","retry_after_ms":0}"#;
                         writer.write_all(format!("ok session=1 epoch={epoch}\n").as_bytes()).await.unwrap();
@@ -357,11 +364,11 @@ mod tests {
     }
 
     /// What `auto` dials until there were two sessions.
-    async fn dialled(leads: &'static str) -> Vec<String> {
+    async fn dialled(leads: &'static str, refuses: &'static str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let outbox = Outbox::open(dir.path(), Bounds::default()).unwrap().outbox;
         let (greeted, mut greetings) = watch::channel(0);
-        let fake = Fake { leads, dialled: Arc::default(), greeted: Arc::new(greeted) };
+        let fake = Fake { leads, refuses, dialled: Arc::default(), greeted: Arc::new(greeted) };
         let (standing, _stands) = watch::channel(Standing::Away("looking".into()));
         let (stop, stopped) = watch::channel(false);
         let times = Times { beat: Duration::from_secs(10), silence: Duration::from_secs(30) };
@@ -383,9 +390,11 @@ mod tests {
     #[tokio::test]
     async fn auto_tries_one_way_after_the_other_and_then_what_worked() {
         let (vsock, serial, tcp) = ("vsock:2:7070", "serial:org.castra.bus.0", "tcp:10.0.2.2:7070");
-        assert_eq!(dialled(tcp).await, [vsock, serial, tcp, tcp]);
-        assert_eq!(dialled(vsock).await, [vsock, vsock]);
+        assert_eq!(dialled(tcp, "").await, [vsock, serial, tcp, tcp]);
+        assert_eq!(dialled(vsock, "").await, [vsock, vsock]);
         // A line that is open stays open.
-        assert_eq!(dialled(serial).await, [vsock, serial]);
+        assert_eq!(dialled(serial, "").await, [vsock, serial]);
+        // One that refuses stands in no other one's way.
+        assert_eq!(dialled(tcp, vsock).await, [vsock, serial, tcp, tcp]);
     }
 }

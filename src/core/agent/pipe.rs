@@ -92,3 +92,25 @@ impl Pipe {
         let _ = self.writer.shutdown().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::split;
+
+    #[tokio::test]
+    async fn what_is_written_is_not_kept() {
+        let (ours, mut theirs) = tokio::io::duplex(10_000);
+        let (reader, writer) = split(ours);
+        let mut pipe = Pipe::new(Box::new(reader), Box::new(writer), BytesMut::new());
+        let mut bytes = [0; 10_000];
+        // There is always something that waits.
+        pipe.push(&[1; 100_000]);
+        for _ in 0..1000 {
+            assert_eq!(pipe.step().await.unwrap(), Step::Wrote);
+            theirs.read_exact(&mut bytes).await.unwrap();
+            pipe.push(&[1; 10_000]);
+        }
+        assert!(!pipe.is_written() && pipe.out.capacity() < 500_000, "{}", pipe.out.capacity());
+    }
+}
