@@ -168,7 +168,12 @@ mod tests {
     #[test]
     fn the_queue_is_the_sum_and_the_lag_the_greatest() {
         let sessions = [session(&[]), session(&[]), session(&[])];
-        assert_eq!(Together::of(&sessions, 100, 9), Together::default());
+        let nothing = |identity| Together { identity: Some(identity), ..Together::default() };
+        assert_eq!(Together::of(&sessions, 100, 9), nothing(Identity::Name));
+        // The weakest proof is shown.
+        let proofs = [Identity::Cid, Identity::Socket, Identity::Cid];
+        sessions.iter().zip(proofs).for_each(|(session, proof)| session.proved(proof));
+        assert_eq!(Together::of(&sessions, 100, 9), nothing(Identity::Socket));
         sessions.iter().zip([3, 4, 0]).for_each(|(session, events)| session.queued(events));
         sessions.iter().zip([Some(91), None, Some(1)]).for_each(|(session, next)| session.behind(next));
         let all = Together::of(&sessions, 100, 9);

@@ -113,8 +113,8 @@ mod tests {
         let path = dir.path().join("port");
         nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
         let (mut reader, _writer) = open(path.to_str().unwrap()).unwrap();
-        let mut options = OpenOptions::new();
-        let mut host = options.write(true).custom_flags(OFlag::O_DIRECT.bits()).open(&path).unwrap();
+        let mut host = OpenOptions::new().write(true).open(&path).unwrap();
+        nix::fcntl::fcntl(&host, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_DIRECT)).unwrap();
         for packet in [b"one", b"two", b"six"] {
             host.write_all(packet).unwrap();
         }
