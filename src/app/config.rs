@@ -7,16 +7,16 @@
 
 use super::{Exit, Failure};
 use crate::cli::BrokerArgs;
-use crate::core::config::advice::advise;
-use crate::core::config::vms::Secret;
-use crate::core::config::{Mistake, Places, Settings, table, tokens};
+use crate::core::config::advice::{Is, advise};
+use crate::core::config::vms::{Secret, VmSetting};
+use crate::core::config::{Mistake, Place, Places, Settings, table, tokens};
 use crate::core::limits::CONFIG_BYTES;
 use crate::core::policy::Policy;
 use crate::core::state_root::StateRoot;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const SYSTEM: &str = "/etc/castra/castra.toml";
@@ -34,8 +34,8 @@ pub struct Config {
     pub warnings: Vec<Mistake>,
     origins: BTreeMap<String, String>,
     places: Places,
-    /// Anybody on this machine can read the file.
-    is_public: bool,
+    /// Who may read and write the file; 0 for what is no file, such as /dev/null.
+    mode: u32,
     /// All that is wrong is that anybody could come in.
     only_open: bool,
 }
@@ -50,7 +50,7 @@ pub fn load(given: Option<&Path>) -> Result<Config, Failure> {
 pub fn look(given: Option<&Path>) -> Result<Config, Failure> {
     let mut config = Config::default();
     let Some(path) = given.map(Path::to_owned).or_else(usual_place) else { return Ok(config) };
-    let (text, is_public) = read(&path).map_err(|e| {
+    let (text, mode) = read(&path).map_err(|e| {
         let what = "name another with --config, or /dev/null for none";
         Failure::new(Exit::BadConfig, "config-unreadable", format!("{}: {e}; {what}", path.display()))
     })?;
@@ -58,7 +58,7 @@ pub fn look(given: Option<&Path>) -> Result<Config, Failure> {
     let from = format!("from {}", path.display());
     config.origins = read.said.iter().map(|setting| (setting.name(), from.clone())).collect();
     (config.mistakes, config.warnings, config.places) = (read.mistakes, read.warnings, read.places);
-    (config.file, config.is_public) = (Some(path), is_public);
+    (config.file, config.mode) = (Some(path), mode);
     Ok(config)
 }
 
@@ -70,16 +70,27 @@ fn usual_place() -> Option<PathBuf> {
     places.into_iter().find(|path| path.metadata().is_ok())
 }
 
-/// The text, and whether anybody can read it.
-fn read(path: &Path) -> io::Result<(String, bool)> {
+/// The text, and who may read and write it.
+fn read(path: &Path) -> io::Result<(String, u32)> {
     let mut text = String::new();
     let file = File::open(path)?;
-    let is_public = file.metadata().is_ok_and(|is| is.mode() & 0o004 != 0);
+    let is = file.metadata()?;
+    let mode = if is.is_file() { is.mode() & 0o7777 } else { 0 };
     file.take(CONFIG_BYTES as u64 + 1).read_to_string(&mut text)?;
     if text.len() > CONFIG_BYTES {
         return Err(io::Error::other(format!("it is larger than {CONFIG_BYTES} bytes")));
     }
-    Ok((text, is_public))
+    Ok((text, mode))
+}
+
+/// What is there, links followed.
+fn look_at(path: &Path) -> Is {
+    match path.metadata().map(|is| is.file_type()) {
+        Ok(is) if is.is_dir() => Is::Folder,
+        Ok(is) if is.is_socket() => Is::Socket,
+        Ok(_) => Is::Other,
+        Err(_) => Is::Absent,
+    }
 }
 
 impl Config {
@@ -131,20 +142,33 @@ impl Config {
     /// files of `owners`, and of root, are trusted.
     pub fn examine(&mut self, owners: &[u32]) -> Policy {
         let tokens = tokens::read(&self.settings, &self.places, owners);
-        let advice = advise(&self.settings, &self.places, Path::is_dir);
+        let advice = advise(&self.settings, &self.places, look_at);
         self.only_open = self.mistakes.is_empty() && tokens.mistakes.is_empty();
         self.mistakes.extend(tokens.mistakes.iter().cloned().chain(advice.wrong));
         self.warnings.extend(tokens.warnings.iter().cloned().chain(advice.warnings));
-        let shown = |vm: &crate::core::config::vms::VmSetting| matches!(vm.secret, Some(Secret::Token(_)));
-        if let Some(n) = self.settings.vms.iter().position(shown).filter(|_| self.is_public) {
-            let place = self.places.vms.get(n).map(|vm| vm.of("token"));
-            let why =
-                "vms.token: anybody on this machine can read this file: `chmod o-r` it, or say token_file";
-            self.warnings.push(Mistake { place, message: why.to_owned() });
-        }
+        self.look_at_mode();
         self.mistakes.sort();
         self.warnings.sort();
         tokens.policy(&self.settings)
+    }
+
+    /// Who may read a token in castra.toml has it; who may write there says who comes in.
+    fn look_at_mode(&mut self) {
+        let mode = self.mode;
+        let shown = |vm: &VmSetting| matches!(vm.secret, Some(Secret::Token(_)));
+        if let Some(n) = self.settings.vms.iter().position(shown).filter(|_| mode & 0o044 != 0) {
+            let place = self.places.vms.get(n).map(|vm| vm.of("token"));
+            let who = if mode & 0o004 != 0 { "anybody on this machine" } else { "its group" };
+            let what = "`chmod go-r` it, or say token_file";
+            let message = format!("vms.token: {who} can read this file (mode {mode:04o}): {what}");
+            self.warnings.push(Mistake { place, message });
+        }
+        if mode & 0o022 != 0 {
+            let who = if mode & 0o002 != 0 { "anybody on this machine" } else { "its group" };
+            let what = "and so say who comes in: `chmod go-w` it";
+            let message = format!("{who} can write this file (mode {mode:04o}), {what}");
+            self.warnings.push(Mistake { place: Some(Place { line: 1, column: 1 }), message });
+        }
     }
 
     /// `FILE:LINE:COLUMN: what`.

@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, italic, roman};
 use std::io::{self, Write};
 
 /// The files that are not below a state root, and those that are.
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 16] = [
     ("~/.config/castra/castra.toml", "The settings ($XDG_CONFIG_HOME/castra/castra.toml where that is set)."),
     ("/etc/castra/castra.toml", "The settings, where there is none of one's own."),
     (
@@ -32,6 +32,8 @@ const FILES: [(&str, &str); 14] = [
         "handshakes/bus-events.jsonl",
         "A record of what sessions met: heartbeats, back-pressure, sockets that take nothing, and their ends.",
     ),
+    ("/var/lib/castra-agent/outbox.db", "In a guest: what the agent keeps for the broker (--state-dir)."),
+    ("/run/castra/agent.sock", "In a guest: where local programs publish (--socket)."),
 ];
 
 /// What is read from the environment beside the variables of flags.

@@ -14,6 +14,7 @@ use super::{Exit, Failure};
 use crate::cli::BrokerArgs;
 use crate::core::broker;
 use crate::core::config::{advice::open_to_all, trust_word};
+use crate::core::door::tcp::is_loopback;
 use crate::core::policy::{Policy, Trust, VmEntry};
 use nix::sys::signal::{SigSet, Signal as Sig};
 use nix::unistd::geteuid;
@@ -59,7 +60,7 @@ impl Reloader {
         service: Arc<Service>,
     ) -> Self {
         let handed = broker.handed.tcp.iter().filter_map(|listener| listener.local_addr().ok());
-        let open = broker.tcp.iter().copied().chain(handed).find(|addr| !addr.ip().is_loopback());
+        let open = broker.tcp.iter().copied().chain(handed).find(|addr| !is_loopback(addr));
         Reloader { started, args, open, in_force, service }
     }
 

@@ -63,9 +63,9 @@ Fields of --json (ages are milliseconds, null when never):
                                45 s ago
   vms[].last_handshake_age_ms, last_publish_age_ms, last_heartbeat_age_ms
   vms[].capabilities           of its last hello
-  vms[].identity               what proved its name when it said hello last: cid (the vsock
-                               context), socket (a socket or serial line of its own), token,
-                               or name: nothing, it is only a name
+  vms[].identity               what proves its name: cid (the vsock context), socket (a socket
+                               or serial line of its own), token, or name: nothing. The weakest
+                               of its sessions; without one that of its last hello
   vms[].sessions               open bus sessions
   vms[].bus_subscribed         it has subscribed to something
   vms[].topics                 to what, names and patterns, sorted, each once; at most 64,

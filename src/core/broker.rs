@@ -13,7 +13,7 @@ use super::bus::{Bus, Ending};
 use super::delivery::Delivery;
 use super::delivery::router::Router;
 use super::descriptors::raise_descriptors;
-use super::door::listen::{Doors, Handed, ListenError, Ways};
+use super::door::listen::{Doors, Handed, ListenError, Ways, named};
 use super::door::{Lobby, unix};
 use super::events::Recorder;
 use super::journal::disk::RealDisk;
@@ -177,26 +177,35 @@ pub async fn run(
     let lobby = Lobby::new(Arc::new(bus), places, alive);
     let ways = Ways { tcp, unix, vsock: *vsock, policy: policy.clone() };
     let doors = Doors::open(ways, &root.socket(), std::mem::take(handed)).await?;
-    let (listeners, bound) = (doors.listeners.clone(), doors.bound.clone());
+    let (own, bound) = (doors.listeners.clone(), doors.bound.clone());
+    let listeners = |policy: &Policy| [own.clone(), named(policy)].concat();
     doors.serve(&lobby);
     drop(lobby);
-    status.say(State::Running, &listeners);
+    let said = listeners(&policy.borrow_and_update());
+    status.say(State::Running, &said);
     tracing::info!(
-        listeners = listeners.join(" "),
+        listeners = said.join(" "),
         pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION"),
         "broker: running"
     );
-    supervisor.ready(&listeners);
+    supervisor.ready(&said);
     tokio::spawn(service::feed(journal.clone(), logs.clone(), supervisor));
     check_sealed(&journal, known, &status, ended.clone());
 
     let mut ended = ended;
-    tokio::select! {
-        () = &mut shutdown => drop(ending.send_replace(Ending::Draining)),
-        _ = ended.wait_for(|e| *e != Ending::No) => {}
+    loop {
+        tokio::select! {
+            () = &mut shutdown => drop(ending.send_replace(Ending::Draining)),
+            _ = ended.wait_for(|e| *e != Ending::No) => {}
+            Ok(()) = policy.changed() => {
+                status.say(State::Running, &listeners(&policy.borrow_and_update()));
+                continue;
+            }
+        }
+        break;
     }
-    status.say(State::Draining, &listeners);
+    status.say(State::Draining, &listeners(&policy.borrow()));
     tracing::info!("broker: draining");
     // The doors are shut: somebody else may have these names from here on.
     for socket in &bound {

@@ -7,6 +7,7 @@ use super::delivery::Delivery;
 use super::event::Batch;
 use super::events::Recorder;
 use super::identity::{Role, VmName};
+use super::instances::Instances;
 use super::journal::{Journal, Outcome};
 use super::limits::{Limits, WINDOW_SHARE};
 use super::logs::Logs;
@@ -41,6 +42,8 @@ pub struct Bus {
     pub recorder: Arc<Recorder>,
     /// The copies that a host's publisher waits for.
     pub logs: Arc<Logs>,
+    /// Programs that have one session at a time.
+    pub instances: Arc<Instances>,
     /// Places for sessions.
     pub sessions: Arc<Semaphore>,
     /// Tells every connection when it has to end.
@@ -69,6 +72,7 @@ impl Bus {
             sessions: Arc::new(Semaphore::new(limits.sessions)),
             unacked: Arc::new(Semaphore::new(limits.unacked_bytes_in_all / PERMIT_BYTES)),
             session_ids: AtomicU64::new(0),
+            instances: Arc::default(),
             limits,
             vms,
             recorder,

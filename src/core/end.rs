@@ -20,6 +20,8 @@ pub enum End {
     HeartbeatTimeout,
     /// The socket took no byte for too long while something waited.
     SlowConsumer,
+    /// The same program of the VM has begun another one.
+    Replaced,
     /// What proved its name does not any more: the operator changed it.
     IdentityRevoked,
     /// The journal could not be read for a subscription.
@@ -32,13 +34,14 @@ pub enum End {
 
 impl End {
     /// All of them.
-    pub const ALL: [End; 10] = [
+    pub const ALL: [End; 11] = [
         End::PeerClosed,
         End::FrameEmpty,
         End::FrameTooLarge,
         End::IoError,
         End::HeartbeatTimeout,
         End::SlowConsumer,
+        End::Replaced,
         End::IdentityRevoked,
         End::ReadFailed,
         End::Draining,
@@ -54,6 +57,7 @@ impl End {
             End::IoError => "io-error",
             End::HeartbeatTimeout => "heartbeat-timeout",
             End::SlowConsumer => "slow-consumer",
+            End::Replaced => "replaced",
             End::IdentityRevoked => "identity-revoked",
             End::ReadFailed => "read-failed",
             End::Draining => "draining",

@@ -91,8 +91,19 @@ pub enum Origin {
     Allotted(VmName),
 }
 
-/// What proves a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl Origin {
+    /// What the way proves, of the VM that it belongs to.
+    pub fn proof(&self) -> Option<Identity> {
+        match self {
+            Origin::Cid(_) => Some(Identity::Cid),
+            Origin::Allotted(_) => Some(Identity::Socket),
+            Origin::Host | Origin::Local | Origin::Remote => None,
+        }
+    }
+}
+
+/// What proves a name; a stronger one is less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {
     /// The vsock context that the host allotted.
     Cid,

@@ -59,6 +59,7 @@ pub mod exec;
 pub mod follow;
 pub mod identity;
 pub mod ids;
+pub mod instances;
 pub mod journal;
 pub mod limits;
 pub mod lines;

@@ -24,7 +24,7 @@ pub enum Trust {
     /// Any name, as it comes.
     #[default]
     Open,
-    /// Names that castra.toml has.
+    /// Names that castra.toml has; where it has a proof of one, that is demanded.
     Known,
     /// Names that are proven.
     Proven,
@@ -67,6 +67,13 @@ pub struct VmEntry {
     pub token: Option<Token>,
     /// What it may publish.
     pub rules: Arc<Rules>,
+}
+
+impl VmEntry {
+    /// Whether there is anything that proves it.
+    pub fn has_proof(&self) -> bool {
+        self.cid.is_some() || self.socket.is_some() || self.serial.is_some() || self.token.is_some()
+    }
 }
 
 /// What a VM may do.
@@ -194,6 +201,10 @@ impl Policy {
         match (self.trust, identity) {
             (Trust::Proven, Identity::Name) => return Err(Denied::NotProven),
             (Trust::Known, Identity::Name) if entry.is_none() => return Err(Denied::UnknownVm),
+            // Who can prove it has to: or leaving the proof out would do what a wrong one does not.
+            (Trust::Known, Identity::Name) if entry.is_some_and(VmEntry::has_proof) => {
+                return Err(Denied::NotProven);
+            }
             _ => {}
         }
         let rules = entry.map_or(&self.any, |vm| &vm.rules).clone();
@@ -300,9 +311,11 @@ mod tests {
             for ((vm, token), answer) in names.iter().zip(answers) {
                 assert_eq!(judge(trust, Origin::Local, vm, *token), answer, "{trust:?} {vm} {token:?}");
             }
+            let bare = judge(trust, Origin::Local, "db", None);
+            assert_eq!(bare, if trust == Trust::Open { Ok(Identity::Name) } else { Err(NotProven) });
             let remote = |token| judge(trust, Origin::Remote, "db", token);
             assert_eq!(remote(Some("secret-of-db")), Err(TokenOverNetwork), "right or wrong");
-            assert_eq!(remote(None).is_ok(), trust != Trust::Proven);
+            assert_eq!(remote(None).is_ok(), trust == Trust::Open);
         }
         // What another session was given as its token proves nothing, and a VM without one needs none.
         assert_eq!(judge(Trust::Open, Origin::Local, "plain", Some("20b25f")), Ok(Identity::Name));

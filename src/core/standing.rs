@@ -3,6 +3,7 @@
 //! Always holds: a session tells it, nobody asks the session (invariant 8); nothing here waits for anything but a
 //! copy of a few topics, and what is kept is bounded. Pure. Owner: `status.rs`; the session tells.
 
+use super::identity::Identity;
 use super::limits::TOPICS_SHOWN;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ pub struct Standing {
     topics: Mutex<Topics>,
     queued: AtomicU64,
     behind: AtomicU64,
+    identity: Mutex<Identity>,
     changed: Arc<AtomicBool>,
 }
 
@@ -33,8 +35,15 @@ impl Standing {
             topics: Mutex::default(),
             queued: AtomicU64::new(0),
             behind: AtomicU64::new(LIVE),
+            identity: Mutex::new(Identity::Name),
             changed,
         }
+    }
+
+    /// What proves its name.
+    pub fn proved(&self, identity: Identity) {
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity;
+        self.changed.store(true, Relaxed);
     }
 
     /// What it subscribes to now, names and patterns, in any order.
@@ -75,6 +84,8 @@ pub(super) struct Together {
     pub queued: u64,
     /// The most events that any is behind `head_seq`.
     pub lag: u64,
+    /// The weakest of what proves their name, when there are any.
+    pub identity: Option<Identity>,
 }
 
 impl Together {
@@ -88,6 +99,8 @@ impl Together {
             let shown = (fitting(&topics.first, bytes) + 1).min(topics.first.len());
             all.topics.extend(topics.first[..shown].iter().map(|topic| topic.to_string()));
             all.topics_more += topics.more + (topics.first.len() - shown) as u64;
+            all.identity =
+                all.identity.max(Some(*session.identity.lock().unwrap_or_else(PoisonError::into_inner)));
             all.queued += session.queued.load(Relaxed);
             all.lag = all.lag.max((head_seq + 1).saturating_sub(session.behind.load(Relaxed)));
         }
@@ -155,7 +168,12 @@ mod tests {
     #[test]
     fn the_queue_is_the_sum_and_the_lag_the_greatest() {
         let sessions = [session(&[]), session(&[]), session(&[])];
-        assert_eq!(Together::of(&sessions, 100, 9), Together::default());
+        let nothing = |identity| Together { identity: Some(identity), ..Together::default() };
+        assert_eq!(Together::of(&sessions, 100, 9), nothing(Identity::Name));
+        // The weakest proof is shown.
+        let proofs = [Identity::Cid, Identity::Socket, Identity::Cid];
+        sessions.iter().zip(proofs).for_each(|(session, proof)| session.proved(proof));
+        assert_eq!(Together::of(&sessions, 100, 9), nothing(Identity::Socket));
         sessions.iter().zip([3, 4, 0]).for_each(|(session, events)| session.queued(events));
         sessions.iter().zip([Some(91), None, Some(1)]).for_each(|(session, next)| session.behind(next));
         let all = Together::of(&sessions, 100, 9);

@@ -63,7 +63,7 @@ impl Vm {
         self.changed.store(true, Relaxed);
     }
 
-    /// What proves its name.
+    /// What proved its name when it said hello; it stands for the VM while there is no session.
     pub fn proved(&self, identity: Identity) {
         *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity;
         self.changed.store(true, Relaxed);
@@ -108,7 +108,9 @@ impl Vm {
     fn record(&self, head_seq: u64, topic_bytes: usize) -> VmRecord {
         let stamp = |at: &AtomicI64| Some(at.load(Relaxed)).filter(|at| *at != NEVER);
         let sessions = self.sessions();
-        let Together { topics, topics_more, queued, lag } = Together::of(&sessions, head_seq, topic_bytes);
+        let said = || *self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        let Together { topics, topics_more, queued, lag, identity } =
+            Together::of(&sessions, head_seq, topic_bytes);
         VmRecord {
             name: self.name.as_str().to_owned(),
             handshake: stamp(&self.handshake),
@@ -117,7 +119,7 @@ impl Vm {
             sessions: u32::try_from(sessions.len()).unwrap_or(u32::MAX),
             in_flight: self.in_flight.load(Relaxed).max(0) as u64,
             capabilities: self.capabilities.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            identity: self.identity.lock().unwrap_or_else(PoisonError::into_inner).as_str().to_owned(),
+            identity: identity.unwrap_or_else(said).as_str().to_owned(),
             topics,
             topics_more,
             queued,

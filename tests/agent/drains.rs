@@ -163,7 +163,7 @@ fn nothing_overtakes_what_is_refused_for_now_and_what_is_refused_for_good_stands
     let fake = FakeBroker::start(dir.path());
     let agent = Agent::start(dir.path(), &at(dir.path()), &[]);
     let (mut session, hello) = fake.guest();
-    assert!(hello.starts_with("hello vm:web capabilities=bus-v1,heartbeat epoch="), "{hello}");
+    assert!(hello.starts_with("hello vm:web capabilities=bus-v1,heartbeat instance="), "{hello}");
     publish_ids(&agent, &["a", "b", "c", "d"]);
     let sent = session.receive_all(4);
     assert_eq!(sent.iter().map(id).collect::<Vec<_>>(), ["a", "b", "c", "d"]);

@@ -41,7 +41,7 @@ fn what_an_operator_has_to_mend_is_said_once_with_what_to_do_and_asked_slowly() 
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
     let agent = Agent::start(dir.path(), &at(dir.path()), &["--token-file", token.to_str().unwrap()]);
     let (mut stream, hello) = fake.connection();
-    assert!(hello.contains(" token=secret-of-web epoch="), "{hello}");
+    assert!(hello.contains(" token=secret-of-web instance="), "{hello}");
     std::io::Write::write_all(stream.get_mut(), b"error: wrong-token\n").unwrap();
     drop(stream);
     agent.wait_for(
@@ -80,4 +80,25 @@ fn a_broker_that_asks_for_patience_gets_it() {
     let (mut stream, _) = fake.connection();
     std::io::Write::write_all(stream.get_mut(), b"ok session=1 epoch=0123\n").unwrap();
     agent.wait_for("it answers somebody else's hello");
+}
+
+#[test]
+fn heartbeats_that_come_together_have_one_answer_and_what_nobody_knows_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeBroker::start(dir.path());
+    let agent = Agent::start(dir.path(), &at(dir.path()), &[]);
+    let (mut session, _) = fake.guest();
+    session.send_bytes(r#"{"type":"advice","seq":"soon","gap":[]}"#);
+    let body = br#"{"type":"heartbeat"}"#;
+    let frame = [&(body.len() as u32).to_be_bytes()[..], body].concat();
+    session.try_send_raw(&frame.repeat(10_000)).unwrap();
+    agent.program().publish(r#"{"topic":"t"}"#);
+    let (mut answers, mut is_published) = (0, false);
+    while !is_published || answers == 0 {
+        let frame = session.receive().unwrap();
+        answers += u32::from(frame["type"] == "heartbeat");
+        is_published |= frame["type"] == "publish";
+    }
+    assert!(answers < 2000, "{answers}");
+    assert!(!agent.said().contains("is not bus-v1"), "{}", agent.said());
 }

@@ -308,7 +308,12 @@ fn what_cannot_be_is_refused_before_anything_is_sent() {
         (&["publish", "--size", "1"], 2, "usage", "2 bytes at least"),
         (&["deliver", "--size", "39"], 2, "usage", "40 bytes at least"),
         (&["fanout", "--connections", "5", "--stopped", "5"], 2, "usage", "none of 5"),
-        (&["publish", "--broker", "127.0.0.1:7070"], 2, "usage", "tcp:HOST:PORT or unix:PATH"),
+        (
+            &["publish", "--broker", "127.0.0.1:7070"],
+            2,
+            "usage",
+            "tcp:HOST:PORT, unix:PATH or vsock:CID:PORT",
+        ),
         (&["publish", "--connections", "0"], 2, "usage", "--connections"),
         (&["publish", "--duration", "0s"], 2, "usage", "more than nothing"),
         (&["publish", "--topic", "a b"], 65, "bad-topic", "--topic \\\"a b\\\""),

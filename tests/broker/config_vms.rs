@@ -75,7 +75,10 @@ fn every_mistake_is_said_with_its_line() {
     );
     let want = [
         ("c.toml:2:23: ", "broker.tcp: 0.0.0.0:0 is not of the loopback: under trust = \"open\""),
-        ("c.toml:3:11: ", "broker.hybrid: \"/run/vms/vsock\" is no path with one *"),
+        (
+            "c.toml:3:11: ",
+            "broker.hybrid: \"/run/vms/vsock\" is no path of sockets, like \"/run/vms/*.vsock\": it does not have exactly",
+        ),
         ("c.toml:5:1: ", "there is no setting \"retain_aeg\" in [limits]; did you mean retain_age?"),
         ("c.toml:8:7: ", "vms.cid: 2 is nobody's"),
         ("c.toml:11:8: ", "vms.name: the VM web is there twice; the first is in line 7"),
@@ -152,13 +155,13 @@ fn a_broker_refuses_what_only_it_looks_at() {
 fn token_files_are_looked_at_before_they_are_believed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
-    let text = format!("[[vms]]\nname = \"a\"\ntoken_file = {path:?}\n");
+    let text = format!("broker.trust = \"proven\"\n[[vms]]\nname = \"a\"\ntoken_file = {path:?}\n");
     let say = || check(dir.path(), &text);
     let refused = |words: &str| {
         let (code, _, err) = say();
         assert_eq!(code, Some(78), "{words}");
         assert!(
-            err.len() == 1 && err[0].starts_with("c.toml:3:14: ") && err[0].contains(words),
+            err.len() == 1 && err[0].starts_with("c.toml:4:14: ") && err[0].contains(words),
             "{words}: {err:?}"
         );
     };
@@ -194,7 +197,7 @@ fn token_files_are_looked_at_before_they_are_believed() {
     write(&path, "short", 0o600);
     let (code, _, err) = say();
     assert_eq!(code, Some(0));
-    assert!(err[0].starts_with("c.toml:3:14: warning: vms.token_file: it is shorter than 16"), "{err:?}");
+    assert!(err[0].starts_with("c.toml:4:14: warning: vms.token_file: it is shorter than 16"), "{err:?}");
 
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
@@ -224,8 +227,8 @@ fn what_deserves_a_word_gets_one() {
     let dir = tempfile::tempdir().unwrap();
     for (text, want) in [
         (
-            "[[vms]]\nname = \"a\"\ncid = 7",
-            "c.toml:3:7: warning: vms.cid: a cannot come in by vsock: say vsock = 7070",
+            "broker.trust = \"known\"\n[[vms]]\nname = \"a\"\ncid = 7",
+            "c.toml:4:7: warning: vms.cid: a cannot come in by vsock: say vsock = 7070",
         ),
         (
             "broker.trust = \"known\"",
@@ -244,10 +247,23 @@ fn what_deserves_a_word_gets_one() {
             "c.toml:1:18: warning: broker.hybrid: there is no folder /nowhere;",
         ),
         (
-            "[[vms]]\nname = \"a\"\nsocket = \"/nowhere/a\"",
-            "c.toml:3:10: warning: vms.socket: there is no folder /nowhere;",
+            "broker.trust = \"known\"\n[[vms]]\nname = \"a\"\nsocket = \"/nowhere/a\"",
+            "c.toml:4:10: warning: vms.socket: there is no folder /nowhere;",
         ),
-        ("[[vms]]\nname = \"a\"\ntoken = \"short\"", "c.toml:3:9: warning: vms.token: it is shorter than 16"),
+        (
+            "broker.trust = \"known\"\n[[vms]]\nname = \"a\"\ntoken = \"short\"",
+            "c.toml:4:9: warning: vms.token: it is shorter than 16",
+        ),
+        (
+            "broker.trust = \"known\"\nbroker.tcp = [\"[::ffff:127.0.0.1]:1\", \"0.0.0.0:1\"]\n[[vms]]\nname = \"a\"",
+            "c.toml:2:39: warning: broker.tcp: 0.0.0.0:1 is not of the loopback: names are not proven there, nothing is \
+             encrypted, and tokens are refused",
+        ),
+        (
+            "[[vms]]\nname = \"a\"\n[[vms]]\nname = \"b\"\nserial = \"/run/b\"\n[[vms]]\nname = \"c\"\nserial = \"/run/c\"",
+            "c.toml:4:8: warning: vms.name: under trust = \"open\" anybody may take the names of VMs that have a proof, \
+             as b has",
+        ),
         (
             "broker.trust = \"proven\"\nbroker.tcp = [\"0.0.0.0:1\"]\n[[vms]]\nname = \"a\"\nserial = \"/run/a\"",
             "c.toml:2:15: warning: broker.tcp: nobody comes in by 0.0.0.0:1",
@@ -257,17 +273,78 @@ fn what_deserves_a_word_gets_one() {
         assert_eq!(code, Some(0), "{text}: {err:?}");
         assert!(err.len() == 1 && err[0].starts_with(want), "{text}: {err:?}");
     }
-    let file =
-        write(&dir.path().join("c.toml"), "[[vms]]\nname = \"a\"\ntoken = \"0123456789abcdef\"", 0o644);
-    let (code, _, err) = run(castra().args(["config", "check"]).arg(&file));
-    assert_eq!(code, Some(0));
-    assert!(
-        err.len() == 1 && err[0].contains("c.toml:3:9: warning: vms.token: anybody on this machine can read")
-    );
-    for quiet in
-        ["broker.trust = \"known\"\nbroker.hybrid = [\"/tmp/*.x\"]", "broker.hybrid = [\"/tmp/v-*/x\"]"]
-    {
+    for quiet in [
+        "broker.trust = \"known\"\nbroker.hybrid = [\"/tmp/*.x\"]",
+        "broker.hybrid = [\"/tmp/v-*/x\"]",
+        "broker.tcp = [\"[::ffff:127.0.0.1]:1\"]\n[[vms]]\nname = \"a\"",
+    ] {
         assert_eq!(check(dir.path(), quiet).2, Vec::<String>::new(), "{quiet}");
+    }
+}
+
+/// Who may read a token has it, and who may write a castra.toml says who comes in.
+#[test]
+fn who_may_read_and_write_a_castra_toml_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    let bare = "broker.trust = \"known\"\n[[vms]]\nname = \"a\"\n";
+    let with_token = [bare, "token = \"0123456789abcdef\""].concat();
+    let read = |who: &str| (4, 9, format!("warning: vms.token: {who} can read this file"));
+    let written = |who: &str| (1, 1, format!("warning: {who} can write this file"));
+    let (group, anybody) = ("its group", "anybody on this machine");
+    for (mode, of_token, of_any) in [
+        (0o600, vec![], vec![]),
+        (0o640, vec![read(group)], vec![]),
+        (0o604, vec![read(anybody)], vec![]),
+        (0o644, vec![read(anybody)], vec![]),
+        (0o620, vec![], vec![written(group)]),
+        (0o602, vec![], vec![written(anybody)]),
+        (0o666, vec![read(anybody)], vec![written(anybody)]),
+    ] {
+        for (text, of_token) in [(bare, vec![]), (&*with_token, of_token)] {
+            write(&file, text, mode);
+            let (code, _, err) = run(castra().args(["config", "check"]).arg(&file));
+            let want: Vec<_> = of_any.iter().cloned().chain(of_token).collect();
+            assert_eq!((code, err.len()), (Some(0), want.len()), "{mode:o}: {err:?}");
+            for (line, (at, column, words)) in err.iter().zip(want) {
+                assert!(line.contains(&format!("c.toml:{at}:{column}: {words} (mode {mode:04o})")), "{line}");
+            }
+        }
+    }
+    assert_eq!(run(castra().args(["config", "check", "/dev/null"])).2, Vec::<String>::new());
+}
+
+#[test]
+fn a_path_of_a_vm_is_plain_and_leads_to_a_socket_or_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    for (line, column, words) in [
+        ("broker.hybrid = [\"/run/vms/../*.vsock\"]", 18, "'.' or '..' in it"),
+        ("broker.hybrid = [\"/run/./*.vsock\"]", 18, "'.' or '..' in it"),
+        ("vms = [{name = \"a\", socket = \"/run/../a\"}]", 30, "vms.socket: \"/run/../a\" has . or .. in it"),
+        ("vms = [{name = \"a\", serial = \"/run/./a\"}]", 30, "vms.serial: \"/run/./a\" has . or .. in it"),
+        ("vms = [{name = \"a\", token_file = \"/run/credentials/../a\"}]", 34, "has . or .. in it"),
+        ("vms = [{name = \"a\", socket = \"/run/a\", serial = \"/run//a\"}]", 49, "there twice"),
+    ] {
+        let (code, _, err) = check(dir.path(), line);
+        assert_eq!(code, Some(78), "{line}: {err:?}");
+        let is = |said: &String| said.starts_with(&format!("c.toml:1:{column}: ")) && said.contains(words);
+        assert!(err.iter().any(is), "{line}: {err:?}");
+    }
+
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("file"), "").unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    for key in ["socket", "serial"] {
+        for (at, is_said) in
+            [(path("file"), true), (dir.path().into(), true), (path("socket"), false), (path("later"), false)]
+        {
+            let text = format!("broker.trust = \"proven\"\n[[vms]]\nname = \"a\"\n{key} = {at:?}");
+            let (code, _, err) = check(dir.path(), &text);
+            assert_eq!((code, err.len()), (Some(0), usize::from(is_said)), "{err:?}");
+            let want =
+                format!("c.toml:4:10: warning: vms.{key}: {} is there, and it is no socket", at.display());
+            assert!(err.iter().all(|line| line.starts_with(&want)), "{err:?}");
+        }
     }
 }
 

@@ -27,8 +27,12 @@ fn castra_toml_opens_and_shuts_the_doors_of_vms() {
         Some(broker.status()["vms"][0].clone()).filter(|vm| vm["name"] == "web")
     });
     assert_eq!(vm["identity"], "socket");
-    let listeners = broker.status()["broker"]["listeners"].to_string();
-    assert!(listeners.contains(&format!("hybrid:{}", path("vms/*.vsock").display())), "{listeners}");
+    let listens = |broker: &Broker, what: String| {
+        eventually(&what, || {
+            broker.status()["broker"]["listeners"].to_string().contains(&what).then_some(())
+        });
+    };
+    listens(&broker, format!("hybrid:{}", path("vms/*.vsock").display()));
     broker.kill();
     assert!(beside(&web).exists(), "nobody removed it");
     let broker = start();
@@ -44,6 +48,7 @@ fn castra_toml_opens_and_shuts_the_doors_of_vms() {
     session(&other, "other");
     line.set_nonblocking(true).unwrap();
     eventually("the broker at the line", || line.accept().ok());
+    listens(&broker, format!("serial:{}", serial.display()));
     publishes(&mut guest);
 
     say("[broker]\ntrust = \"proven\"\n");

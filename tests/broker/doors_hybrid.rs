@@ -161,10 +161,8 @@ fn a_new_policy_takes_effect_at_once() {
     // The same socket is another VM's: who is there is asked anew.
     world.reload(&Say::default().socket("web", &place.vm("db")));
     assert_eq!(db.receive()["reason"], "identity-revoked");
-    eventually("the other name", || {
-        let (_, answer) = dial(&place.vm("db"), "web");
-        answer.starts_with("ok session=").then_some(())
-    });
+    eventually("the other name", || (place.said("hybrid: open vm=web").len() == 2).then_some(()));
+    session(&place.vm("db"), "web");
     assert_eq!(dial(&place.vm("db"), "db").1, "error: identity-mismatch");
 }
 
@@ -222,14 +220,13 @@ fn links_are_worked_through() {
     let mut guest = session(&real, "web");
     assert!(!beside(&place.vm("web")).exists());
     world.reload(&Say::default().glob(place.path("j/*/root/v.sock")));
-    // It is found by another way now, which says the same of it: but the first way is taken back.
-    assert_eq!(guest.receive()["reason"], "identity-revoked");
-    publishes(&mut session(&real, "web"));
     // A folder that is a link, made after the start, to a folder with VMs in it.
     std::fs::create_dir_all(place.path("jail/db/root")).unwrap();
     let db = place.path("jail/db/root/v.sock");
     let _db = UnixListener::bind(&db).unwrap();
     session(&db, "db");
+    // It is found by another way now, which says the same of it.
+    publishes(&mut guest);
     // The link leads elsewhere.
     std::fs::create_dir_all(place.path("k/new/root")).unwrap();
     let new = place.path("k/new/root/v.sock");
@@ -238,4 +235,126 @@ fn links_are_worked_through() {
     symlink(place.path("k"), place.path("j")).unwrap();
     session(&new, "new");
     gone(&beside(&db));
+}
+
+#[test]
+fn a_glob_or_an_entry_that_says_the_same_keeps_sessions() {
+    let place = Place::new();
+    let _vmms = [place.boot("web"), place.boot("db"), place.boot("new")];
+    let world = place.broker(&place.glob());
+    let mut web = session(&place.vm("web"), "web");
+    let mut db = session(&place.vm("db"), "db");
+    let untouched = inode(&beside(&place.vm("web")));
+    symlink(place.path("vms"), place.path("v")).unwrap();
+    world.reload(&Say::default().socket("web", &place.path("v/web.vsock")));
+    assert_eq!(db.receive()["reason"], "identity-revoked");
+    publishes(&mut web);
+    world.reload(&place.glob());
+    session(&place.vm("new"), "new");
+    publishes(&mut web);
+    assert_eq!(inode(&beside(&place.vm("web"))), untouched);
+    // And is no other's after all that.
+    world.reload(&Say::default());
+    assert_eq!(web.receive()["reason"], "identity-revoked");
+}
+
+#[test]
+fn a_socket_that_is_another_vms_now_ends_sessions() {
+    let place = Place::new();
+    let _vmms = [place.boot("ghost"), place.boot("stays")];
+    let world = place.broker(&place.glob());
+    let (mut ghost, mut stays) = (session(&place.vm("ghost"), "ghost"), session(&place.vm("stays"), "stays"));
+    world.reload(&place.glob().socket("other", &place.vm("ghost")));
+    assert_eq!(ghost.receive()["reason"], "identity-revoked");
+    place.hears("hybrid: open vm=other");
+    session(&place.vm("ghost"), "other");
+    publishes(&mut stays);
+    place.hears("it is the socket of VM other now");
+    assert!(place.said("is there no longer").is_empty());
+}
+
+#[test]
+fn a_link_goes_behind_the_socket_itself() {
+    let place = Place::new();
+    let web = place.vm("web");
+    let _vmm = place.boot("web");
+    let link = place.path("evil.vsock");
+    symlink(&web, &link).unwrap();
+    let evil = Say::default().socket("evil", &link);
+    let world = place.broker(&evil);
+    let mut guest = session(&web, "evil");
+    world.reload(&evil.socket("web", &web));
+    assert_eq!(guest.receive()["reason"], "identity-revoked");
+    place.hears("hybrid: open vm=web");
+    place.hears("evil.vsock: this is the socket of VM web");
+    session(&web, "web");
+}
+
+#[test]
+fn a_link_of_another_uid_leads_nowhere() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("a_link_of_another_uid_leads_nowhere", "only root gives files away");
+    }
+    let place = Place::new();
+    for folder in ["j/evil/root", "j/web/root/run", "own", "etcx"] {
+        std::fs::create_dir_all(place.path(folder)).unwrap();
+    }
+    let link = |to: &str, at: &str| {
+        symlink(to, place.path(at)).unwrap();
+        std::os::unix::fs::lchown(place.path(at), Some(4711), None).unwrap();
+    };
+    let web = place.path("j/web/root/run/v.sock");
+    let _vmm = UnixListener::bind(&web).unwrap();
+    link("../../web/root/run", "j/evil/root/run");
+    link("../j/web/root/run/v.sock", "own/evil.vsock");
+    link(place.path("etcx/anything").to_str().unwrap(), "own/evil2.vsock");
+    link(place.path("etcx").to_str().unwrap(), "own/etc");
+    let say = Say::default().glob(place.path("j/*/root/run/v.sock")).glob(place.path("own/etc/*.vsock"));
+    let say = say.socket("evil1", &place.path("own/evil.vsock"));
+    let say = say.socket("evil2", &place.path("own/evil2.vsock"));
+    let _world = place.broker(&say.socket("evil3", &place.path("own/etc/passwd")));
+    publishes(&mut session(&web, "web"));
+    for vm in ["evil", "evil1", "evil2"] {
+        assert_eq!(dial(&web, vm).1, "error: identity-mismatch");
+    }
+    let said =
+        ["evil/root/run/v.sock", "own/evil.vsock", "own/evil2.vsock", "own/etc/passwd", "own/etc/*.vsock"];
+    let said = said.map(|path| format!("{path}: a link of uid 4711"));
+    said.iter().for_each(|what| drop(place.hears(what)));
+    assert_eq!(std::fs::read_dir(place.path("etcx")).unwrap().count(), 0);
+    // It has its own instead.
+    std::fs::remove_file(place.path("j/evil/root/run")).unwrap();
+    std::fs::create_dir(place.path("j/evil/root/run")).unwrap();
+    let evil = place.path("j/evil/root/run/v.sock");
+    let _evil = UnixListener::bind(&evil).unwrap();
+    session(&evil, "evil");
+    said.iter().for_each(|what| assert_eq!(place.said(what).len(), 1, "{what}"));
+}
+
+#[test]
+fn sockets_of_others_are_left_alone() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("sockets_of_others_are_left_alone", "only root gives files away");
+    }
+    let place = Place::new();
+    let _vmms = [place.boot("web"), place.boot("db"), place.boot("tmp")];
+    let give = |path: &std::path::Path| std::os::unix::fs::chown(path, Some(4711), None).unwrap();
+    let left = |name: &str| {
+        drop(UnixListener::bind(beside(&place.vm(name))).unwrap());
+        give(&beside(&place.vm(name)));
+        inode(&beside(&place.vm(name)))
+    };
+    let (web, gone) = (left("web"), left("gone"));
+    left("db");
+    give(&place.vm("db"));
+    let new = place.path("vms/tmp.vsock_7070.new");
+    std::fs::write(&new, "not ours").unwrap();
+    let world = place.broker(&place.glob());
+    session(&place.vm("db"), "db");
+    place.hears("web.vsock: the broker's socket beside it cannot be made: there is a socket of uid 4711");
+    place.hears("tmp.vsock: the broker's socket beside it cannot be made");
+    place.hears("gone.vsock_7070");
+    world.stop();
+    assert_eq!((inode(&beside(&place.vm("web"))), inode(&beside(&place.vm("gone")))), (web, gone));
+    assert_eq!(std::fs::read(&new).unwrap(), b"not ours");
 }

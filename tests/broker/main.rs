@@ -20,6 +20,7 @@ mod duplicates;
 mod exit_codes;
 mod fake_broker;
 mod handshake;
+mod instance;
 mod limits;
 mod logging;
 mod logs;

@@ -81,20 +81,32 @@ fn a_session_goes_on_while_its_identity_holds_and_ends_when_it_does_not() {
     let dir = tempfile::tempdir().unwrap();
     let token = |name: &str| format!("token = \"0123456789-of-{name}\"");
     let known = "broker.trust = \"known\"\n";
-    let before =
-        [known, &vm("same", &token("same")), &vm("other", &token("other")), &vm("gone", "")].concat();
+    let before = [
+        known,
+        &vm("same", &token("same")),
+        &vm("other", &token("other")),
+        &vm("plain", ""),
+        &vm("gone", ""),
+    ]
+    .concat();
     let configured = Configured::start(dir.path(), &before);
     let mut same = configured.guest("same", "0123456789-of-same");
     let mut other = configured.guest("other", "0123456789-of-other");
-    let mut unproven = configured.guest("other", "");
+    let mut unproven = configured.guest("plain", "");
     let mut gone = configured.guest("gone", "");
     assert_eq!(configured.greet("new", "").1, "error: unknown-vm");
     assert_eq!(same.ask(r#"{"type":"subscribe","topic":"news"}"#)["status"], "ok");
 
-    let after =
-        [known, &vm("same", &token("same")), &vm("other", &token("another")), &vm("new", "")].concat();
+    let after = [
+        known,
+        &vm("same", &token("same")),
+        &vm("other", &token("another")),
+        &vm("plain", ""),
+        &vm("new", ""),
+    ]
+    .concat();
     let said = configured.reload(&after, TAKEN);
-    assert!(said.contains(r#"trust="known" vms=3 added=1 removed=1 changed=1"#), "{said}");
+    assert!(said.contains(r#"trust="known" vms=4 added=1 removed=1 changed=1"#), "{said}");
     is_revoked(&mut other);
     is_revoked(&mut gone);
     is_alive(&mut same);
@@ -114,7 +126,7 @@ fn a_session_goes_on_while_its_identity_holds_and_ends_when_it_does_not() {
 
     // From known to proven: what is only a name ends. The connection that began before the first reload is the same.
     let said = configured.reload(&after.replace("known", "proven"), TAKEN);
-    assert!(said.contains(r#"trust="proven" vms=3 added=0 removed=0 changed=0"#), "{said}");
+    assert!(said.contains(r#"trust="proven" vms=4 added=0 removed=0 changed=0"#), "{said}");
     is_revoked(&mut unproven);
     assert_eq!(configured.greet("new", "").1, "error: not-proven");
     is_alive(&mut same);
@@ -233,6 +245,31 @@ fn what_needs_a_restart_is_said_and_flags_go_before() {
     assert!(later.ends_with("takes effect at the next start: limits.vms, limits.idle_time"), "{later}");
     let _web = configured.guest("web", "");
     assert_eq!(configured.greet("db", "").1, "error: unknown-vm");
+}
+
+#[test]
+fn what_deserves_a_word_is_in_the_log_with_its_place_at_start_and_at_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("serial");
+    std::fs::write(&path, "").unwrap();
+    let text = ["broker.trust = \"known\"\n", &vm("web", &format!("serial = {path:?}"))].concat();
+    let configured = Configured::start(dir.path(), &text);
+    let place = |line: usize| {
+        format!("config: {}:{line}:10: vms.serial: {} is there", configured.file.display(), path.display())
+    };
+    eventually("a word at the start", || configured.log(&place(4)).pop());
+    configured.reload(&["\n", &*text].concat(), TAKEN);
+    eventually("a word at the reload", || configured.log(&place(5)).pop());
+}
+
+/// `[::ffff:127.0.0.1]` is of the loopback to the door, and so to whoever looks whether trust may be open.
+#[test]
+fn the_loopback_is_the_same_to_the_door_and_to_a_reload() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--trust", "open", "--tcp", "[::ffff:127.0.0.1]:0"];
+    let configured = Configured::start_args(dir.path(), "", &args);
+    configured.reload(&vm("web", ""), TAKEN);
+    assert!(configured.log(REFUSED).is_empty());
 }
 
 #[test]

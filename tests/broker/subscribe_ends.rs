@@ -101,14 +101,14 @@ fn subscribers_that_are_killed_go_on_where_they_were() {
         publishers.into_iter().for_each(|thread| thread.join().unwrap());
         // The last one of each kind.
         let mut last = broker.guest("last");
-        for topic in ["t0.x", "t1.x", "t2.x"] {
-            last.ask(format!(r#"{{"type":"publish","topic":"{topic}","id":"last"}}"#));
+        for (n, topic) in ["t0.x", "t1.x", "t2.x"].into_iter().enumerate() {
+            last.ask(format!(r#"{{"type":"publish","topic":"{topic}","id":"last{n}"}}"#));
         }
         eventually("the logs", || (broker.log("last").len() == 3).then_some(()));
         for (pattern, mut seen) in seen {
             let mut guest = seen.session(&broker, pattern);
             let want = if pattern == ">" { 3 } else { 1 };
-            while seen.events.iter().filter(|e| e["id"] == "last").count() < want {
+            while seen.events.iter().filter(|e| e["vm"] == "last").count() < want {
                 assert!(seen.take(&mut guest));
             }
             seen.check(dir.path(), pattern.trim_end_matches(['*', '>', 'x', '.']));

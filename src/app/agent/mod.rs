@@ -37,13 +37,8 @@ pub fn run(mut args: AgentArgs, json: &mut bool) -> Result<Exit, Failure> {
     let (plan, bounds) = (given::plan(&args)?, given::bounds(&args)?);
     log(&args.log_level);
     let service = Service::start().map_err(Failure::system)?;
-    let Opened { outbox, aside } = Outbox::open(&args.state_dir, bounds).map_err(|e| unopened(&e))?;
-    if let Some(aside) = aside {
-        let aside = aside.display();
-        tracing::error!(
-            "the outbox was damaged: it is kept as {aside}, and a new one begun; what it had may not be sent"
-        );
-    }
+    // That a damaged one was put aside is said where it is done.
+    let Opened { outbox, .. } = Outbox::open(&args.state_dir, bounds).map_err(|e| unopened(&e))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     let result = runtime.block_on(serve(plan, &args.socket, &outbox, &service));

@@ -46,12 +46,15 @@ pub struct OutOfStep;
 struct Flying {
     n: u64,
     id: String,
+    bytes: usize,
 }
 
 /// What is under way in one session.
 #[derive(Debug, Default)]
 pub struct Drain {
     under_way: VecDeque<Flying>,
+    /// The bytes of their frames.
+    bytes: usize,
     /// The last that was sent.
     last: u64,
     /// The first that was refused for now.
@@ -85,10 +88,16 @@ impl Drain {
         self.under_way.len()
     }
 
-    /// This one was sent.
-    pub fn sent(&mut self, n: u64, id: String) {
+    /// The bytes of their frames.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// This one was sent, in a frame of so many bytes.
+    pub fn sent(&mut self, n: u64, id: String, bytes: usize) {
         self.last = n;
-        self.under_way.push_back(Flying { n, id });
+        self.bytes += bytes;
+        self.under_way.push_back(Flying { n, id, bytes });
     }
 
     /// Takes the answer to the oldest event under way; the wait after a refusal is picked by `chance`.
@@ -97,6 +106,7 @@ impl Drain {
     /// It is the answer to something else.
     pub fn answered(&mut self, ack: &Ack<'_>, now: Duration, chance: u64) -> Result<Fate, OutOfStep> {
         let flying = self.under_way.pop_front().ok_or(OutOfStep)?;
+        self.bytes -= flying.bytes;
         // A refusal of what could not be read has no id.
         if ack.id.as_ref().is_some_and(|id| id.0 != flying.id) {
             return Err(OutOfStep);
@@ -155,9 +165,10 @@ mod tests {
         let mut drain = Drain::new();
         assert_eq!(drain.wants(zero), Some((0, WINDOW)));
         for n in [4, 5, 6, 7] {
-            drain.sent(n, format!("i{n}"));
+            drain.sent(n, format!("i{n}"), 10);
         }
         assert_eq!((drain.wants(zero), drain.under_way()), (Some((7, WINDOW - 4)), 4));
+        assert_eq!(drain.bytes(), 40);
         let sent = |n, seq, duplicate| Ok(Fate::Sent(Sent { n, seq, duplicate }));
         assert_eq!(answer(&mut drain, &ok("i4", 10), zero), sent(4, 10, false));
         let again = r#"{"type":"ack","ack":"publish","status":"ok","seq":3,"id":"i5","duplicate":true}"#;
@@ -167,8 +178,9 @@ mod tests {
         let stored =
             r#"{"type":"ack","ack":"publish","status":"error","code":"logs-behind","seq":12,"id":"i7"}"#;
         assert_eq!(answer(&mut drain, stored, zero), sent(7, 12, false));
+        assert_eq!(drain.bytes(), 0);
         assert_eq!(answer(&mut drain, &ok("i8", 13), zero), Err(OutOfStep), "nothing is under way");
-        drain.sent(8, "i8".into());
+        drain.sent(8, "i8".into(), 10);
         assert_eq!(answer(&mut drain, &ok("i9", 13), zero), Err(OutOfStep));
     }
 
@@ -177,7 +189,7 @@ mod tests {
         let (zero, second) = (Duration::ZERO, Duration::from_secs(1));
         let mut drain = Drain::new();
         for n in 1..=3 {
-            drain.sent(n, format!("i{n}"));
+            drain.sent(n, format!("i{n}"), 10);
         }
         assert!(matches!(answer(&mut drain, &refused("disk-full"), zero), Ok(Fate::Held(..))));
         assert_eq!(drain.wants(second), None, "the rest is not answered yet");
@@ -185,11 +197,11 @@ mod tests {
         assert!(matches!(answer(&mut drain, &refused("disk-full"), zero), Ok(Fate::Held(..))));
         assert_eq!((drain.wants(zero), drain.next()), (None, Some(FIRST)));
         assert_eq!(drain.wants(FIRST), Some((0, 1)), "from there on, one at a time");
-        drain.sent(1, "i1".into());
+        drain.sent(1, "i1".into(), 10);
         assert_eq!(drain.wants(second), None);
         let _ = answer(&mut drain, &refused("disk-full"), second);
         assert_eq!(drain.next(), Some(second + 2 * FIRST));
-        drain.sent(1, "i1".into());
+        drain.sent(1, "i1".into(), 10);
         assert!(matches!(answer(&mut drain, &ok("i1", 1), second), Ok(Fate::Sent(_))));
         assert_eq!((drain.wants(2 * second), drain.next()), (Some((1, WINDOW)), None));
     }
@@ -212,7 +224,7 @@ mod tests {
                 }
                 if let Some((after, room)) = drain.wants(now) {
                     for n in pending.iter().copied().filter(|n| *n > after).take(room) {
-                        drain.sent(n, n.to_string());
+                        drain.sent(n, n.to_string(), 10);
                         wire.push_back(n);
                     }
                 }

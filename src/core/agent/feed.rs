@@ -29,8 +29,10 @@ pub struct Feed {
     room: Room,
     /// Bounded by the room.
     lines: UnboundedSender<Vec<u8>>,
-    /// The place where it begins is to be remembered.
+    /// The place where it begins is to be remembered …
     is_new: bool,
+    /// … and is this one, once it is known: nothing is handed on before it is written down.
+    place: Option<Cursor>,
 }
 
 /// What is to be done after a frame.
@@ -69,7 +71,7 @@ impl Feed {
         let is_new = cursor.is_none();
         let following = cursor.map_or_else(Following::default, |c| Following::behind(c.seq, c.ts, c.id));
         let mode = Mode::Asked;
-        Ok(Feed { patterns, begin, name, following, mode, room, lines, is_new })
+        Ok(Feed { patterns, begin, name, following, mode, room, lines, is_new, place: None })
     }
 
     /// The frame that subscribes in a new session.
@@ -83,14 +85,14 @@ impl Feed {
         subscribe(SUB, &self.patterns, &self.begin, self.following.from())
     }
 
-    /// Takes a frame of the broker's that is about it. `Some`: it begins behind this place.
-    pub fn take(&mut self, received: Received<'_>) -> (After, Option<Cursor>) {
-        let (mut place, is_new) = (None, &mut self.is_new);
+    /// Takes a frame of the broker's that is about it.
+    pub fn take(&mut self, received: Received<'_>) -> After {
+        let (place, is_new) = (&mut self.place, self.is_new);
         self.following.take(received, &mut self.mode, &mut |news| match news {
             News::Subscribed(next) => {
                 tracing::info!(from = next, "subscribed");
-                if std::mem::take(is_new) {
-                    place = Some(Cursor { seq: next.saturating_sub(1), ts: 0, id: String::new() });
+                if is_new && place.is_none() {
+                    *place = Some(Cursor { seq: next.saturating_sub(1), ts: 0, id: String::new() });
                 }
             }
             News::Gap(Gap { from, to }) => tracing::warn!(
@@ -98,7 +100,7 @@ impl Feed {
             ),
             News::Events(_) | News::Lost(..) => {}
         });
-        let after = match self.following.closed.take() {
+        match self.following.closed.take() {
             None => After::Nothing,
             Some(Broken::OtherJournal { .. }) => self.anew(),
             Some(Broken::Refused { code, .. }) if code == "seq-ahead" && self.following.next.is_some() => {
@@ -107,8 +109,7 @@ impl Feed {
             Some(Broken::Refused { code, reason }) => After::Refused(code, reason),
             // The session itself looks at what ends it.
             Some(Broken::Lost { .. }) => After::Nothing,
-        };
-        (after, place)
+        }
     }
 
     fn anew(&mut self) -> After {
@@ -116,12 +117,26 @@ impl Feed {
             "the broker's journal is not the one that was received from (an older backup was restored, or it is another broker); beginning at its earliest event"
         );
         self.following = Following::default();
-        (self.begin, self.is_new) = (Begin::Earliest, true);
+        (self.begin, self.is_new, self.place) = (Begin::Earliest, true, None);
         After::Anew
+    }
+
+    /// The place that is still to be written down.
+    pub fn place(&self) -> Option<&Cursor> {
+        self.place.as_ref()
+    }
+
+    /// That place is written down.
+    pub fn placed(&mut self) {
+        (self.is_new, self.place) = (false, None);
     }
 
     /// Hands on what came.
     pub fn hand_on(&mut self) {
+        // The handler moves the same cursor.
+        if self.place.is_some() {
+            return;
+        }
         let (room, lines) = (&self.room, &self.lines);
         self.following.hand_out(room, &mut |news| {
             if let News::Events(bytes) = news {
@@ -136,19 +151,20 @@ impl Feed {
         [json!({"type": "unsubscribe", "sub": SUB}), self.ask()]
     }
 
-    /// The frame that stops it, when there is no room for more.
+    /// The frame that stops it, when there is no room for more, or its place is not written down.
     pub fn pause(&mut self) -> Option<Value> {
-        let full = self.mode == Mode::Taking && self.room.used() >= FOLLOW_BYTES;
+        let full = self.mode == Mode::Taking && (self.place.is_some() || self.room.used() >= FOLLOW_BYTES);
         full.then(|| {
             self.mode = Mode::Paused;
             json!({"type": "unsubscribe", "sub": SUB})
         })
     }
 
-    /// The frame that lets it go on; pends while it is not paused, or there is no room.
+    /// The frame that lets it go on; pends while it is not paused, there is no room, or its
+    /// place is not written down.
     pub async fn resumed(&self) {
         match self.mode {
-            Mode::Paused => self.room.freed().await,
+            Mode::Paused if self.place.is_none() => self.room.freed().await,
             _ => std::future::pending().await,
         }
     }
@@ -161,5 +177,43 @@ impl Feed {
     /// The name of its cursor.
     pub fn name(&self) -> &str {
         &self.name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::agent::outbox::Bounds;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    fn take(feed: &mut Feed, frame: &str) {
+        let mut body = frame.as_bytes().to_vec();
+        assert_eq!(feed.take(Received::parse(&mut body).unwrap()), After::Nothing);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_handed_on_before_its_place_is_written_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::open(dir.path(), Bounds::default()).unwrap().outbox;
+        let (lines, mut handed) = unbounded_channel();
+        let patterns = vec![Pattern::parse("t").unwrap()];
+        let mut feed = Feed::open(patterns, Begin::Latest, &outbox, Room::default(), lines).await.unwrap();
+        for _ in 0..2 {
+            // It cannot be written, and the session is lost.
+            let _ = feed.begin();
+            take(&mut feed, r#"{"type":"ack","ack":"subscribe","status":"ok","next_seq":5}"#);
+            assert_eq!(feed.place().unwrap().seq, 4);
+            let event = r#"{"type":"event","sub":"agent","seq":5,"ts":1,"id":"x","vm":"a","topic":"t"}"#;
+            take(&mut feed, event);
+            feed.hand_on();
+            assert!(handed.try_recv().is_err());
+            assert!(feed.pause().is_some(), "nothing more is to come");
+        }
+        feed.placed();
+        feed.resumed().await;
+        feed.hand_on();
+        assert!(handed.try_recv().unwrap().ends_with(b"}\n"));
+        assert_eq!(feed.place(), None);
+        outbox.close().await;
     }
 }

@@ -27,12 +27,19 @@ use crate::core::follow::may_pass;
 use crate::core::identity::VmName;
 use bytes::BytesMut;
 use std::io;
+use std::sync::LazyLock;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// A hello has its answer within this time.
 const GREETING: Duration = Duration::from_secs(10);
+
+/// This process: a broker ends what is left of its earlier sessions before it answers the hello of the next one, so
+/// that late bytes of a connection that was given up are nothing any more.
+static INSTANCE: LazyLock<String> = LazyLock::new(|| format!("{:016x}", super::chance()));
+/// The close reason of an earlier session of this process.
+const REPLACED: &str = "replaced";
 
 /// How it stands with the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +63,10 @@ impl Identity {
     /// The hello line, without its end.
     pub fn hello(&self, epoch: &str) -> String {
         let token = self.token.as_ref().map(|token| format!(" token={token}")).unwrap_or_default();
-        format!("hello vm:{} capabilities=bus-v1,heartbeat{token} epoch={epoch}", self.vm)
+        format!(
+            "hello vm:{} capabilities=bus-v1,heartbeat{token} instance={} epoch={epoch}",
+            self.vm, *INSTANCE
+        )
     }
 }
 
@@ -94,7 +104,7 @@ impl<D: Dial> Link<D> {
                     None => return,
                 },
                 Err(NoSession { why, came }) => {
-                    self.away(why).await;
+                    self.away(why, true).await;
                     came
                 }
             };
@@ -126,6 +136,7 @@ impl<D: Dial> Link<D> {
             *line = Some((way.clone(), pipe));
         }
         let mut after = Duration::ZERO;
+        let is_bad = !matches!(&ended, Ended::Closed(reason, _) if reason == REPLACED);
         let why = match ended {
             Ended::Told => return None,
             Ended::Closed(reason, retry_after) => {
@@ -135,31 +146,36 @@ impl<D: Dial> Link<D> {
             Ended::Lost(error) => format!("the connection to {way} was lost: {error}"),
             Ended::Broken(why) => format!("what came from {way} is not bus-v1: {why}"),
             Ended::Silent(time) => format!("the host was not heard on {way} for {} s", time.as_secs()),
+            Ended::Stuck(time) => format!("the host took nothing on {way} for {} s", time.as_secs()),
             Ended::Outbox(error) => {
-                self.away(error.to_string()).await;
+                self.away(error.to_string(), true).await;
                 return Some(Came::Refusal);
             }
         };
-        self.away(why).await;
+        self.away(why, is_bad).await;
         Some(Came::Nothing(after))
     }
 
     /// There is no session; said when it was not said before.
-    async fn away(&self, why: String) {
+    async fn away(&self, why: String, is_bad: bool) {
         let is_new = self.standing.send_if_modified(|standing| {
             let is_new = *standing != Standing::Away(why.clone());
             *standing = Standing::Away(why.clone());
             is_new
         });
-        if is_new {
+        if !is_bad {
+            tracing::info!("{why}");
+        } else if is_new {
             tracing::warn!("{why}; trying again, what is published meanwhile is kept");
             self.outbox.said(&why).await;
         }
     }
 
-    /// Tries the ways one after the other, until one leads to a session or to a refusal.
+    /// Tries the ways one after the other, until one leads to a session; a refusal is what an operator hears of
+    /// if none does.
     async fn open(&mut self, line: &mut Option<(Way, Pipe)>) -> Result<(Way, Pipe), NoSession> {
-        let mut failed = Vec::new();
+        let (mut failed, mut refused) = (Vec::new(), Vec::new());
+        let mut came = Came::Nothing(Duration::ZERO);
         for way in self.ways.in_order() {
             let epoch = format!("{:016x}", super::chance());
             let kept = line.take_if(|(of, _)| *of == way).map(|(_, pipe)| pipe);
@@ -168,20 +184,24 @@ impl<D: Dial> Link<D> {
                 Err(ClientError::Refused(reason)) => {
                     let passes =
                         reason != "too-many-wrong-tokens" && may_pass(&ClientError::Refused(reason.clone()));
-                    let came = if passes { Came::Nothing(Duration::ZERO) } else { Came::Refusal };
-                    let why = format!(
-                        "the broker on {way} refuses this VM: {}",
-                        what_to_do(&reason, &self.identity)
-                    );
-                    return Err(NoSession { why, came });
+                    if !passes {
+                        came = Came::Refusal;
+                    }
+                    let what = what_to_do(&reason, &self.identity);
+                    refused.push(format!("the broker on {way} refuses this VM: {what}"));
+                    continue;
                 }
                 Err(ClientError::Connect(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
             failed.push(format!("{way}: {error}"));
         }
-        let why = format!("no broker answers ({})", failed.join("; "));
-        Err(NoSession { why, came: Came::Nothing(Duration::ZERO) })
+        let why = match (refused.join("; "), failed.join("; ")) {
+            (none, failed) if none.is_empty() => format!("no broker answers ({failed})"),
+            (refused, none) if none.is_empty() => refused,
+            (refused, failed) => format!("{refused} (and nobody answers on {failed})"),
+        };
+        Err(NoSession { why, came })
     }
 
     /// Opens one way and says hello.
@@ -305,6 +325,8 @@ mod tests {
     #[derive(Clone)]
     struct Fake {
         leads: &'static str,
+        /// Is there, and refuses.
+        refuses: &'static str,
         dialled: Arc<Mutex<Vec<String>>>,
         greeted: Arc<watch::Sender<u32>>,
     }
@@ -312,7 +334,8 @@ mod tests {
     impl Dial for Fake {
         async fn dial(&self, way: &Way) -> io::Result<(Reader, Writer)> {
             self.dialled.lock().unwrap().push(way.to_string());
-            if way.to_string() != self.leads {
+            let refuses = way.to_string() == self.refuses;
+            if way.to_string() != self.leads && !refuses {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             let (ours, theirs) = tokio::io::duplex(100_000);
@@ -322,6 +345,10 @@ mod tests {
                 let mut lines = BufReader::new(reader).lines();
                 writer.write_all(b"castra-broker 0 ready\n").await.unwrap();
                 while let Ok(Some(line)) = lines.next_line().await {
+                    if refuses {
+                        writer.write_all(b"error: unknown-vm\n").await.unwrap();
+                        return;
+                    }
                     if let Some((_, epoch)) = line.rsplit_once("epoch=") {
                         let close = br#"{"type":"close","reason":"draining","retry_after_ms":0}"#;
                         writer.write_all(format!("ok session=1 epoch={epoch}\n").as_bytes()).await.unwrap();
@@ -337,11 +364,11 @@ mod tests {
     }
 
     /// What `auto` dials until there were two sessions.
-    async fn dialled(leads: &'static str) -> Vec<String> {
+    async fn dialled(leads: &'static str, refuses: &'static str) -> Vec<String> {
         let dir = tempfile::tempdir().unwrap();
         let outbox = Outbox::open(dir.path(), Bounds::default()).unwrap().outbox;
         let (greeted, mut greetings) = watch::channel(0);
-        let fake = Fake { leads, dialled: Arc::default(), greeted: Arc::new(greeted) };
+        let fake = Fake { leads, refuses, dialled: Arc::default(), greeted: Arc::new(greeted) };
         let (standing, _stands) = watch::channel(Standing::Away("looking".into()));
         let (stop, stopped) = watch::channel(false);
         let times = Times { beat: Duration::from_secs(10), silence: Duration::from_secs(30) };
@@ -363,9 +390,11 @@ mod tests {
     #[tokio::test]
     async fn auto_tries_one_way_after_the_other_and_then_what_worked() {
         let (vsock, serial, tcp) = ("vsock:2:7070", "serial:org.castra.bus.0", "tcp:10.0.2.2:7070");
-        assert_eq!(dialled(tcp).await, [vsock, serial, tcp, tcp]);
-        assert_eq!(dialled(vsock).await, [vsock, vsock]);
+        assert_eq!(dialled(tcp, "").await, [vsock, serial, tcp, tcp]);
+        assert_eq!(dialled(vsock, "").await, [vsock, vsock]);
         // A line that is open stays open.
-        assert_eq!(dialled(serial).await, [vsock, serial]);
+        assert_eq!(dialled(serial, "").await, [vsock, serial]);
+        // One that refuses stands in no other one's way.
+        assert_eq!(dialled(tcp, vsock).await, [vsock, serial, tcp, tcp]);
     }
 }

@@ -1,6 +1,6 @@
 //! A connection's bytes out and in, for a loop that does both at once.
 //!
-//! Always holds: what was pushed is written in order, whole frames at a time are taken out, and dropping a step loses
+//! Always holds: what was pushed is written in order and kept no longer, neither way waits for the other, whole frames at a time are taken out, and dropping a step loses
 //! nothing. Owner: the session, or the hello before it.
 
 use crate::core::stream::{Reader, Writer};
@@ -26,27 +26,23 @@ pub struct Pipe {
     writer: Writer,
     /// What came and is not taken yet.
     pub input: BytesMut,
-    out: Vec<u8>,
-    written: usize,
+    /// What was pushed and is not written yet.
+    out: BytesMut,
 }
 
 impl Pipe {
     /// Of a connection; `input` was read of it already.
     pub fn new(reader: Reader, writer: Writer, input: BytesMut) -> Self {
-        Pipe { reader, writer, input, out: Vec::new(), written: 0 }
+        Pipe { reader, writer, input, out: BytesMut::new() }
     }
 
     /// Whether all that was pushed is written.
     pub fn is_written(&self) -> bool {
-        self.written == self.out.len()
+        self.out.is_empty()
     }
 
     /// Writes these bytes, later.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.is_written() {
-            self.out.clear();
-            self.written = 0;
-        }
         self.out.extend_from_slice(bytes);
     }
 
@@ -59,8 +55,7 @@ impl Pipe {
 
     /// What was not written yet is not written any more.
     pub fn forget(&mut self) {
-        self.out.clear();
-        self.written = 0;
+        self.out = BytesMut::new();
     }
 
     /// Reads or writes something, whichever is possible first.
@@ -70,13 +65,12 @@ impl Pipe {
     pub async fn step(&mut self) -> io::Result<Step> {
         self.input.reserve(READ_BYTES);
         tokio::select! {
-            biased;
             n = self.reader.read_buf(&mut self.input) => match n? {
                 0 => Err(io::ErrorKind::UnexpectedEof.into()),
                 _ => Ok(Step::Read),
             },
-            n = self.writer.write(&self.out[self.written..]), if self.written < self.out.len() => {
-                self.written += n?;
+            n = self.writer.write(&self.out), if !self.out.is_empty() => {
+                self.out.advance(n?);
                 Ok(Step::Wrote)
             }
         }
@@ -96,5 +90,27 @@ impl Pipe {
     pub async fn shutdown(&mut self) {
         // Whoever is gone does not mind.
         let _ = self.writer.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::split;
+
+    #[tokio::test]
+    async fn what_is_written_is_not_kept() {
+        let (ours, mut theirs) = tokio::io::duplex(10_000);
+        let (reader, writer) = split(ours);
+        let mut pipe = Pipe::new(Box::new(reader), Box::new(writer), BytesMut::new());
+        let mut bytes = [0; 10_000];
+        // There is always something that waits.
+        pipe.push(&[1; 100_000]);
+        for _ in 0..1000 {
+            assert_eq!(pipe.step().await.unwrap(), Step::Wrote);
+            theirs.read_exact(&mut bytes).await.unwrap();
+            pipe.push(&[1; 10_000]);
+        }
+        assert!(!pipe.is_written() && pipe.out.capacity() < 500_000, "{}", pipe.out.capacity());
     }
 }

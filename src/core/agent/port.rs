@@ -100,7 +100,6 @@ fn find(ports: &Path, name: &str) -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::fcntl::{FcntlArg, fcntl};
     use nix::sys::stat::Mode;
     use std::io::Write;
     use std::time::Duration;
@@ -115,7 +114,7 @@ mod tests {
         nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600)).unwrap();
         let (mut reader, _writer) = open(path.to_str().unwrap()).unwrap();
         let mut host = OpenOptions::new().write(true).open(&path).unwrap();
-        fcntl(&host, FcntlArg::F_SETFL(OFlag::O_DIRECT)).unwrap();
+        nix::fcntl::fcntl(&host, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_DIRECT)).unwrap();
         for packet in [b"one", b"two", b"six"] {
             host.write_all(packet).unwrap();
         }

@@ -24,6 +24,10 @@ const HEARTBEAT: &[u8] = b"{\"type\":\"heartbeat\"}";
 const AGAIN: Duration = Duration::from_secs(30);
 /// When the agent is told to end, what is under way is waited for so long.
 const LAST_ACKS: Duration = Duration::from_secs(2);
+/// A connection that takes nothing for so long, while something waits, is given up.
+const STUCK: Duration = Duration::from_secs(30);
+/// A cursor that could not be written is tried again after so long.
+const CURSOR_AGAIN: Duration = Duration::from_secs(5);
 /// A frame of length 0: the end, on a line that has none.
 const END: [u8; 4] = [0; 4];
 
@@ -40,6 +44,8 @@ pub enum Ended {
     Broken(String),
     /// The host was not heard for so long.
     Silent(Duration),
+    /// The connection took nothing for so long.
+    Stuck(Duration),
     /// The outbox cannot be read.
     Outbox(OutboxError),
 }
@@ -57,6 +63,12 @@ pub struct Session<'a> {
     is_more: bool,
     /// When the subscription is asked for again.
     subscribe_at: Option<Instant>,
+    /// When the place of the subscription is written down again.
+    cursor_at: Option<Instant>,
+    /// The broker asked for a sign of life.
+    is_asked: bool,
+    /// When the connection took something, or had nothing to take.
+    took: Instant,
     /// Something was stored or received.
     pub is_useful: bool,
 }
@@ -86,6 +98,9 @@ impl<'a> Session<'a> {
             pulse,
             is_more: true,
             subscribe_at: None,
+            cursor_at: None,
+            is_asked: false,
+            took: begun,
             is_useful: false,
         }
     }
@@ -121,21 +136,26 @@ impl<'a> Session<'a> {
                 }
             };
             tokio::select! {
+                // A broker that never stops talking holds up nothing else.
                 biased;
-                step = self.pipe.step() => self.stepped(step.map_err(Ended::Lost)?).await?,
                 () = told(stop) => return Ok(()),
                 () = changed.notified() => self.is_more = true,
                 () = resumed => if let Some(frame) = self.feed.as_deref_mut().map(Feed::resume) {
                     self.push(&frame);
                 },
-                () = sleep_until(due) => self.due()?,
+                () = sleep_until(due) => self.due().await?,
+                step = self.pipe.step() => self.stepped(step.map_err(Ended::Lost)?).await?,
             }
         }
     }
 
     async fn stepped(&mut self, step: Step) -> Result<(), Ended> {
         match step {
-            Step::Wrote => Ok(()),
+            Step::Wrote => {
+                self.took = Instant::now();
+                self.answer();
+                Ok(())
+            }
             Step::Read => {
                 self.pulse.heard(self.begun.elapsed());
                 self.take().await
@@ -148,22 +168,34 @@ impl<'a> Session<'a> {
     }
 
     fn push_body(&mut self, body: &[u8]) {
+        if self.pipe.is_written() {
+            self.took = Instant::now();
+        }
         self.pipe.push_frame(body);
         self.pulse.sent(self.begun.elapsed());
+    }
+
+    /// Answers the broker's heartbeats, all at once; bytes that wait are a sign of life as well.
+    fn answer(&mut self) {
+        if self.is_asked && self.pipe.is_written() {
+            self.is_asked = false;
+            self.push_body(HEARTBEAT);
+        }
     }
 
     /// Sends what the window has room for.
     async fn fetch(&mut self) -> Result<(), Ended> {
         // Half a window at a time: an event at a time would be a question to the database for each.
-        if !self.is_more || self.drain.under_way() > WINDOW / 2 {
+        let bytes = self.drain.bytes();
+        if !self.is_more || self.drain.under_way() > WINDOW / 2 || bytes > DRAIN_BYTES / 2 {
             return Ok(());
         }
         let Some((after, room)) = self.drain.wants(self.begun.elapsed()) else { return Ok(()) };
-        let entries = self.outbox.pending(after, room, DRAIN_BYTES).await.map_err(Ended::Outbox)?;
+        let entries = self.outbox.pending(after, room, DRAIN_BYTES - bytes).await.map_err(Ended::Outbox)?;
         self.is_more = !entries.is_empty();
         for entry in entries {
             self.push_body(&entry.frame);
-            self.drain.sent(entry.n, entry.id);
+            self.drain.sent(entry.n, entry.id, entry.frame.len());
         }
         Ok(())
     }
@@ -171,10 +203,19 @@ impl<'a> Session<'a> {
     fn next(&self) -> Instant {
         let drain = self.drain.next().filter(|_| self.is_more);
         let at = self.begun + drain.map_or(self.pulse.next(), |drain| drain.min(self.pulse.next()));
-        self.subscribe_at.map_or(at, |again| at.min(again))
+        let stuck = (!self.pipe.is_written()).then(|| self.took + STUCK);
+        [self.subscribe_at, self.cursor_at, stuck].into_iter().flatten().fold(at, Instant::min)
     }
 
-    fn due(&mut self) -> Result<(), Ended> {
+    async fn due(&mut self) -> Result<(), Ended> {
+        if !self.pipe.is_written() && self.took.elapsed() >= STUCK {
+            return Err(Ended::Stuck(self.took.elapsed()));
+        }
+        if self.cursor_at.is_some_and(|at| at <= Instant::now()) {
+            self.cursor_at = None;
+            self.write_place().await;
+            self.hand_on();
+        }
         if self.subscribe_at.is_some_and(|at| at <= Instant::now()) {
             self.subscribe_at = None;
             if let Some(frame) = self.feed.as_deref_mut().map(Feed::begin) {
@@ -182,7 +223,7 @@ impl<'a> Session<'a> {
             }
         }
         match self.pulse.look(self.begun.elapsed(), clocks()) {
-            Some(Due::Beat) => self.pipe.push_frame(HEARTBEAT),
+            Some(Due::Beat) => self.push_body(HEARTBEAT),
             Some(Due::Gone(time)) => return Err(Ended::Silent(time)),
             None => {}
         }
@@ -191,27 +232,43 @@ impl<'a> Session<'a> {
 
     /// Takes the frames that came.
     async fn take(&mut self) -> Result<(), Ended> {
-        let (mut fates, mut place) = (Vec::new(), None);
-        let ended = self.frames(&mut fates, &mut place);
+        let mut fates = Vec::new();
+        let ended = self.frames(&mut fates);
         self.settle(fates).await;
-        if let Some(feed) = self.feed.as_deref_mut() {
-            // Before what follows is handed on: the handler moves the same cursor.
-            if let Some(cursor) = place {
-                self.outbox.set_cursor(feed.name(), cursor).await.map_err(Ended::Outbox)?;
-            }
-            feed.hand_on();
-            if let Some(frame) = feed.pause() {
-                self.push(&frame);
-            }
+        self.answer();
+        // Before what follows is handed on: the handler moves the same cursor.
+        if self.cursor_at.is_none() {
+            self.write_place().await;
         }
+        self.hand_on();
         ended
     }
 
-    fn frames(
-        &mut self,
-        fates: &mut Vec<Fate>,
-        place: &mut Option<super::outbox::Cursor>,
-    ) -> Result<(), Ended> {
+    fn hand_on(&mut self) {
+        let Some(feed) = self.feed.as_deref_mut() else { return };
+        feed.hand_on();
+        if let Some(frame) = feed.pause() {
+            self.push(&frame);
+        }
+    }
+
+    /// Writes down where the subscription begins; a disk that is full now may not be later.
+    async fn write_place(&mut self) {
+        let Some(feed) = self.feed.as_deref_mut() else { return };
+        let Some(place) = feed.place() else { return };
+        match self.outbox.set_cursor(feed.name(), place.clone()).await {
+            Ok(()) => feed.placed(),
+            Err(error) => {
+                let seconds = CURSOR_AGAIN.as_secs();
+                tracing::error!(
+                    "the place of the subscription cannot be written ({error}); trying again every {seconds} s, nothing is handled until then"
+                );
+                self.cursor_at = Some(Instant::now() + CURSOR_AGAIN);
+            }
+        }
+    }
+
+    fn frames(&mut self, fates: &mut Vec<Fate>) -> Result<(), Ended> {
         let broken = |error: &dyn std::fmt::Display| Ended::Broken(error.to_string());
         while let Some(mut body) = self.pipe.frame().map_err(|e| broken(&e))? {
             match Received::parse(&mut body).map_err(|e| broken(&e))? {
@@ -223,23 +280,24 @@ impl<'a> Session<'a> {
                     fates.push(self.drain.answered(&ack, now, chance).map_err(|e| broken(&e))?);
                     self.is_useful = true;
                 }
-                Received::Heartbeat => self.push_body(HEARTBEAT),
+                Received::Heartbeat => self.is_asked = true,
                 Received::Close { reason, retry_after_ms } => {
                     return Err(Ended::Closed(reason.into_owned(), Duration::from_millis(retry_after_ms)));
                 }
                 Received::Ack(ack) if !ack.is_of("subscribe") => {}
-                received => self.fed(received, place),
+                received => self.fed(received),
             }
         }
         Ok(())
     }
 
-    fn fed(&mut self, received: Received<'_>, place: &mut Option<super::outbox::Cursor>) {
+    fn fed(&mut self, received: Received<'_>) {
         let Some(feed) = self.feed.as_deref_mut() else { return };
         self.is_useful |= matches!(received, Received::Event { .. });
-        let (after, begins) = feed.take(received);
-        *place = begins.or(place.take());
-        match after {
+        if matches!(&received, Received::Ack(ack) if ack.is_ok()) {
+            self.subscribe_at = None;
+        }
+        match feed.take(received) {
             After::Nothing => {}
             After::Anew => feed.anew_frames().iter().for_each(|frame| self.push(frame)),
             After::Refused(code, reason) => {

@@ -1,10 +1,12 @@
 //! What is wrong with settings as a whole, each being right by itself, and what deserves a word.
 //!
-//! Always holds: what is said has the place in castra.toml that it is about, if it is from there. Pure: whether a folder
-//! is there is asked of the caller. Owner: `app/config.rs`.
+//! Always holds: what is said has the place in castra.toml that it is about, if it is from there. Pure: what is at
+//! a path is asked of the caller. Owner: `app/config.rs`.
 
 use super::parse::{Mistake, Place, Places};
+use super::vms::VmSetting;
 use super::{HYBRID_SUFFIX, Settings};
+use crate::core::door::tcp::is_loopback;
 use crate::core::policy::Trust;
 // The address alone: no socket is opened here.
 use ::core::net::SocketAddr;
@@ -19,11 +21,25 @@ pub struct Advice {
     pub warnings: Vec<Mistake>,
 }
 
-/// Looks at all of it; `is_folder` says whether there is one. Places are those of the values that castra.toml decides.
-pub fn advise(settings: &Settings, places: &Places, is_folder: impl Fn(&Path) -> bool) -> Advice {
+/// What there is at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Is {
+    /// Nothing, or nothing that can be seen.
+    Absent,
+    /// A folder.
+    Folder,
+    /// A socket.
+    Socket,
+    /// Something else.
+    Other,
+}
+
+/// Looks at all of it; `look` says what is at a path. Places are those of the values that castra.toml decides.
+pub fn advise(settings: &Settings, places: &Places, look: impl Fn(&Path) -> Is) -> Advice {
     let mut advice = Advice::default();
     let trust = settings.trust;
-    for (n, addr) in settings.tcp.iter().enumerate().filter(|(_, addr)| !addr.ip().is_loopback()) {
+    let is_folder = |path: &Path| look(path) == Is::Folder;
+    for (n, addr) in settings.tcp.iter().enumerate().filter(|(_, addr)| !is_loopback(addr)) {
         let place = places.of("tcp", n);
         match trust {
             Trust::Open => advice.wrong.push(Mistake { place, message: open_to_all(addr) }),
@@ -31,7 +47,10 @@ pub fn advise(settings: &Settings, places: &Places, is_folder: impl Fn(&Path) ->
                 place,
                 format!("broker.tcp: nobody comes in by {addr}: under trust = \"proven\" a name is proven, and tokens are refused over a network"),
             ),
-            Trust::Known => {}
+            Trust::Known => advice.warn(
+                place,
+                format!("broker.tcp: {addr} is not of the loopback: names are not proven there, nothing is encrypted, and tokens are refused"),
+            ),
         }
     }
     if trust != Trust::Open && settings.vms.is_empty() && settings.hybrid.is_empty() {
@@ -66,16 +85,34 @@ pub fn advise(settings: &Settings, places: &Places, is_folder: impl Fn(&Path) ->
             );
             advice.warn(at("socket"), why);
         }
-        let proof = vm.cid.is_some() || vm.socket.is_some() || vm.serial.is_some() || vm.secret.is_some();
-        if trust == Trust::Proven && !proof && settings.hybrid.is_empty() {
+        for (key, path) in [("socket", &vm.socket), ("serial", &vm.serial)] {
+            let there = path.as_deref().map(|path| (path, look(path)));
+            if let Some((path, Is::Folder | Is::Other)) = there {
+                let why = format!("vms.{key}: {} is there, and it is no socket", path.display());
+                advice.warn(at(key), format!("{why}: {name} does not come in by it"));
+            }
+        }
+        if trust == Trust::Proven && !has_proof(vm) && settings.hybrid.is_empty() {
             let why = format!(
                 "vms.name: {name} is never let in under trust = \"proven\": give it a cid, socket, serial or token"
             );
             advice.warn(at("name"), why);
         }
     }
+    if let Some(n) = settings.vms.iter().position(has_proof).filter(|_| trust == Trust::Open) {
+        let name = &settings.vms[n].name;
+        let why = format!(
+            "vms.name: under trust = \"open\" anybody may take the names of VMs that have a proof, as {name} has; say trust = \"known\" or \"proven\""
+        );
+        advice.warn(places.vms.get(n).map(|vm| vm.of("name")), why);
+    }
     advice.warnings.sort();
     advice
+}
+
+/// Whether there is anything that proves it.
+fn has_proof(vm: &VmSetting) -> bool {
+    vm.cid.is_some() || vm.socket.is_some() || vm.serial.is_some() || vm.secret.is_some()
 }
 
 /// Anybody could come in by `addr`.

@@ -16,13 +16,14 @@ pub mod table;
 pub mod tokens;
 pub mod vms;
 
+use super::door::hybrid::glob::Glob;
 use super::limits::Limits;
 use super::policy::Trust;
 pub use parse::{Mistake, Place, Places, Reading};
 // The address alone: no socket is opened here.
 use ::core::net::{Ipv4Addr, SocketAddr};
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::{Kind, Number};
 pub use table::{SETTINGS, Setting};
@@ -321,11 +322,9 @@ fn meant<T: Copy>(words: &[(&'static str, T)], text: &str) -> Result<T, String> 
 
 /// A path of sockets: absolute, with one `*`, and short enough for a socket that has one letter in its place.
 fn check_glob(text: &str) -> Result<PathBuf, String> {
-    let stars = text.matches('*').count();
-    if !text.starts_with('/') || stars != 1 {
-        let why = "is no path with one *; the * stands for the VM's name, like \"/run/vms/*.vsock\"";
-        return Err(format!("{text:?} {why}"));
-    }
+    // By the door's own eyes: what it would not look at is not taken.
+    Glob::parse(Path::new(text))
+        .map_err(|why| format!("{text:?} is no path of sockets, like \"/run/vms/*.vsock\": {why}"))?;
     check_socket(text).map(|()| PathBuf::from(text))
 }
 
@@ -389,7 +388,9 @@ mod tests {
         let numbers = vec((any::<u64>(), any::<bool>()), SETTINGS.len());
         // As addresses are written: without the labels that an address of IPv6 may carry.
         let address = any::<(::core::net::IpAddr, u16)>().prop_map(SocketAddr::from);
-        let lists = (vec(address, 0..4), vec(path(), 0..4), vec("/run/[a-z ä\"]{0,9}[*][.a-z/]{0,9}x", 0..3));
+        let globs =
+            "/run/[a-z ä\"]{0,9}[*][.a-z/]{0,9}x".prop_filter("a glob", |text| check_glob(text).is_ok());
+        let lists = (vec(address, 0..4), vec(path(), 0..4), vec(globs, 0..3));
         let vms = vms::tests::vms();
         (option::of(path()), lists, numbers, vms).prop_map(
             |(state_root, (tcp, unix, globs), numbers, vms)| {

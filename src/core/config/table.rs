@@ -120,8 +120,10 @@ pub static SETTINGS: &[Setting] = &[
         "broker",
         "trust",
         Kind::Trust(|s| &mut s.trust),
-        "Whose names are taken: anybody's (open), those of [[vms]] (known), or those that a cid, a socket or a token\n\
-         # proves (proven). A reload (SIGHUP) puts trust, hybrid and [[vms]] in force at once",
+        "Whose names are taken: anybody's (open); those of [[vms]], with its proof where one has a cid, socket, serial\n\
+         # or token (known); only those that are proven so (proven). What a * of hybrid finds is known, and proven by its\n\
+         # socket. Under open anybody may take the name of a VM that has a proof.\n\
+         # A reload (SIGHUP) puts trust, hybrid and [[vms]] in force at once",
     ),
     setting("log", "level", Kind::Level(|s| &mut s.log_level), "How much logs/broker.log says"),
     setting(

@@ -140,7 +140,6 @@ impl Doors {
             doors.vsock = vsock::bind(port).map_err(failed(format!("vsock:{port}")))?;
             doors.listeners.extend(doors.vsock.as_ref().map(|_| format!("vsock:{port}")));
         }
-        doors.listeners.extend(named(&policy.borrow()));
         Ok(doors)
     }
 

@@ -12,6 +12,7 @@
 //! (`listen.rs`).
 
 mod allotment;
+mod greeting;
 pub mod hybrid;
 pub mod listen;
 mod places;
@@ -30,9 +31,8 @@ use super::session::Session;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
 use super::throttle::Throttle;
-use super::wire::handshake::{
-    self, BUS_V1, HEARTBEAT, HOST_BUS, Hello, HelloError, parse_hello, skip_to_hello, take_line,
-};
+use super::wire::handshake::{self, BUS_V1, HEARTBEAT, HOST_BUS, Hello};
+use greeting::{Refused, hear_hello};
 use nix::sys::socket::{Backlog, listen};
 pub use places::Place;
 use std::collections::BTreeMap;
@@ -42,9 +42,9 @@ use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 /// After an accept that failed (no descriptors) a door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
@@ -202,6 +202,13 @@ impl Lobby {
         match granted {
             Ok(Judged::Session(session)) => {
                 self.record(&peer, Some(&hello), Outcome::Granted(session.admitted.identity));
+                let turn = match &hello.instance {
+                    None => None,
+                    Some(instance) => tokio::select! {
+                        turn = self.bus.instances.enter(hello.name.clone(), instance) => Some(turn),
+                        () = self.ended() => None,
+                    },
+                };
                 let token = uuid::Uuid::new_v4().simple().to_string();
                 let line = handshake::granted(&token, hello.epoch.as_deref()) + "\n";
                 let sent = timeout(self.bus.limits.write_time, writer.write_all(line.as_bytes())).await;
@@ -210,7 +217,7 @@ impl Lobby {
                     let beats = hello.has(HEARTBEAT);
                     let session =
                         Session::new(&self.bus, presence, claim, admitted, beats, (reader, writer), input);
-                    session.run().await;
+                    session.run(turn).await;
                     drop(place);
                 } else {
                     tracing::info!(vm = %hello.name, remote = %peer.address, "session: gone before its first frame");
@@ -230,7 +237,8 @@ impl Lobby {
     /// Whether a peer is what it says. Who guesses tokens waits here.
     async fn admit(&self, claim: &Claim) -> Result<Admitted, &'static str> {
         let throttle = || self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        let source = claim.peer.source();
+        // By name as well: behind one address there may be many VMs, and one that guesses must not keep out the others.
+        let source = format!("{} {}", claim.peer.source(), claim.name);
         if claim.token.is_some() {
             let wait = throttle().wait(&source, self.begun.elapsed()).ok_or("too-many-wrong-tokens")?;
             if !wait.is_zero() {
@@ -269,6 +277,7 @@ impl Lobby {
         let place = self.bus.sessions.clone().try_acquire_owned().map_err(|_| "too-many-sessions")?;
         let presence =
             vm.open_session(self.bus.limits.sessions_per_vm).ok_or("too-many-sessions-of-this-vm")?;
+        presence.standing().proved(admitted.identity);
         Ok(Judged::Session(Box::new(Granted { claim, presence, admitted, place })))
     }
 
@@ -279,7 +288,9 @@ impl Lobby {
             Outcome::Denied(reason) => ("denied", Some(reason), None),
             Outcome::Timeout => ("timeout", Some("hello-timeout"), None),
         };
-        let identity = identity.map(Identity::as_str);
+        // Who came by the way of another VM is known for that one.
+        let mismatch = reason == Some(Denied::IdentityMismatch.reason());
+        let identity = identity.or(peer.origin.proof().filter(|_| mismatch)).map(Identity::as_str);
         let vm = hello.map(|hello| hello.name.as_str());
         let capabilities = hello.map_or(&[][..], |hello| &hello.capabilities);
         let session_kind = if capabilities.iter().any(|c| c == BUS_V1) { BUS_V1 } else { "handshake-only" };
@@ -328,60 +339,11 @@ enum Outcome {
     Timeout,
 }
 
-/// A handshake that came to no hello.
-struct Refused {
-    reason: String,
-    outcome: Outcome,
-}
-
-impl Refused {
-    fn denied(reason: &'static str) -> Self {
-        Refused { reason: reason.to_owned(), outcome: Outcome::Denied(reason) }
-    }
-}
-
-impl From<HelloError> for Refused {
-    fn from(error: HelloError) -> Self {
-        Refused::denied(error.reason())
-    }
-}
-
 /// Resolves when this handshake has to make place for a newer one.
 async fn crowded_out(dropped: Option<oneshot::Receiver<()>>) {
     match dropped {
         Some(dropped) => drop(dropped.await),
         None => std::future::pending().await,
-    }
-}
-
-/// Says the banner and reads the hello; what was sent behind it stays in `input`. `None`: gone.
-async fn hear_hello(
-    bus: &Bus,
-    is_line: bool,
-    reader: &mut Reader,
-    writer: &mut Writer,
-    input: &mut Vec<u8>,
-) -> Result<Option<Hello>, Refused> {
-    let until = Instant::now() + if is_line { NEVER } else { bus.limits.hello_time };
-    let late = |_| Refused { reason: "hello-timeout".to_owned(), outcome: Outcome::Timeout };
-    let banner = format!("castra-broker {VERSION} ready\n");
-    if timeout_at(until, writer.write_all(banner.as_bytes())).await.map_err(late)?.is_err() {
-        return Ok(None);
-    }
-    loop {
-        if is_line {
-            if let Some(line) = skip_to_hello(input) {
-                return Ok(Some(parse_hello(&line)?));
-            }
-        } else if let Some((line, taken)) = take_line(input)? {
-            let hello = parse_hello(line)?;
-            input.drain(..taken);
-            return Ok(Some(hello));
-        }
-        match timeout_at(until, reader.read_buf(input)).await.map_err(late)? {
-            Ok(0) | Err(_) => return Ok(None),
-            Ok(_) => {}
-        }
     }
 }
 

@@ -46,9 +46,13 @@ pub fn adopt(listener: std::net::TcpListener, trust: Trust) -> Result<TcpListene
     Ok(TcpListener::from_std(listener)?)
 }
 
+/// Whether only this machine reaches `addr`; that it may be an address of IPv4 written as one of IPv6 makes no difference.
+pub fn is_loopback(addr: &SocketAddr) -> bool {
+    addr.ip().to_canonical().is_loopback()
+}
+
 fn refuse_open(addr: SocketAddr, trust: Trust) -> Result<(), BindError> {
-    let is_loopback = addr.ip().to_canonical().is_loopback();
-    if is_loopback || trust != Trust::Open { Ok(()) } else { Err(BindError::NotLoopback) }
+    if is_loopback(&addr) || trust != Trust::Open { Ok(()) } else { Err(BindError::NotLoopback) }
 }
 
 /// The next connection.
@@ -59,7 +63,7 @@ pub async fn accept(listener: &TcpListener) -> io::Result<Connection> {
     let (stream, addr) = listener.accept().await?;
     stream.set_nodelay(true)?;
     let (reader, writer) = stream.into_split();
-    let origin = if addr.ip().to_canonical().is_loopback() { Origin::Local } else { Origin::Remote };
+    let origin = if is_loopback(&addr) { Origin::Local } else { Origin::Remote };
     let peer = Peer { address: addr.to_string(), origin };
     Ok(Connection { reader: Box::new(reader), writer: Box::new(writer), peer, is_line: false })
 }

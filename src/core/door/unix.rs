@@ -70,7 +70,8 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(make(path, None)?.listener)
 }
 
-/// The same, and gives the file to `owner`, who alone (and root) may connect.
+/// The same, and gives the file to `owner`, who alone (and root) may connect. Only a socket of ours or of theirs gives
+/// way.
 ///
 /// # Errors
 /// Those of [`bind`]. That it could not be given is none.
@@ -79,15 +80,11 @@ pub fn make(path: &Path, owner: Option<Uid>) -> io::Result<Made> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
-    if std::fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
-        return Err(io::Error::new(
-            io::ErrorKind::AlreadyExists,
-            "there is a file of that name that is no socket",
-        ));
-    }
+    may_replace(path, owner)?;
     if is_served(path)? {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody else listens there"));
     }
+    may_replace(&new, owner)?;
     let _ = std::fs::remove_file(&new);
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -95,7 +92,7 @@ pub fn make(path: &Path, owner: Option<Uid>) -> io::Result<Made> {
     fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
     nix::sys::socket::bind(listener.as_raw_fd(), &UnixAddr::new(&new)?)?;
     let made = finish(&listener, &new, path, owner);
-    if made.is_err() {
+    if made.is_err() && may_replace(&new, owner).is_ok() {
         let _ = std::fs::remove_file(&new);
     }
     let (file, not_given) = made?;
@@ -128,6 +125,28 @@ fn give(path: &Path, owner: Uid) -> io::Result<()> {
         return Err(io::Error::other("somebody put another file in its place"));
     }
     Ok(fchownat(&held, "", Some(owner), None, AtFlags::AT_EMPTY_PATH)?)
+}
+
+/// Whether what is at `path` may be replaced or removed: a socket that belongs to us, or, where there is one, to
+/// `owner`. Nothing at all may be replaced.
+///
+/// # Errors
+/// Why not.
+pub fn may_replace(path: &Path, owner: Option<Uid>) -> io::Result<()> {
+    let is = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        is => is?,
+    };
+    if !is.file_type().is_socket() {
+        let why = "there is a file of that name that is no socket";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    }
+    let uid = Uid::from_raw(is.uid());
+    if owner.is_some_and(|owner| uid != owner && uid != geteuid()) {
+        let why = format!("there is a socket of uid {uid} of that name, which is left alone; remove it");
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, why));
+    }
+    Ok(())
 }
 
 /// Whether a socket is at `path` that nobody listens at any more.

@@ -69,7 +69,7 @@ impl Following {
     #[cfg_attr(not(feature = "agent"), allow(dead_code, reason = "only the agent remembers"))]
     pub fn behind(seq: u64, ts: u64, id: String) -> Self {
         let last = (!id.is_empty()).then_some(Seen { seq, ts, id });
-        Following { next: Some(seq + 1), last, ..Following::default() }
+        Following { next: Some(seq.saturating_add(1)), last, ..Following::default() }
     }
 
     /// There is a new session.
@@ -130,7 +130,7 @@ impl Following {
         if self.is_same(seq, line, next) && seq >= next {
             self.lines.extend_from_slice(line);
             self.lines.push(b'\n');
-            self.next = Some(seq + 1);
+            self.next = Some(seq.saturating_add(1));
         }
     }
 
@@ -153,7 +153,7 @@ impl Following {
             self.is_checking = false;
         }
         if gap.to >= next {
-            self.next = Some(gap.to + 1);
+            self.next = Some(gap.to.saturating_add(1));
             news(News::Gap(Gap { from: gap.from.max(next), to: gap.to }));
         }
     }

@@ -17,6 +17,7 @@ use super::bus::{Bus, Ending};
 use super::end::End;
 use super::events::Signals;
 use super::ids::IdSource;
+use super::instances::Place;
 use super::limits::OUTPUT_BYTES;
 use super::policy::{Admitted, Claim};
 use super::signals::Signal;
@@ -113,9 +114,10 @@ impl<'a> Session<'a> {
         self.id
     }
 
-    /// Runs it to its end.
-    pub async fn run(mut self) {
-        let mut end = self.serve().await;
+    /// Runs it to its end, which is when its `turn` is over at the latest.
+    pub async fn run(mut self, turn: Option<Place>) {
+        let mut end = self.serve(turn.as_ref()).await;
+        drop(turn);
         let mut state = State::Open.next(Input::Ended(end));
         // To everybody but the peer it is gone.
         self.subscribing.clear();
@@ -144,7 +146,7 @@ impl<'a> Session<'a> {
         self.begun.elapsed()
     }
 
-    async fn serve(&mut self) -> End {
+    async fn serve(&mut self, turn: Option<&Place>) -> End {
         let (mut ending, outlet) = (self.ending.clone(), self.subscribing.outlet.clone());
         let ended = ended(&mut ending);
         let alarm = sleep_until(self.begun + LONG);
@@ -152,7 +154,7 @@ impl<'a> Session<'a> {
         loop {
             // Publishes may wait here for a place.
             self.pulse.reads(false, self.now());
-            if let Err(end) = self.take_frames().await {
+            if let Err(end) = self.take_frames(turn).await {
                 return end;
             }
             self.deliver();
@@ -177,6 +179,10 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 why = &mut ended => return why.into(),
+                () = replaced(turn) => return End::Replaced,
+                () = self.rights.changed() => if let Err(end) = self.take_policy() {
+                    return end;
+                },
                 written = poll_fn(|cx| poll_write(&mut self.writer, &self.output, cx)), if !self.output.is_empty() => {
                     if let Err(end) = self.wrote(written) {
                         return end;
@@ -199,9 +205,6 @@ impl<'a> Session<'a> {
                     }
                 }
                 () = outlet.ready() => {}
-                () = self.rights.changed() => if let Err(end) = self.take_policy() {
-                    return end;
-                },
                 () = &mut alarm => if let Err(end) = self.look() {
                     return end;
                 },
@@ -316,6 +319,14 @@ fn poll_write(writer: &mut Writer, output: &Output, cx: &mut Context<'_>) -> Pol
     let mut slices = [IoSlice::new(b""); SLICES];
     let count = output.slices(&mut slices);
     Pin::new(writer).poll_write_vectored(cx, &slices[..count])
+}
+
+/// Resolves when the same program has begun another session.
+async fn replaced(turn: Option<&Place>) {
+    match turn {
+        Some(turn) => turn.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves when sessions must end, with why.

@@ -8,6 +8,7 @@ use crate::core::clock;
 use crate::core::end::End;
 use crate::core::event::Batch;
 use crate::core::identity::Role;
+use crate::core::instances::Place;
 use crate::core::journal::{NotCommitted, Outcome, Receipt};
 use crate::core::limits::{BATCH_BYTES, OUTPUT_BYTES};
 use crate::core::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_committed};
@@ -95,12 +96,20 @@ impl Session<'_> {
     }
 
     /// Turns what was read into rounds, as far as the window goes.
-    pub(super) async fn take_frames(&mut self) -> Result<(), End> {
+    ///
+    /// # Errors
+    /// The framing is broken, or the session may not go on: whoever sends without end is looked at as well.
+    pub(super) async fn take_frames(&mut self, turn: Option<&Place>) -> Result<(), End> {
+        self.check(turn)?;
         let input = std::mem::take(&mut self.input);
         let (mut taken, mut broken) = (0, None);
         while self.may_take() && broken.is_none() {
             // A peer that sends without end has its turn like the others.
             consume_budget().await;
+            broken = self.check(turn).err();
+            if broken.is_some() {
+                break;
+            }
             let before = taken;
             let now = clock::wall_ms();
             let mut round = Round::reusing(self.publishing.unused.take());
@@ -136,6 +145,14 @@ impl Session<'_> {
         self.input = input;
         self.input.drain(..taken);
         broken.map_or(Ok(()), Err)
+    }
+
+    /// Whether the session may go on, and as what.
+    fn check(&mut self, turn: Option<&Place>) -> Result<(), End> {
+        if turn.is_some_and(Place::is_ended) {
+            return Err(End::Replaced);
+        }
+        if self.rights.is_stale() { self.take_policy() } else { Ok(()) }
     }
 
     fn answer_aside(&mut self, aside: Aside) {

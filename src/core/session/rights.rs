@@ -14,7 +14,7 @@ use crate::core::policy::{Admitted, Claim, Policy, Rules};
 use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
 use crate::core::topic::Pattern;
-use crate::core::wire::subscribe::unsubscribed;
+use crate::core::wire::subscribe::{refused_ack, unsubscribed};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -32,7 +32,12 @@ impl Rights {
         Rights { claim, policy, role: admitted.role, rules: admitted.rules }
     }
 
-    /// Resolves when there is a policy that it was not judged by.
+    /// Whether there is a policy that it was not judged by.
+    pub fn is_stale(&self) -> bool {
+        self.policy.has_changed().unwrap_or(false)
+    }
+
+    /// Resolves when there is one.
     pub async fn changed(&mut self) {
         if self.policy.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -59,9 +64,15 @@ impl Session<'_> {
             End::IdentityRevoked
         })?;
         rights.rules = rules;
-        self.vm.proved(identity);
+        if let Some(presence) = &self.presence {
+            presence.standing().proved(identity);
+        }
         for (sub, patterns) in self.subscribing.interests() {
-            if let Err(refusal) = self.rights.may_subscribe(patterns.iter()) {
+            let Err(refusal) = self.rights.may_subscribe(patterns.iter()) else { continue };
+            if self.subscribing.drop_lookup(&sub) {
+                // It was not acked yet: this is its ack.
+                self.output.own(|out| refused_ack(out, "subscribe", Some(&sub), &refusal));
+            } else {
                 self.signals.say(Signal::Unsubscribed, format_args!("'{sub}': {}", refusal.reason));
                 self.drop_subscription(&sub);
                 self.output.own(|out| unsubscribed(out, &sub, &refusal));

@@ -89,6 +89,11 @@ impl Subscribing {
         self.show();
     }
 
+    /// Ends the search for where this subscription begins; whether there was one.
+    pub fn drop_lookup(&mut self, sub: &str) -> bool {
+        self.lookup.take_if(|lookup| lookup.interest.sub() == sub).is_some()
+    }
+
     /// Whether it is being looked for where a subscription begins: frames behind it wait.
     pub fn is_looking_up(&self) -> bool {
         self.lookup.is_some()
@@ -211,12 +216,9 @@ impl Session<'_> {
         self.output.own(|out| refused_ack(out, "unsubscribe", Some(sub), &refusal));
     }
 
-    /// Ends a subscription, or the search for where it begins; whether there was one.
+    /// Ends a subscription; whether there was one.
     pub(super) fn drop_subscription(&mut self, sub: &str) -> bool {
         let subscribing = &mut self.subscribing;
-        if subscribing.lookup.take_if(|lookup| lookup.interest.sub() == sub).is_some() {
-            return true;
-        }
         let Some(gone) = subscribing.table.remove(sub) else { return false };
         subscribing.delivery.router.leave(&gone.interest, &subscribing.outlet, gone.id);
         // What is being read is not to be sent when it is of this one as well.

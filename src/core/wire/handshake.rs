@@ -25,6 +25,8 @@ pub struct Hello {
     pub token: Option<String>,
     /// What the answer repeats, so that a peer on a line which outlives sessions knows which hello it answers.
     pub epoch: Option<String>,
+    /// The program that says it: it has one session at a time.
+    pub instance: Option<String>,
 }
 
 impl Hello {
@@ -68,7 +70,7 @@ impl From<NameError> for HelloError {
     }
 }
 
-fn is_epoch(text: &str) -> bool {
+fn is_plain(text: &str) -> bool {
     (1..=EPOCH_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
@@ -131,6 +133,7 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloError> {
         capabilities: Vec::new(),
         token: None,
         epoch: None,
+        instance: None,
     };
     for word in words {
         if let Some(list) = word.strip_prefix("capabilities=") {
@@ -138,8 +141,10 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloError> {
             hello.capabilities.extend(listed);
         } else if let Some(token) = word.strip_prefix("token=") {
             hello.token = Some(token.to_owned());
-        } else if let Some(epoch) = word.strip_prefix("epoch=").filter(|epoch| is_epoch(epoch)) {
+        } else if let Some(epoch) = word.strip_prefix("epoch=").filter(|epoch| is_plain(epoch)) {
             hello.epoch = Some(epoch.to_owned());
+        } else if let Some(instance) = word.strip_prefix("instance=").filter(|word| is_plain(word)) {
+            hello.instance = Some(instance.to_owned());
         }
     }
     hello.capabilities.sort();
@@ -160,7 +165,8 @@ mod tests {
         assert_eq!(hello.capabilities, ["bus-v1", "heartbeat"]);
         assert_eq!((hello.token.as_deref(), &hello.epoch), (Some("s3"), &None));
         let epoch = |word: &str| parse_hello(format!("hello dev {word}").as_bytes()).unwrap().epoch;
-        assert_eq!(epoch("epoch=7f3A").as_deref(), Some("7f3A"));
+        assert_eq!(epoch("instance=9b epoch=7f3A").as_deref(), Some("7f3A"));
+        assert_eq!(parse_hello(b"hello dev instance=9b").unwrap().instance.as_deref(), Some("9b"));
         assert_eq!(
             (epoch("epoch="), epoch("epoch=a\u{7f}b"), epoch(&format!("epoch={}", "a".repeat(33)))),
             (None, None, None)

@@ -110,15 +110,41 @@ impl Ack<'_> {
     }
 }
 
-/// What frames without an event have beside an ack's fields.
+/// What every frame has; its other fields are its type's, and nobody knows those of an unknown one.
 #[derive(Deserialize)]
-struct Words<'a> {
+struct Kind<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Text<'a>,
+}
+
+#[derive(Deserialize)]
+struct Sub<'a> {
+    #[serde(borrow)]
+    sub: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Gone<'a> {
+    #[serde(borrow)]
+    sub: Option<Text<'a>>,
+    from: u64,
+    to: u64,
+}
+
+#[derive(Deserialize)]
+struct Over<'a> {
     #[serde(borrow)]
     sub: Option<Text<'a>>,
     #[serde(borrow)]
+    code: Option<Text<'a>>,
+    #[serde(borrow)]
     reason: Option<Text<'a>>,
-    from: Option<u64>,
-    to: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Close<'a> {
+    #[serde(borrow)]
+    reason: Option<Text<'a>>,
     retry_after_ms: Option<u64>,
 }
 
@@ -142,28 +168,27 @@ impl<'a> Received<'a> {
     }
 
     fn of_any_order(body: &'a [u8]) -> Result<Self, serde_json::Error> {
-        let ack: Ack<'a> = serde_json::from_slice(body)?;
-        let words = || serde_json::from_slice::<Words<'a>>(body);
+        let Kind { kind } = serde_json::from_slice(body)?;
         let text = |text: Option<Text<'a>>| text.map_or(Cow::Borrowed(""), |text| text.0);
-        Ok(match ack.kind.0.as_ref() {
-            "ack" => Received::Ack(ack),
+        Ok(match kind.0.as_ref() {
+            "ack" => Received::Ack(serde_json::from_slice(body)?),
             "event" => {
                 let fields: Fields<'a> = serde_json::from_slice(body)?;
                 let (seq, line) = fields.line()?;
-                Received::Event { sub: text(words()?.sub), seq, line: Cow::Owned(line) }
+                let Sub { sub } = serde_json::from_slice(body)?;
+                Received::Event { sub: text(sub), seq, line: Cow::Owned(line) }
             }
             "gap" => {
-                let Words { sub, from, to, .. } = words()?;
-                let (from, to) = (from.ok_or_else(|| missing("from"))?, to.ok_or_else(|| missing("to"))?);
+                let Gone { sub, from, to } = serde_json::from_slice(body)?;
                 Received::Gap { sub: text(sub), from, to }
             }
             "unsubscribed" => {
-                let Words { sub, reason, .. } = words()?;
-                Received::Unsubscribed { sub: text(sub), code: text(ack.code), reason: text(reason) }
+                let Over { sub, code, reason } = serde_json::from_slice(body)?;
+                Received::Unsubscribed { sub: text(sub), code: text(code), reason: text(reason) }
             }
             "heartbeat" => Received::Heartbeat,
             "close" => {
-                let Words { reason, retry_after_ms, .. } = words()?;
+                let Close { reason, retry_after_ms } = serde_json::from_slice(body)?;
                 Received::Close { reason: text(reason), retry_after_ms: retry_after_ms.unwrap_or(0) }
             }
             _ => Received::Other,
@@ -276,7 +301,13 @@ mod tests {
             parse(r#"{"type":"close","reason":"draining","retry_after_ms":1000}"#).unwrap(),
             r#"Close { reason: "draining", retry_after_ms: 1000 }"#
         );
-        assert_eq!(parse(r#"{"type":"from-later","seq":1}"#).unwrap(), "Other");
+        for later in [
+            r#"{"type":"from-later","seq":1}"#,
+            r#"{"type":"advice","seq":"soon","ack":1,"gap":[],"sub":{},"from":-1,"duplicate":null}"#,
+        ] {
+            assert_eq!(parse(later).unwrap(), "Other");
+        }
+        assert_eq!(parse(r#"{"seq":"soon","type":"heartbeat"}"#).unwrap(), "Heartbeat");
         let ack = r#"{"type":"ack","ack":"subscribe","status":"ok","sub":"s","next_seq":4,"gap":{"from":1,"to":3}}"#;
         let mut body = ack.as_bytes().to_vec();
         let Received::Ack(ack) = Received::parse(&mut body).unwrap() else { panic!("no ack") };

@@ -14,6 +14,7 @@ pub mod edit;
 mod facts;
 mod folded;
 mod folder;
+mod marks;
 mod open;
 mod put;
 mod reopen;

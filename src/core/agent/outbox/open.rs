@@ -89,6 +89,11 @@ pub(super) fn open(folder: &Folder, last_n: u64) -> Result<(Store, Option<PathBu
     }
 }
 
+/// What `quick_check` found first: before it stands only which database it looked at.
+fn first_finding(found: &str) -> &str {
+    found.lines().find(|line| !line.starts_with("***")).unwrap_or(found)
+}
+
 /// A connection to a database that is sound, made if the file is empty.
 fn connect(path: &Path) -> Result<Connection, Wrong> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -108,7 +113,7 @@ fn connect(path: &Path) -> Result<Connection, Wrong> {
         }
         let found: String = db.pragma_query_value(None, "quick_check", |row| row.get(0))?;
         if found != "ok" {
-            return Err(Wrong::Damaged(found.lines().next().unwrap_or_default().to_owned()));
+            return Err(Wrong::Damaged(first_finding(&found).to_owned()));
         }
     }
     let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;

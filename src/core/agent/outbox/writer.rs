@@ -2,14 +2,16 @@
 //!
 //! Always holds: a put is answered after its commit, which is synced; when the database fails nothing is answered as
 //! kept, it is said once, and every later put tries it anew, so that it works again by itself; what the broker
-//! acknowledged and could not be written down is kept in memory and tried again. Owner: [`super::Outbox`].
+//! acknowledged and could not be written down is kept in memory and tried again; nothing more is handed out while more
+//! than [`super::marks::UNSYNCED`] marks would be lost with the machine. Owner: [`super::Outbox`].
 
 use super::folded::Folded;
 use super::folder::Folder;
+use super::marks::Fate;
 use super::reopen::{file_of, is_passing};
 use super::request::Request;
 use super::store::{Gone, Store, trouble};
-use super::{Bounds, Entry, Sent, Shared};
+use super::{Bounds, Entry, Shared};
 use crate::core::refusal::Refusal;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -23,12 +25,6 @@ pub(super) const TICK: Duration = Duration::from_secs(1);
 const CLOCK: Duration = Duration::from_secs(60);
 /// Requests of one commit at the most.
 const GROUP: usize = 1024;
-
-/// What the broker said of an event and is not written down yet.
-enum Fate {
-    Sent(Sent),
-    Failed(String, String),
-}
 
 /// The thread's own.
 pub(super) struct Writer {
@@ -44,7 +40,12 @@ pub(super) struct Writer {
     /// When it may be opened anew.
     pub(super) retry_at: Instant,
     pub(super) last_n: u64,
-    owed: BTreeMap<u64, Fate>,
+    /// What became of events and is in memory alone; bounded, because nothing is handed out past [`super::marks::UNSYNCED`].
+    pub(super) owed: BTreeMap<u64, Fate>,
+    /// Marks that are committed and not synced.
+    pub(super) unsynced: usize,
+    /// Nothing is handed out because marks cannot be kept.
+    pub(super) is_starved: bool,
     /// What [`super::Outbox::said`] said last, and whether it is written down.
     said: (String, bool),
     folded: Folded,
@@ -64,6 +65,8 @@ impl Writer {
             retry_at: now,
             last_n: 0,
             owed: BTreeMap::new(),
+            unsynced: 0,
+            is_starved: false,
             said: (String::new(), true),
             folded: Folded::default(),
             clock_saved: now,
@@ -125,7 +128,10 @@ impl Writer {
         }
         if !changes.is_empty() {
             self.reopen();
-            self.write_owed();
+            // While it is ill, once a tick is enough.
+            if self.ill.is_none() {
+                self.write_owed();
+            }
             self.change(changes);
         }
         if !reads.is_empty() {
@@ -176,6 +182,7 @@ impl Writer {
                     if done.is_err() {
                         self.owed.extend(acks.into_iter().map(|ack| (ack.n, Fate::Sent(ack))));
                     } else {
+                        self.marked(acks.len(), durable);
                         self.drained();
                     }
                     let _ = reply.send(());
@@ -183,6 +190,8 @@ impl Writer {
                 Request::Failed { n, code, reason, reply } => {
                     if done.is_err() {
                         self.owed.insert(n, Fate::Failed(code, reason));
+                    } else {
+                        self.marked(1, durable);
                     }
                     let _ = reply.send(());
                 }
@@ -235,6 +244,10 @@ impl Writer {
             Ok(()) => {
                 self.last_n = self.last_n.max(store.tally.last_n);
                 self.folded.add(&gone);
+                // The log is one file: what was committed before is synced with it.
+                if durable {
+                    self.unsynced = 0;
+                }
                 if self.ill.take().is_some() {
                     tracing::info!("the outbox works again");
                 }
@@ -254,23 +267,8 @@ impl Writer {
         }
     }
 
-    fn write_owed(&mut self) {
-        if self.owed.is_empty() || self.store.is_none() {
-            return;
-        }
-        let owed = std::mem::take(&mut self.owed);
-        let written = self.transact(false, |store, bounds, gone| {
-            owed.iter().try_for_each(|(n, fate)| match fate {
-                Fate::Sent(ack) => store.sent(&[*ack]),
-                Fate::Failed(code, reason) => store.failed(*n, code, reason, bounds, gone),
-            })
-        });
-        if written.is_err() {
-            self.owed = owed;
-        }
-    }
-
     fn read(&mut self, request: Request) {
+        let may = !matches!(request, Request::Pending { .. }) || self.may_hand_out(false);
         let store = self.store.as_ref().ok_or_else(|| self.ill.clone().unwrap_or_else(super::closed));
         let failed = match request {
             Request::Cursor { name, reply } => {
@@ -278,6 +276,10 @@ impl Writer {
                 let failed = found.as_ref().err().cloned();
                 let _ = reply.send(found);
                 failed
+            }
+            Request::Pending { reply, .. } if !may => {
+                let _ = reply.send(Ok(Vec::new()));
+                None
             }
             Request::Pending { after, limit, bytes, reply } => {
                 let found = store.and_then(|store| self.pending(store, after, limit, bytes));
@@ -315,6 +317,10 @@ impl Writer {
     fn tick(&mut self) {
         self.reopen();
         self.write_owed();
+        // What may be handed out again is asked for again.
+        if self.is_starved && self.may_hand_out(true) {
+            self.shared.changed.notify_one();
+        }
         let Some(store) = &mut self.store else { return };
         let looked = store.look().and_then(|changed| Ok((changed, store.has_expired(&self.bounds)?)));
         match looked {

@@ -1,18 +1,20 @@
 //! Looks at the folders where sockets of VMs come and go.
 //!
-//! Always holds: it only looks; what it reads of a folder is bounded; links are followed, also one in place of the
-//! socket itself (a VMM binds no link, so its socket is where that leads to). Blocks. Owner: `mod.rs`.
+//! Always holds: it only looks; what it reads of a folder is bounded; links are followed as `way.rs` says, also one in
+//! place of the socket itself (a VMM binds no link, so its socket is where that leads to). Blocks. Owner: `mod.rs`.
 
 use super::glob::Glob;
+use super::is_exhausted;
 use super::plan::{By, Found, Is, Problem};
+use super::way::{Way, follow};
 use crate::core::policy::Policy;
-use std::collections::{BTreeSet, HashMap};
+use nix::sys::stat::SFlag;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Links in place of a socket that are followed; the kernel follows as many.
+/// Links in place of a socket that are followed to tell how long its path is.
 const LINKS: usize = 40;
 
 /// What is looked for.
@@ -36,8 +38,8 @@ pub struct Seen {
     pub orphans: Vec<PathBuf>,
     /// What could not be looked at.
     pub problems: BTreeSet<Problem>,
-    /// Folders without links on the way.
-    canonical: HashMap<PathBuf, PathBuf>,
+    /// The last folder, and the way to it: most sockets are in the same.
+    last: Option<(PathBuf, Way)>,
 }
 
 impl Wishes {
@@ -61,24 +63,38 @@ impl Wishes {
         self.entries.is_empty() && self.globs.is_empty() && self.bad.is_empty()
     }
 
-    /// Whether `path` is allotted to `vm`: what castra.toml says of a VM goes before globs.
-    pub fn allot(&self, vm: &str, path: &Path) -> bool {
-        match self.entries.iter().find(|(name, _)| name == vm) {
-            Some((_, own)) => own == path,
-            None => self.globs.iter().any(|glob| glob.name_of(path) == Some(vm)),
+    /// By which path castra.toml allots `place`, which was found at `path`, to `vm`: what it says of a VM goes before
+    /// globs. That nothing is there any more, nor a link that led there, takes nothing back.
+    pub fn allots(&self, vm: &str, path: &Path, place: &Path) -> Option<PathBuf> {
+        let leads = |from: &Path| {
+            let way = follow(from).ok().filter(|way| way.stranger.is_none());
+            way.is_some_and(|way| with_suffix(&way.path, &self.suffix) == place)
+        };
+        if let Some((_, own)) = self.entries.iter().find(|(name, _)| name == vm) {
+            return (own == path || leads(own)).then(|| own.clone());
         }
+        if self.globs.iter().any(|glob| glob.name_of(path) == Some(vm)) {
+            return Some(path.to_owned());
+        }
+        self.globs.iter().map(|glob| glob.socket_of(vm)).find(|path| leads(path))
     }
 
     /// Looks everywhere; takes about `most` matches of each glob.
-    pub fn look(&self, most: usize) -> Seen {
+    ///
+    /// # Errors
+    /// No descriptors or memory: nothing is known.
+    pub fn look(&self, most: usize) -> io::Result<Seen> {
         let mut seen = Seen { problems: self.bad.clone(), ..Seen::default() };
         for (vm, path) in &self.entries {
-            let found = seen.at(vm, By::Entry, path, &self.suffix);
+            let found = seen.at(vm, By::Entry, path, &self.suffix)?;
             seen.found.push(found);
             seen.watch(path);
         }
         for glob in &self.globs {
             if let Err(error) = self.match_all(glob, most, &mut seen) {
+                if is_exhausted(&error) {
+                    return Err(error);
+                }
                 let folder = glob.folder().to_owned();
                 seen.problems.insert(match error.kind() {
                     io::ErrorKind::NotFound => Problem::NoFolder(glob.socket(OsStr::new("*"))),
@@ -86,11 +102,15 @@ impl Wishes {
                 });
             }
         }
-        seen
+        Ok(seen)
     }
 
     fn match_all(&self, glob: &Glob, most: usize, seen: &mut Seen) -> io::Result<()> {
         seen.watch(&glob.folder().join("*"));
+        if let Some(uid) = follow(glob.folder())?.stranger {
+            seen.problems.insert(Problem::Stranger(glob.socket_of("*"), uid));
+            return Ok(());
+        }
         let mut matched = 0;
         for entry in std::fs::read_dir(glob.folder())? {
             let name = entry?.file_name();
@@ -109,7 +129,7 @@ impl Wishes {
                 return Ok(());
             }
             let path = glob.socket(&name);
-            let found = seen.at(star, By::Glob, &path, &self.suffix);
+            let found = seen.at(star, By::Glob, &path, &self.suffix)?;
             seen.found.push(found);
             if !glob.is_flat() {
                 seen.watch(&path);
@@ -127,25 +147,37 @@ impl Wishes {
 }
 
 impl Seen {
-    fn at(&mut self, vm: &str, by: By, path: &Path, suffix: &str) -> Found {
-        let socket = follow(path);
-        let folder = socket.parent().unwrap_or(Path::new("/"));
-        let there = std::fs::metadata(&socket);
-        let is = match &there {
-            Ok(m) if m.file_type().is_socket() => Is::Socket,
-            Ok(_) => Is::Other,
-            Err(_) if folder.is_dir() => Is::Absent,
-            Err(_) => Is::FolderAbsent,
+    fn at(&mut self, vm: &str, by: By, path: &Path, suffix: &str) -> io::Result<Found> {
+        let way = self.way(path)?;
+        let is = match way.stranger {
+            Some(uid) => Is::Astray(uid),
+            None if way.is_a(SFlag::S_IFSOCK) => Is::Socket,
+            None if way.is.is_some() => Is::Other,
+            None if way.has_folder() => Is::Absent,
+            None => Is::FolderAbsent,
         };
-        let owner = there.or_else(|_| std::fs::metadata(folder)).map_or(0, |m| m.uid());
-        let canonical = self
-            .canonical
-            .entry(folder.to_owned())
-            .or_insert_with(|| std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));
-        let by = if by == By::Glob && socket != path { By::GlobAndLink } else { by };
-        let listen = with_suffix(&socket, suffix);
-        let place = canonical.join(listen.file_name().unwrap_or_default());
-        Found { vm: vm.to_owned(), by, path: path.to_owned(), listen, place, is, owner }
+        Ok(Found {
+            vm: vm.to_owned(),
+            by,
+            links: way.links,
+            path: path.to_owned(),
+            listen: with_suffix(&known_as(path), suffix),
+            place: with_suffix(&way.path, suffix),
+            is,
+            owner: way.owner().unwrap_or(0),
+        })
+    }
+
+    fn way(&mut self, path: &Path) -> io::Result<Way> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let name = Path::new(path.file_name().unwrap_or_default());
+        if let Some((last, way)) = &self.last
+            && last == folder
+        {
+            return way.and(name);
+        }
+        let (_, way) = self.last.insert((folder.to_owned(), follow(folder)?));
+        way.and(name)
     }
 
     /// Watches the folder of `path`, or the next one up that is there.
@@ -157,8 +189,8 @@ impl Seen {
     }
 }
 
-/// Where a link in place of a socket leads to.
-fn follow(path: &Path) -> PathBuf {
+/// How a VMM knows the socket at `path`: by where a link in place of it leads to.
+fn known_as(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     for _ in 0..LINKS {
         match std::fs::read_link(&path) {

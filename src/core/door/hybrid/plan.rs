@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Always holds: a VM has one socket at the most and a socket one VM; castra.toml's own goes before what a glob matches,
-//! what is served before what is new; what is served, found and intact is left alone; whatever is found and not served
-//! has a problem that says why. Pure. Owner: `mod.rs`.
+//! then a path without links before one with them, then what is served before what is new; what is served, intact and
+//! goes before the others is left alone; whatever is found and not served has a problem that says why. Pure. Owner:
+//! `mod.rs`.
 
 use crate::core::identity::VmName;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,8 +23,6 @@ pub enum By {
     Entry,
     /// A glob of castra.toml.
     Glob,
-    /// A glob, and a link where the socket should be.
-    GlobAndLink,
 }
 
 /// What there is at a path.
@@ -37,6 +36,8 @@ pub enum Is {
     FolderAbsent,
     /// Something else.
     Other,
+    /// It cannot be told: a link of this uid is on the way, which is not followed.
+    Astray(u32),
 }
 
 /// A path where a VM's socket is, or may come to be.
@@ -48,9 +49,11 @@ pub struct Found {
     pub by: By,
     /// As castra.toml or its glob has it.
     pub path: PathBuf,
-    /// Where the broker has to listen: links in place of the socket itself are followed.
+    /// So many links are on the way: none where `path` is the socket's own.
+    pub links: usize,
+    /// Where the VMM connects to: links in place of the socket itself are followed.
     pub listen: PathBuf,
-    /// The same without any link on the way: two paths with one place are one socket.
+    /// Where the broker listens, without any link on the way: two paths with one place are one socket.
     pub place: PathBuf,
     /// What is at `path`.
     pub is: Is,
@@ -82,6 +85,8 @@ pub enum Problem {
     BadName(PathBuf),
     /// It is not a socket.
     NotSocket(PathBuf),
+    /// A link of this uid is on the way to it.
+    Stranger(PathBuf, u32),
     /// So many bytes is the path of the broker's socket, and so many are possible.
     TooLong(PathBuf, usize, usize),
     /// Another path has this VM's name.
@@ -113,6 +118,12 @@ impl fmt::Display for Problem {
                 write!(f, "{}: what '*' stands for is no name of a VM; it is left alone", path.display())
             }
             Problem::NotSocket(path) => write!(f, "{}: it is no socket; it is left alone", path.display()),
+            Problem::Stranger(path, uid) => write!(
+                f,
+                "{}: a link of uid {uid} is on the way; only links of root and of the broker's own uid are followed, so \
+                 it is not served",
+                path.display()
+            ),
             Problem::TooLong(path, bytes, most) => write!(
                 f,
                 "{}: the broker's socket beside it would have a path of {bytes} bytes, and {most} are the most; \
@@ -167,46 +178,42 @@ pub fn plan(found: Vec<Found>, served: &BTreeMap<VmName, Standing>, most: Most) 
         }
     }
     let is_served = |vm: &VmName, found: &Found| served.get(vm).is_some_and(|s| s.place == found.place);
-    named.sort_by_cached_key(|(vm, found)| {
-        (found.by > By::Entry, !is_served(vm, found), found.by, found.path.clone())
-    });
+    named
+        .sort_by_cached_key(|(vm, found)| (found.by, found.links, !is_served(vm, found), found.path.clone()));
     let mut chosen: BTreeMap<VmName, Found> = BTreeMap::new();
     let mut places: HashMap<PathBuf, VmName> = HashMap::new();
     let mut entries: HashMap<VmName, PathBuf> = HashMap::new();
+    let mut left = Vec::new();
     for (vm, found) in named {
         let problem = problem_of(&found, most.path_bytes);
-        if found.by > By::Entry
-            && let Some(problem) = problem
-        {
-            plan.problems.extend(problem);
-            continue;
-        }
         // What castra.toml says of a VM holds also while that cannot be served.
-        let other = entries.get(&vm).or(chosen.get(&vm).map(|chosen| &chosen.place));
-        if other.is_some_and(|place| *place != found.place) {
-            plan.problems.insert(Problem::NameTaken(found.path, vm));
-            continue;
-        }
-        if found.by == By::Entry {
+        let is_named =
+            entries.get(&vm).is_some_and(|place| *place != found.place) || chosen.contains_key(&vm);
+        if found.by == By::Entry && !is_named {
             entries.insert(vm.clone(), found.place.clone());
         }
         if let Some(problem) = problem {
             plan.problems.extend(problem);
-            continue;
+        } else if is_named || places.contains_key(&found.place) || chosen.len() >= most.sockets {
+            left.push((vm, found));
+        } else {
+            places.insert(found.place.clone(), vm.clone());
+            chosen.insert(vm, found);
         }
-        match places.get(&found.place) {
-            Some(owner) if *owner != vm => {
-                plan.problems.insert(Problem::PlaceTaken(found.path, owner.clone()));
+    }
+    // Why not, by what came of it all: so it is the same whatever was served before.
+    for (vm, found) in left {
+        let other = entries.get(&vm).or(chosen.get(&vm).map(|chosen| &chosen.place));
+        let owner = places.get(&found.place);
+        plan.problems.extend(if other.is_some_and(|place| *place != found.place) {
+            Some(Problem::NameTaken(found.path, vm))
+        } else {
+            match owner {
+                Some(owner) if *owner != vm => Some(Problem::PlaceTaken(found.path, owner.clone())),
+                Some(_) => None,
+                None => Some(Problem::TooMany(most.sockets)),
             }
-            Some(_) => {}
-            None if chosen.len() >= most.sockets => {
-                plan.problems.insert(Problem::TooMany(most.sockets));
-            }
-            None => {
-                places.insert(found.place.clone(), vm.clone());
-                chosen.insert(vm, found);
-            }
-        }
+        });
     }
     plan.close = served
         .iter()
@@ -225,6 +232,7 @@ fn problem_of(found: &Found, most: usize) -> Option<Option<Problem>> {
     let bytes = found.listen.as_os_str().len();
     match found.is {
         Is::Other => Some(Some(Problem::NotSocket(found.path.clone()))),
+        Is::Astray(uid) => Some(Some(Problem::Stranger(found.path.clone(), uid))),
         Is::Absent | Is::FolderAbsent if found.by != By::Entry => Some(None),
         Is::FolderAbsent => Some(Some(Problem::NoFolder(found.path.clone()))),
         Is::Socket | Is::Absent if bytes > most => {
@@ -248,8 +256,9 @@ mod tests {
     }
 
     fn found(vm: &str, by: By, path: &str, place: &str, is: Is) -> Found {
+        let links = usize::from(path != place);
         let path = PathBuf::from(path);
-        Found { vm: vm.into(), by, listen: path.clone(), path, place: place.into(), is, owner: 0 }
+        Found { vm: vm.into(), by, links, listen: path.clone(), path, place: place.into(), is, owner: 0 }
     }
 
     /// What is served once the plan is done.
@@ -264,13 +273,21 @@ mod tests {
 
     fn any_found() -> impl Strategy<Value = Found> {
         let vm = prop::sample::select(vec!["a", "b", "c", "HOST", "no name", "d"]);
-        let by = prop::sample::select(vec![By::Entry, By::Glob, By::GlobAndLink]);
-        let is = prop::sample::select(vec![Is::Socket, Is::Socket, Is::Absent, Is::FolderAbsent, Is::Other]);
-        (vm, by, 0..5u8, prop::bool::weighted(0.1), is, 0..2u32).prop_map(
-            |(vm, by, at, is_long, is, owner)| {
+        let by = prop::sample::select(vec![By::Entry, By::Glob]);
+        let is = prop::sample::select(vec![
+            Is::Socket,
+            Is::Socket,
+            Is::Socket,
+            Is::Absent,
+            Is::FolderAbsent,
+            Is::Other,
+            Is::Astray(7),
+        ]);
+        (vm, by, 0..3usize, 0..5u8, prop::bool::weighted(0.1), is, 0..2u32).prop_map(
+            |(vm, by, links, at, is_long, is, owner)| {
                 let long = if is_long { "x".repeat(100) } else { String::new() };
-                let path = format!("/{by:?}/{vm}/{at}{long}");
-                Found { owner, ..found(vm, by, &path, &format!("/{at}{long}"), is) }
+                let path = format!("/{by:?}/{links}/{vm}/{at}{long}");
+                Found { owner, links, ..found(vm, by, &path, &format!("/{at}{long}"), is) }
             },
         )
     }
@@ -284,7 +301,10 @@ mod tests {
             most in 0..5usize,
         ) {
             let mut served = BTreeMap::<VmName, Standing>::new();
-            for (seen, broken) in looks {
+            for (mut seen, broken) in looks {
+                // castra.toml has a VM once.
+                let mut entries = BTreeSet::new();
+                seen.retain(|f| f.by > By::Entry || entries.insert(f.vm.clone()));
                 let mut i = 0;
                 served.values_mut().for_each(|s| { s.is_intact = !broken.contains(&i); i += 1; });
                 let before = served.clone();
@@ -311,6 +331,20 @@ mod tests {
                         let touched = first.open.contains_key(vm) && was.owner == standing.owner;
                         prop_assert!(!touched && !first.close.contains(vm), "{vm} was well");
                     }
+                }
+                // A link has the place of a socket only where that one's VM has another.
+                for f in seen.iter().filter(|f| f.links == 0 && f.is == Is::Socket) {
+                    let has = |vm: &VmName, by: By| seen.iter().any(|o| {
+                        o.vm == vm.as_str() && o.place == f.place && o.by <= by && o.links == 0
+                    });
+                    let Some((holder, _)) = served.iter().find(|(_, s)| s.place == f.place) else { continue };
+                    let Some(vm) = VmName::parse(&f.vm).ok().filter(|vm| !vm.is_reserved()) else { continue };
+                    let is_elsewhere = served.get(&vm).is_some_and(|s| s.place != f.place)
+                        || seen.iter().any(|o| o.vm == f.vm && o.by == By::Entry && o.place != f.place);
+                    let goes_before = seen.iter().any(|o| {
+                        o.vm == holder.as_str() && o.place == f.place && o.by < f.by
+                    });
+                    prop_assert!(has(holder, f.by) || is_elsewhere || goes_before, "{f:?} {holder}");
                 }
                 // Whatever is a socket is served, or somebody is told why not.
                 for f in seen.iter().filter(|f| f.is == Is::Socket) {
@@ -342,10 +376,16 @@ mod tests {
 
     #[test]
     fn a_link_to_anothers_socket_takes_nothing() {
-        let own = found("web", By::Glob, "/w", "/w", Is::Socket);
-        let link = found("evil", By::GlobAndLink, "/e", "/w", Is::Socket);
-        let plan = plan(vec![link, own.clone()], &BTreeMap::new(), bounds(9));
-        assert_eq!(plan.open, [(name("web"), own)].into());
-        assert_eq!(plan.problems, [Problem::PlaceTaken("/e".into(), name("web"))].into());
+        for by in [By::Entry, By::Glob] {
+            let own = found("web", by, "/w", "/w", Is::Socket);
+            let link = found("evil", by, "/e", "/w", Is::Socket);
+            // Also when it was there first.
+            let first = plan(vec![link.clone()], &BTreeMap::new(), bounds(9));
+            let served = done(BTreeMap::new(), &first);
+            assert!(served.contains_key(&name("evil")));
+            let plan = plan(vec![link, own.clone()], &served, bounds(9));
+            assert_eq!((plan.close, plan.open), (vec![name("evil")], [(name("web"), own)].into()));
+            assert_eq!(plan.problems, [Problem::PlaceTaken("/e".into(), name("web"))].into());
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! One socket that is served: the listener, its file, its way to the lobby.
 //!
 //! Always holds: a listener that waits for connections takes the place of none, and at most one that it accepted waits
-//! for its own; a file is removed only while it is ours. Owner: `mod.rs`.
+//! for its own; no file is made or removed but in the folder that was found; one is removed only while it is ours.
+//! Owner: `mod.rs`.
 
 use super::plan::{Found, Standing};
+use super::way::follow;
 use crate::core::door::allotment::Allotment;
 use crate::core::door::{ACCEPT_REST, Lobby, unix};
 use nix::unistd::Uid;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio::sync::OwnedSemaphorePermit;
@@ -20,7 +22,7 @@ pub struct Served {
     /// As castra.toml or its glob has it.
     pub path: PathBuf,
     /// Its own path; no link that leads elsewhere by now is on it.
-    place: PathBuf,
+    pub place: PathBuf,
     owner: u32,
     file: unix::FileId,
     accepting: JoinHandle<()>,
@@ -39,7 +41,10 @@ impl Served {
         permit: OwnedSemaphorePermit,
     ) -> io::Result<Self> {
         let Found { path, listen, place, owner, .. } = found;
-        let unix::Made { listener, file, not_given } = unix::make(&listen, Some(Uid::from_raw(owner)))?;
+        // What was a folder may be a link by now.
+        let way = follow(&place)?;
+        let held = way.held().filter(|_| way.path == place).ok_or(io::ErrorKind::NotFound)?;
+        let unix::Made { listener, file, not_given } = unix::make(&held, Some(Uid::from_raw(owner)))?;
         if let Some(error) = not_given {
             tracing::warn!(
                 socket = %listen.display(), uid = owner, %error,
@@ -54,7 +59,7 @@ impl Served {
 
     /// As it is now.
     pub fn standing(&self) -> Standing {
-        let is_intact = unix::file_id(&self.place) == Some(self.file);
+        let is_intact = self.is_ours(&self.place);
         Standing { place: self.place.clone(), owner: self.owner, is_intact }
     }
 
@@ -65,9 +70,16 @@ impl Served {
 
     /// Shuts it and removes its file. Connections go on.
     pub fn close(self) {
-        if unix::file_id(&self.place) == Some(self.file) {
-            let _ = std::fs::remove_file(&self.place);
+        let Ok(way) = follow(&self.place) else { return };
+        if let Some(held) = way.held().filter(|held| way.path == self.place && self.is_ours(held)) {
+            let _ = std::fs::remove_file(held);
         }
+    }
+
+    /// An inode alone does not say it: the next file may have that of one that was removed.
+    fn is_ours(&self, path: &Path) -> bool {
+        unix::file_id(path) == Some(self.file)
+            && unix::may_replace(path, Some(Uid::from_raw(self.owner))).is_ok()
     }
 }
 
