@@ -56,7 +56,7 @@ pub struct AgentArgs {
     /// This VM's name [default: castra.vm= of the kernel command line, else the host name]
     #[arg(long, hide_env_values = true, env = "CASTRA_VM", value_name = "NAME")]
     pub vm: Option<String>,
-    /// The broker: auto, vsock:CID:PORT, serial[:NAME], tcp:HOST:PORT or unix:PATH [default: auto]
+    /// The broker: auto, vsock:CID:PORT, serial or serial:NAME, tcp:HOST:PORT, unix:PATH [default: auto]
     #[arg(long, hide_env_values = true, env = "CASTRA_BROKER", value_name = "WHERE")]
     pub broker: Option<String>,
     /// Where the outbox and the cursor are

@@ -9,13 +9,14 @@
 //! ```
 //!
 //! Always holds: events are handed out in order, each once, and none that the broker still has is left out; it does
-//! not go on in a journal that has another event where the last one was; what was handed out and is not done with is bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing
-//! comes is given up. Owner: the command that follows; the agent, which has a
-//! link of its own, shares what a subscription knows.
+//! not go on in a journal that has another event where the last one was; what was handed out and is not done with is
+//! bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing comes is given up. Owner: the
+//! command that follows; the agent, which has a link of its own, shares what a subscription knows.
 
 pub(in crate::core) mod state;
 
 use super::backoff;
+use super::chance::chance;
 use super::client::{Client, ClientError, Sender, Target};
 use super::limits::FOLLOW_BYTES;
 use super::topic::Pattern;
@@ -186,9 +187,7 @@ impl Follow {
                 attempt = 0;
             }
             client = loop {
-                // Behind the bits that say which kind of UUID it is.
-                let chance = uuid::Uuid::new_v4().as_u64_pair().1 << 8;
-                sleep(wait + backoff::wait(attempt, chance)).await;
+                sleep(wait + backoff::wait(attempt, chance())).await;
                 wait = Duration::ZERO;
                 attempt += 1;
                 match self.connect().await {

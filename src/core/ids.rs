@@ -13,8 +13,8 @@ pub struct IdSource {
 
 impl IdSource {
     /// `seed` is random and differs between sources.
-    pub fn new(seed: u128) -> Self {
-        IdSource { counter: (seed >> 96) as u32, own: seed as u64 & ((1 << 42) - 1) }
+    pub fn new(seed: u64) -> Self {
+        IdSource { counter: (seed >> 42) as u32, own: seed & ((1 << 42) - 1) }
     }
 
     /// Appends the next id, 36 characters, to `out`.
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn ids_are_uuid_v7_and_ascend() {
-        let mut ids = IdSource::new(u128::MAX >> 33);
+        let mut ids = IdSource::new(u64::MAX << 42);
         let mut previous = String::new();
         for now in [1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_001] {
             let mut out = Vec::new();

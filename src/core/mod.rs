@@ -45,6 +45,7 @@ pub mod bench;
 pub mod broker;
 pub mod burst;
 pub mod bus;
+pub mod chance;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -1,8 +1,8 @@
 //! Who guesses tokens is slowed down.
 //!
 //! Always holds: the first [`WRONG_TOKENS`] wrong tokens of a peer within a minute cost nothing; from then on its tokens
-//! are looked at one after the other, [`STEP`] apart, right ones too, or a guess would be known to be wrong by
-//! its answer's being late; one that would have to wait longer than [`LONGEST`] is refused at once. Peers that are
+//! are looked at one after the other, `STEP` apart, right ones too, or a guess would be known to be wrong by
+//! its answer's being late; one that would have to wait longer than `LONGEST` is refused at once. Peers that are
 //! remembered are bounded; the one whose last wrong token is the oldest gives way. Pure: `now` is an argument. Owner: the door.
 
 use super::limits::{THROTTLED_PEERS, WRONG_TOKENS};

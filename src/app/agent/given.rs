@@ -48,8 +48,8 @@ pub fn plan(args: &AgentArgs) -> Result<Plan, Failure> {
     })?;
     let token = token(args.token_file.as_deref(), credentials.as_deref())?;
     let identity = Identity { vm, token };
-    // The longest epoch is sixteen digits.
-    if identity.hello("0123456789abcdef").len() + 1 > HELLO_BYTES {
+    // An instance and an epoch are sixteen digits each.
+    if identity.hello("0123456789abcdef", "0123456789abcdef").len() + 1 > HELLO_BYTES {
         let why =
             format!("the token is too long: with this VM's name a hello has at most {HELLO_BYTES} bytes");
         return Err(bad_config("bad-token", why));

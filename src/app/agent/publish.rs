@@ -5,6 +5,7 @@
 
 use crate::app::failure::{Exit, Failure};
 use crate::cli::AgentPublishArgs;
+use crate::core::chance::chance;
 use crate::core::clock;
 use crate::core::event::{Publish, Text};
 use crate::core::ids::IdSource;
@@ -73,7 +74,7 @@ fn read_payload() -> Result<String, Failure> {
 
 fn new_id() -> String {
     let mut id = Vec::new();
-    IdSource::new(uuid::Uuid::new_v4().as_u128()).write(clock::wall_ms(), &mut id);
+    IdSource::new(chance()).write(clock::wall_ms(), &mut id);
     String::from_utf8_lossy(&id).into_owned()
 }
 

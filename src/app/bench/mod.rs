@@ -17,6 +17,7 @@ use crate::core::bench::idle::idle;
 use crate::core::bench::load::{Audience, Load, deliver, load};
 use crate::core::bench::stamp::{PAYLOAD_MIN, STAMPED_MIN, Template};
 use crate::core::bench::{BenchError, Meter, Plan};
+use crate::core::chance::chance;
 use crate::core::client::Target;
 use crate::core::descriptors::raise_descriptors;
 use crate::core::state_root::StateRoot;
@@ -217,7 +218,7 @@ fn template(plan: &Plan, size: usize, least: usize) -> Result<Arc<Template>, Fai
         let why = format!("--size {size} has no room for what is looked at: {least} bytes at least");
         return Err(Failure::new(Exit::Usage, "usage", why));
     }
-    let run = uuid::Uuid::new_v4().as_u128() as u32;
+    let run = chance() as u32;
     Template::new(&plan.topic, size, run).map(Arc::new).map_err(|refusal| match refusal.code {
         "event-too-large" => {
             let why = format!("--size {size}: {refusal}; nothing was sent");

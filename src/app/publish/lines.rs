@@ -3,6 +3,7 @@
 //! Always holds: every line that is not empty is an event or a refusal, with its number; a line is kept only as far
 //! as a frame may be long. Owner: `jsonl.rs`.
 
+use crate::core::chance::chance;
 use crate::core::clock;
 use crate::core::event::Text;
 use crate::core::ids::IdSource;
@@ -43,12 +44,7 @@ pub fn read_events(
     mut each: impl FnMut(u64, Said<'_>) -> ControlFlow<()>,
 ) -> io::Result<()> {
     let (mut lines, mut piece, mut number) = (Lines::new(FRAME_BYTES), vec![0; PIECE], 0);
-    let mut maker = Maker {
-        defaults,
-        ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
-        id: Vec::new(),
-        body: Vec::new(),
-    };
+    let mut maker = Maker { defaults, ids: IdSource::new(chance()), id: Vec::new(), body: Vec::new() };
     loop {
         let length = match input.read(&mut piece) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

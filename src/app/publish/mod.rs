@@ -11,6 +11,7 @@ mod print;
 use super::host::connect;
 use super::{Exit, Failure};
 use crate::cli::PublishArgs;
+use crate::core::chance::chance;
 use crate::core::client::Reply;
 use crate::core::clock;
 use crate::core::event::{Publish, Text};
@@ -109,7 +110,7 @@ fn invalid(refusal: &Refusal) -> Failure {
 
 fn new_id() -> String {
     let mut id = Vec::new();
-    IdSource::new(uuid::Uuid::new_v4().as_u128()).write(clock::wall_ms(), &mut id);
+    IdSource::new(chance()).write(clock::wall_ms(), &mut id);
     String::from_utf8_lossy(&id).into_owned()
 }
 

@@ -10,6 +10,7 @@
 
 use super::outbox::{Cursor, Outbox};
 use crate::core::backoff;
+use crate::core::chance::chance;
 use crate::core::exec::{self, Facts, Running};
 use crate::core::follow::Room;
 use crate::core::limits::{HANDLER_ATTEMPTS, HANDLER_TIME};
@@ -101,7 +102,7 @@ impl Handler {
                 break;
             }
             tracing::warn!(seq, attempt, "the handler {how} for event {seq}; trying it again");
-            let wait = FIRST / 2 + backoff::wait_within(FIRST, LONGEST, attempt - 1, super::chance());
+            let wait = FIRST / 2 + backoff::wait_within(FIRST, LONGEST, attempt - 1, chance());
             if timeout(wait, told(stop)).await.is_ok() {
                 return false;
             }

@@ -22,12 +22,12 @@ use super::pipe::{Pipe, Step};
 use super::pulse::Times;
 use super::retry::{Came, Retry};
 use super::session::{Ended, Session};
+use crate::core::chance::chance;
 use crate::core::client::{Client, ClientError};
 use crate::core::follow::may_pass;
 use crate::core::identity::VmName;
 use bytes::BytesMut;
 use std::io;
-use std::sync::LazyLock;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -35,10 +35,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 /// A hello has its answer within this time.
 const GREETING: Duration = Duration::from_secs(10);
 
-/// This process: a broker ends what is left of its earlier sessions before it answers the hello of the next one, so
-/// that late bytes of a connection that was given up are nothing any more.
-static INSTANCE: LazyLock<String> = LazyLock::new(|| format!("{:016x}", super::chance()));
-/// The close reason of an earlier session of this process.
+/// The close reason of an earlier session of the same instance.
 const REPLACED: &str = "replaced";
 
 /// How it stands with the broker.
@@ -61,13 +58,16 @@ pub struct Identity {
 
 impl Identity {
     /// The hello line, without its end.
-    pub fn hello(&self, epoch: &str) -> String {
+    pub fn hello(&self, instance: &str, epoch: &str) -> String {
         let token = self.token.as_ref().map(|token| format!(" token={token}")).unwrap_or_default();
-        format!(
-            "hello vm:{} capabilities=bus-v1,heartbeat{token} instance={} epoch={epoch}",
-            self.vm, *INSTANCE
-        )
+        format!("hello vm:{} capabilities=bus-v1,heartbeat{token} instance={instance} epoch={epoch}", self.vm)
     }
+}
+
+/// A name for this process: a broker ends what is left of its earlier sessions before it answers the hello of the next
+/// one, so that late bytes of a connection that was given up are nothing any more.
+pub fn instance() -> String {
+    format!("{:016x}", chance())
 }
 
 /// Everything of it.
@@ -78,6 +78,8 @@ pub struct Link<D> {
     pub ways: Ways,
     /// Who says hello.
     pub identity: Identity,
+    /// Which process it is, [`instance`].
+    pub instance: String,
     /// What is to be sent.
     pub outbox: Outbox,
     /// What is subscribed.
@@ -109,7 +111,7 @@ impl<D: Dial> Link<D> {
                 }
             };
             tokio::select! {
-                () = sleep(retry.wait(came, super::chance())) => {}
+                () = sleep(retry.wait(came, chance())) => {}
                 () = told(&mut stop) => {}
             }
         }
@@ -136,7 +138,11 @@ impl<D: Dial> Link<D> {
             *line = Some((way.clone(), pipe));
         }
         let mut after = Duration::ZERO;
-        let is_bad = !matches!(&ended, Ended::Closed(reason, _) if reason == REPLACED);
+        let is_replaced = matches!(&ended, Ended::Closed(reason, _) if reason == REPLACED);
+        if is_replaced {
+            // A copy of this machine goes on as well, and would be ended in turn for ever.
+            self.instance = instance();
+        }
         let why = match ended {
             Ended::Told => return None,
             Ended::Closed(reason, retry_after) => {
@@ -152,7 +158,7 @@ impl<D: Dial> Link<D> {
                 return Some(Came::Refusal);
             }
         };
-        self.away(why, is_bad).await;
+        self.away(why, !is_replaced).await;
         Some(Came::Nothing(after))
     }
 
@@ -177,7 +183,7 @@ impl<D: Dial> Link<D> {
         let (mut failed, mut refused) = (Vec::new(), Vec::new());
         let mut came = Came::Nothing(Duration::ZERO);
         for way in self.ways.in_order() {
-            let epoch = format!("{:016x}", super::chance());
+            let epoch = format!("{:016x}", chance());
             let kept = line.take_if(|(of, _)| *of == way).map(|(_, pipe)| pipe);
             let error = match self.greet(&way, &epoch, kept, line).await {
                 Ok(pipe) => return Ok((way, pipe)),
@@ -212,7 +218,7 @@ impl<D: Dial> Link<D> {
         kept: Option<Pipe>,
         line: &mut Option<(Way, Pipe)>,
     ) -> Result<Pipe, ClientError> {
-        let hello = self.identity.hello(epoch);
+        let hello = self.identity.hello(&self.instance, epoch);
         let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {GREETING:?}"));
         if matches!(way, Way::Stream(_)) {
             let (reader, writer) = self.dial.dial(way).await.map_err(ClientError::Connect)?;
@@ -375,7 +381,8 @@ mod tests {
         let identity = Identity { vm: VmName::parse("web").unwrap(), token: None };
         let ways = Ways::new(&Place::Auto);
         let (dial, of) = (fake.clone(), outbox.clone());
-        let link = Link { dial, ways, identity, outbox: of, feed: None, times, standing };
+        let link =
+            Link { dial, ways, identity, instance: instance(), outbox: of, feed: None, times, standing };
         let sessions = async {
             greetings.wait_for(|n| *n == 2).await.unwrap();
             stop.send_replace(true);

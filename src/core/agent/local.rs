@@ -10,6 +10,7 @@
 //! takes no answers is cut off (invariant 6). Owner: the agent.
 
 use super::outbox::{Kept, Outbox, Put, Receipt};
+use crate::core::chance::chance;
 use crate::core::clock;
 use crate::core::door::unix;
 use crate::core::event::string_body;
@@ -147,7 +148,7 @@ async fn read(
     owe: mpsc::Sender<Owed>,
     mut ended: watch::Receiver<bool>,
 ) {
-    let ids = IdSource::new(uuid::Uuid::new_v4().as_u128());
+    let ids = IdSource::new(chance());
     let mut taker = Taker { vm, outbox, owe, ids };
     let (mut lines, mut piece) = (Lines::new(FRAME_BYTES), vec![0; PIECE]);
     loop {

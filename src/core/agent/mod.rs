@@ -80,17 +80,19 @@ pub async fn run(
         (feed, handling) = (Some(opened), Some(handler.run(to_do, stop.clone())));
     }
     let (ways, outbox, times) = (Ways::new(&plan.place), outbox.clone(), plan.times);
-    let link = Link { dial, ways, identity: plan.identity, outbox, feed, times, standing };
+    let link = Link {
+        dial,
+        ways,
+        identity: plan.identity,
+        instance: link::instance(),
+        outbox,
+        feed,
+        times,
+        standing,
+    };
     match handling {
         Some(handling) => _ = tokio::join!(link.run(stop), handling),
         None => link.run(stop).await,
     }
     Ok(())
-}
-
-/// A number of which all values are equally likely.
-fn chance() -> u64 {
-    // Bits that say which kind of UUID it is stand in both halves at the top; these are mixed from the rest.
-    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
-    low << 8 ^ high >> 24
 }

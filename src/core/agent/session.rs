@@ -10,6 +10,7 @@ use super::handler::told;
 use super::outbox::{Outbox, OutboxError};
 use super::pipe::{Pipe, Step};
 use super::pulse::{Clocks, Due, Pulse, Times};
+use crate::core::chance::chance;
 use crate::core::clock;
 use crate::core::limits::DRAIN_BYTES;
 use crate::core::wire::received::Received;
@@ -276,7 +277,7 @@ impl<'a> Session<'a> {
                 Received::Ack(ack)
                     if ack.is_of("publish") || (ack.is_of("frame") && self.drain.under_way() > 0) =>
                 {
-                    let (now, chance) = (self.begun.elapsed(), super::chance());
+                    let (now, chance) = (self.begun.elapsed(), chance());
                     fates.push(self.drain.answered(&ack, now, chance).map_err(|e| broken(&e))?);
                     self.is_useful = true;
                 }

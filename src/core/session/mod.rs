@@ -14,6 +14,7 @@ pub mod state;
 mod subscribing;
 
 use super::bus::{Bus, Ending};
+use super::chance::chance;
 use super::end::End;
 use super::events::Signals;
 use super::ids::IdSource;
@@ -92,7 +93,7 @@ impl<'a> Session<'a> {
             rights: Rights::new(claim, admitted, bus.policy.clone()),
             id,
             signals: Signals::new(bus.recorder.clone(), vm.name.clone(), id),
-            ids: IdSource::new(uuid::Uuid::new_v4().as_u128()),
+            ids: IdSource::new(chance()),
             begun: Instant::now(),
             pulse: Pulse::new(limits.idle_time, limits.write_time, heartbeat_time),
             reader,

@@ -40,7 +40,7 @@ use writer::Writer;
 /// What may be kept, and what happens at more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// The frames that are pending, in bytes, each with [`store::ROW_BYTES`] more; events in the state error may
+    /// The frames that are pending, in bytes, each with `ROW_BYTES` more; events in the state error may
     /// take a quarter of this besides.
     pub bytes: u64,
     /// What was pending for so long, while this machine was up, goes to the state error as `expired`.
