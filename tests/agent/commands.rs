@@ -176,7 +176,7 @@ fn what_is_in_the_outbox_is_listed_retried_and_purged() {
     let order: Vec<Value> = listed(dir.path(), &[]).iter().map(|row| row["id"].clone()).collect();
     assert_eq!(order, ["d", "b", "a", "c"]);
     let nothing = agent.run(&["outbox", "retry", "--all", "--json"]);
-    let want = "{\"retried\":0,\"schema\":1,\"unknown\":[]}\n";
+    let want = "{\"removed\":0,\"retried\":0,\"schema\":1,\"unknown\":[]}\n";
     assert_eq!((nothing.status.code(), nothing.stdout.as_slice()), (Some(1), want.as_bytes()));
     assert_eq!(said(&agent.run(&["outbox", "purge", "d", "a"])).1, "purged 2\n");
     assert_eq!(listed(dir.path(), &["--state", "pending"]).len(), 2);

@@ -70,27 +70,20 @@ async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) ->
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            () = end(stopped.clone()) => {}
         }
         tracing::info!("ending");
         service.stopping();
         stop.send_replace(true);
     };
     let work = async {
-        let linked = async {
-            let linked = agent::run(plan, System, outbox, standing, &tally, stopped.clone()).await;
-            if linked.is_err() {
-                stop.send_replace(true);
-            }
-            linked
-        };
-        tokio::join!(linked, door.serve(vm, outbox.clone(), end(stopped.clone()))).0
+        let linked = agent::run(plan, System, outbox, standing, &tally, stopped.clone());
+        tokio::join!(linked, door.serve(vm, outbox.clone(), end(stopped.clone())))
     };
-    let linked = tokio::select! {
-        (linked, ()) = async { tokio::join!(work, told) } => linked,
-        () = service.report(stands, outbox.clone(), &tally) => Ok(()),
-    };
-    linked.map(|()| Exit::Ok).map_err(|e| unopened(&e))
+    tokio::select! {
+        _ = async { tokio::join!(work, told) } => {}
+        () = service.report(stands, outbox.clone(), &tally) => {}
+    }
+    Ok(Exit::Ok)
 }
 
 /// From here on everything that is traced is a line on stderr; journald has times of its own.

@@ -5,7 +5,7 @@
 
 use crate::app::failure::{Exit, Failure};
 use crate::cli::{OutboxArgs, OutboxCommand, OutboxLsArgs, OutboxPurgeArgs, OutboxRetryArgs, OutboxState};
-use crate::core::agent::outbox::edit::{self, Row, State, Summary, Which};
+use crate::core::agent::outbox::edit::{self, Retried, Row, State, Summary, Which};
 use crate::core::refusal::Refusal;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -29,6 +29,9 @@ fn find(state_dir: &Path) -> Result<PathBuf, Failure> {
         {
             let why = format!("{}; run this as the agent's user or root", refusal.reason);
             return Failure::new(Exit::Refused, "permission-denied", why);
+        }
+        if refusal.code != "no-outbox" {
+            return failed(state_dir)(refusal);
         }
         let why =
             format!("no outbox: {}; --state-dir must name the folder that the agent uses", refusal.reason);
@@ -137,7 +140,7 @@ fn sum_json(summary: &Summary) -> String {
         "counts": {
             "pending": counts.pending, "bytes": counts.bytes, "error": counts.error, "sent": counts.sent,
             "duplicate": counts.duplicate, "dropped": counts.dropped, "refused": counts.refused,
-            "expired": counts.expired,
+            "expired": counts.expired, "lost": counts.lost,
         },
         "last_error": summary.said,
     });
@@ -155,6 +158,7 @@ fn sum_text(summary: &Summary) -> String {
         (counts.expired, "expired"),
         (counts.dropped, "dropped"),
         (counts.refused, "refused"),
+        (counts.lost, "lost with a file that was damaged or removed"),
     ] {
         if number > 0 {
             text += &format!(", {number} {what}");
@@ -169,8 +173,13 @@ fn sum_text(summary: &Summary) -> String {
 fn retry(args: &OutboxRetryArgs) -> Result<Exit, Failure> {
     let path = find(&args.at.state_dir)?;
     let which = if args.all { Which::All(State::Error) } else { Which::Ids(&args.ids) };
-    let (retried, unknown) = edit::retry(&path, which).map_err(failed(&path))?;
-    say(args.at.json, "retried", retried, &unknown, "in the state error")
+    let Retried { retried, removed, unknown } = edit::retry(&path, which).map_err(failed(&path))?;
+    let counts = [("retried", retried), ("removed", removed)];
+    let words = match removed {
+        0 => format!("retried {retried}"),
+        _ => format!("retried {retried}, removed {removed} that are pending or sent already"),
+    };
+    say(args.at.json, &counts, &words, &unknown, "in the state error")
 }
 
 fn purge(args: &OutboxPurgeArgs) -> Result<Exit, Failure> {
@@ -183,20 +192,31 @@ fn purge(args: &OutboxPurgeArgs) -> Result<Exit, Failure> {
     for (_, state) in states.into_iter().filter(|(given, _)| *given) {
         purged += edit::purge(&path, Which::All(state)).map_err(failed(&path))?.0;
     }
-    say(args.at.json, "purged", purged, &unknown, "in the outbox")
+    say(args.at.json, &[("purged", purged)], &format!("purged {purged}"), &unknown, "in the outbox")
 }
 
 /// Says what was done; 1 when nothing, or not all that was named, was there.
-fn say(json: bool, done: &str, number: u64, unknown: &[String], place: &str) -> Result<Exit, Failure> {
+fn say(
+    json: bool,
+    counts: &[(&str, u64)],
+    words: &str,
+    unknown: &[String],
+    place: &str,
+) -> Result<Exit, Failure> {
     let mut out = io::stdout().lock();
     if json {
-        writeln!(out, "{}", json!({"schema": 1, done: number, "unknown": unknown}))?;
+        let mut object = json!({"schema": 1, "unknown": unknown});
+        for (done, number) in counts {
+            object[done] = json!(number);
+        }
+        writeln!(out, "{object}")?;
     } else {
-        writeln!(out, "{done} {number}")?;
+        writeln!(out, "{words}")?;
         // A closed stderr leaves the exit code.
         for id in unknown {
             let _ = writeln!(io::stderr(), "castra: no event {place} has the id {id}");
         }
     }
-    Ok(if number == 0 || !unknown.is_empty() { Exit::Degraded } else { Exit::Ok })
+    let is_nothing = counts.iter().all(|(_, number)| *number == 0);
+    Ok(if is_nothing || !unknown.is_empty() { Exit::Degraded } else { Exit::Ok })
 }

@@ -96,6 +96,9 @@ fn words(standing: &Standing, outbox: &Outbox, tally: &Tally) -> String {
         Standing::Away(why) => format!("not connected: {why}"),
     };
     text.push_str(&format!("; outbox: {} pending, {} in error", counts.pending, counts.error));
+    if let Some(ill) = outbox.ill() {
+        text.push_str(&format!(", new events are refused: {ill}"));
+    }
     if tally.handled() + tally.passed_over() > 0 {
         text.push_str(&format!("; handled {}, passed over {}", tally.handled(), tally.passed_over()));
     }

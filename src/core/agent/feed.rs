@@ -29,6 +29,8 @@ pub struct Feed {
     room: Room,
     /// Bounded by the room.
     lines: UnboundedSender<Vec<u8>>,
+    /// Its cursor was read.
+    is_known: bool,
     /// The place where it begins is to be remembered …
     is_new: bool,
     /// … and is this one, once it is known: nothing is handed on before it is written down.
@@ -55,29 +57,26 @@ pub fn cursor_name(patterns: &[Pattern]) -> String {
 }
 
 impl Feed {
-    /// Goes on behind the cursor of these patterns, or begins where it is told to.
-    ///
-    /// # Errors
-    /// The cursor cannot be read.
-    pub async fn open(
-        patterns: Vec<Pattern>,
-        begin: Begin,
-        outbox: &Outbox,
-        room: Room,
-        lines: UnboundedSender<Vec<u8>>,
-    ) -> Result<Self, OutboxError> {
-        let name = cursor_name(&patterns);
-        let cursor = outbox.cursor(&name).await?;
-        let is_new = cursor.is_none();
-        let following = cursor.map_or_else(Following::default, |c| Following::behind(c.seq, c.ts, c.id));
-        let mode = Mode::Asked;
-        Ok(Feed { patterns, begin, name, following, mode, room, lines, is_new, place: None })
+    /// Of these patterns; what comes is handed on through `lines`.
+    pub fn new(patterns: Vec<Pattern>, begin: Begin, room: Room, lines: UnboundedSender<Vec<u8>>) -> Self {
+        let (name, following, mode) = (cursor_name(&patterns), Following::default(), Mode::Asked);
+        let (is_known, is_new, place) = (false, false, None);
+        Feed { patterns, begin, name, following, mode, room, lines, is_known, is_new, place }
     }
 
-    /// The frame that subscribes in a new session.
-    pub fn begin(&mut self) -> Value {
+    /// The frame that subscribes in a new session: behind the cursor of the patterns, or where it is told to begin.
+    ///
+    /// # Errors
+    /// The cursor cannot be read now.
+    pub async fn begin(&mut self, outbox: &Outbox) -> Result<Value, OutboxError> {
+        if !self.is_known {
+            let cursor = outbox.cursor(&self.name).await?;
+            (self.is_known, self.is_new) = (true, cursor.is_none());
+            let behind = |cursor: Cursor| Following::behind(cursor.seq, cursor.ts, cursor.id);
+            self.following = cursor.map_or_else(Following::default, behind);
+        }
         self.following.begin();
-        self.ask()
+        Ok(self.ask())
     }
 
     fn ask(&mut self) -> Value {
@@ -197,10 +196,10 @@ mod tests {
         let outbox = Outbox::open(dir.path(), Bounds::default()).unwrap().outbox;
         let (lines, mut handed) = unbounded_channel();
         let patterns = vec![Pattern::parse("t").unwrap()];
-        let mut feed = Feed::open(patterns, Begin::Latest, &outbox, Room::default(), lines).await.unwrap();
+        let mut feed = Feed::new(patterns, Begin::Latest, Room::default(), lines);
         for _ in 0..2 {
             // It cannot be written, and the session is lost.
-            let _ = feed.begin();
+            let _ = feed.begin(&outbox).await.unwrap();
             take(&mut feed, r#"{"type":"ack","ack":"subscribe","status":"ok","next_seq":5}"#);
             assert_eq!(feed.place().unwrap().seq, 4);
             let event = r#"{"type":"event","sub":"agent","seq":5,"ts":1,"id":"x","vm":"a","topic":"t"}"#;

@@ -19,9 +19,9 @@ use crate::core::ids::IdSource;
 use crate::core::limits::{FRAME_BYTES, LOCAL_CONNECTIONS, LOCAL_UNANSWERED, LOCAL_WRITE_TIME};
 use crate::core::lines::{Line, Lines};
 use crate::core::refusal::Refusal;
-use std::fs::Permissions;
+use nix::unistd::Gid;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,11 +46,7 @@ const END: Duration = Duration::from_secs(5);
 pub struct Door {
     listener: UnixListener,
     path: PathBuf,
-    file: Option<(u64, u64)>,
-}
-
-fn file_of(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+    file: Option<unix::FileId>,
 }
 
 impl Door {
@@ -66,11 +62,8 @@ impl Door {
             std::fs::DirBuilder::new().mode(0o755).create(folder)?;
         }
         let listener = unix::bind(path)?;
-        let group = std::fs::metadata(folder)?.gid();
-        // Another user's group: then it stays our own.
-        let _ = std::os::unix::fs::chown(path, None, Some(group));
-        std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
-        Ok(Door { listener, path: path.to_owned(), file: file_of(path) })
+        unix::share(path, Gid::from_raw(std::fs::metadata(folder)?.gid()))?;
+        Ok(Door { listener, path: path.to_owned(), file: unix::file_id(path) })
     }
 
     /// Where it listens.
@@ -102,7 +95,7 @@ impl Door {
             }
         }
         // Somebody else may have one of this name by now.
-        if self.file.is_some() && file_of(&self.path) == self.file {
+        if self.file.is_some() && unix::file_id(&self.path) == self.file {
             let _ = std::fs::remove_file(&self.path);
         }
         drop(self.listener);

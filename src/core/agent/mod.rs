@@ -33,7 +33,7 @@ use handler::Handler;
 pub use handler::Tally;
 use link::Link;
 pub use link::{Identity, Standing};
-use outbox::{Outbox, OutboxError};
+use outbox::Outbox;
 pub use pulse::Times;
 use tokio::sync::{mpsc, watch};
 
@@ -60,9 +60,6 @@ pub struct Plan {
 }
 
 /// Holds the link and handles events until `stop` says true; what it does is told through `standing` and `tally`.
-///
-/// # Errors
-/// The cursor cannot be read.
 pub async fn run(
     plan: Plan,
     dial: impl Dial,
@@ -70,14 +67,14 @@ pub async fn run(
     standing: watch::Sender<Standing>,
     tally: &Tally,
     stop: watch::Receiver<bool>,
-) -> Result<(), OutboxError> {
+) {
     let (mut feed, mut handling) = (None, None);
     if let Some(Subscribe { patterns, begin, command }) = plan.subscribe {
         let (room, (lines, to_do)) = (Room::default(), mpsc::unbounded_channel());
-        let opened = Feed::open(patterns, begin, outbox, room.clone(), lines).await?;
-        let cursor = opened.name().to_owned();
+        let begun = Feed::new(patterns, begin, room.clone(), lines);
+        let cursor = begun.name().to_owned();
         let handler = Handler { command, cursor, outbox: outbox.clone(), room, tally: tally.clone() };
-        (feed, handling) = (Some(opened), Some(handler.run(to_do, stop.clone())));
+        (feed, handling) = (Some(begun), Some(handler.run(to_do, stop.clone())));
     }
     let (ways, outbox, times) = (Ways::new(&plan.place), outbox.clone(), plan.times);
     let link = Link {
@@ -94,5 +91,4 @@ pub async fn run(
         Some(handling) => _ = tokio::join!(link.run(stop), handling),
         None => link.run(stop).await,
     }
-    Ok(())
 }

@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 const LAST_ACKS: Duration = Duration::from_secs(2);
 /// A connection that takes nothing for so long, while something waits, is given up.
 const STUCK: Duration = Duration::from_secs(30);
-/// A cursor that could not be written is tried again after so long.
+/// A cursor that could not be read or written is tried again after so long.
 const CURSOR_AGAIN: Duration = Duration::from_secs(5);
 /// A frame of length 0: the end, on a line that has none.
 const END: [u8; 4] = [0; 4];
@@ -108,10 +108,7 @@ impl<'a> Session<'a> {
 
     /// Holds it to its end.
     pub async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> Ended {
-        if let Some(feed) = self.feed.as_deref_mut() {
-            let frame = feed.begin();
-            self.push(&frame);
-        }
+        self.subscribe().await;
         match self.serve(stop).await {
             Ok(()) => {
                 // The broker is told; what it still has to say is waited for.
@@ -119,6 +116,15 @@ impl<'a> Session<'a> {
                 Ended::Told
             }
             Err(ended) => ended,
+        }
+    }
+
+    /// Subscribes, as soon as the cursor can be read: why it cannot is said by the outbox.
+    async fn subscribe(&mut self) {
+        let Some(feed) = self.feed.as_deref_mut() else { return };
+        match feed.begin(self.outbox).await {
+            Ok(frame) => self.push(&frame),
+            Err(_) => self.subscribe_at = Some(Instant::now() + CURSOR_AGAIN),
         }
     }
 
@@ -219,9 +225,7 @@ impl<'a> Session<'a> {
         }
         if self.subscribe_at.is_some_and(|at| at <= Instant::now()) {
             self.subscribe_at = None;
-            if let Some(frame) = self.feed.as_deref_mut().map(Feed::begin) {
-                self.push(&frame);
-            }
+            self.subscribe().await;
         }
         match self.pulse.look(self.begun.elapsed(), clocks()) {
             Some(Due::Beat) => self.push_body(HEARTBEAT),

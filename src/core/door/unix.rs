@@ -9,10 +9,11 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::sys::stat::{Mode, SFlag, fchmod};
-use nix::unistd::{Uid, fchownat, geteuid};
+use nix::unistd::{Gid, Uid, fchownat, geteuid};
+use std::fs::Permissions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 
@@ -113,9 +114,26 @@ fn finish(
     Ok((file, not_given))
 }
 
-/// Gives the socket at `path` away. The folder may be somebody else's, who puts another file there meanwhile: it is
-/// held, and must be a socket of ours with no other name.
+/// Gives the socket at `path` away.
 fn give(path: &Path, owner: Uid) -> io::Result<()> {
+    Ok(fchownat(&hold(path)?, "", Some(owner), None, AtFlags::AT_EMPTY_PATH)?)
+}
+
+/// Lets the members of `group` connect to the socket at `path`; where it is not ours to give to them, those of our own.
+///
+/// # Errors
+/// It is not the one that we made, or its mode cannot be set.
+pub fn share(path: &Path, group: Gid) -> io::Result<()> {
+    let held = hold(path)?;
+    let _ = fchownat(&held, "", None, Some(group), AtFlags::AT_EMPTY_PATH);
+    // A descriptor that only holds a file has no fchmod; this name leads to that file and to nothing else.
+    let held = format!("/proc/self/fd/{}", held.as_raw_fd());
+    std::fs::set_permissions(held, Permissions::from_mode(0o660))
+}
+
+/// Holds the socket at `path`, which must be one of ours with no other name: the folder may be somebody else's, who
+/// puts another file there meanwhile.
+fn hold(path: &Path) -> io::Result<OwnedFd> {
     let held = nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     let is = nix::sys::stat::fstat(&held)?;
     let is_ours = is.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits()
@@ -124,7 +142,7 @@ fn give(path: &Path, owner: Uid) -> io::Result<()> {
     if !is_ours {
         return Err(io::Error::other("somebody put another file in its place"));
     }
-    Ok(fchownat(&held, "", Some(owner), None, AtFlags::AT_EMPTY_PATH)?)
+    Ok(held)
 }
 
 /// Whether what is at `path` may be replaced or removed: a socket that belongs to us, or, where there is one, to

@@ -8,7 +8,8 @@ use super::Counts;
 use super::facts::{read_age, read_text};
 use super::folder::database;
 use super::open::connect_beside;
-use super::store::{self, Store, trouble_beside};
+use super::store::{self, Store};
+use super::trouble::{disk_full, is_full, trouble};
 use crate::core::refusal::Refusal;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::ops::ControlFlow;
@@ -95,16 +96,19 @@ pub enum Which<'a> {
 /// The database of a state directory.
 ///
 /// # Errors
-/// There is none.
+/// There is none (`no-outbox`), and no room for one (`outbox-disk-full`).
 pub fn find(state_dir: &Path) -> Result<PathBuf, Refusal> {
     let path = database(state_dir);
     match std::fs::metadata(&path) {
         Ok(_) => Ok(path),
+        // An agent may be there that could not make one.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && is_full(&path) => Err(disk_full()),
         Err(error) => Err(Refusal::new("no-outbox", format!("{}: {error}", path.display()))),
     }
 }
 
-/// How much there is.
+/// How much there is, and why nothing is drained. A full disk keeps an agent from writing down anything: that is
+/// looked at here.
 ///
 /// # Errors
 /// It cannot be read.
@@ -112,11 +116,10 @@ pub fn summary(path: &Path) -> Result<Summary, Refusal> {
     let db = connect_beside(path, true)?;
     let read = || -> rusqlite::Result<Summary> {
         let said = read_text(&db, "said")?.filter(|said| !said.is_empty());
-        Ok(Summary { said, counts: Counts::default() })
+        let said = if is_full(path) { Some(disk_full().to_string()) } else { said };
+        Ok(Summary { said, counts: Store::new(db)?.tally.counts })
     };
-    let said = read().map_err(|e| trouble_beside(&e))?;
-    let counts = Store::new(db).map_err(|e| trouble_beside(&e))?.tally.counts;
-    Ok(Summary { counts, ..said })
+    read().map_err(|e| trouble(&e, path))
 }
 
 /// Hands out the events, or the `last` so many of them, in their order. How many there were.
@@ -131,10 +134,10 @@ pub fn list(
 ) -> Result<u64, Refusal> {
     let db = connect_beside(path, true)?;
     let state = state.map(State::number);
-    let first = last.map(|last| first_of(&db, state, last)).transpose().map_err(|e| trouble_beside(&e))?;
+    let first = last.map(|last| first_of(&db, state, last)).transpose().map_err(|e| trouble(&e, path))?;
     let (mut after, mut listed) = (first.unwrap_or(1) - 1, 0);
     loop {
-        let rows = piece(&db, state, after).map_err(|e| trouble_beside(&e))?;
+        let rows = piece(&db, state, after).map_err(|e| trouble(&e, path))?;
         let Some(end) = rows.last() else { return Ok(listed) };
         after = end.n as i64;
         for row in rows {
@@ -182,22 +185,34 @@ fn piece(db: &Connection, state: Option<i64>, after: i64) -> rusqlite::Result<Ve
     rows.collect()
 }
 
-/// Makes events of the state error pending again, behind all others and in their order. How many, and which ids had
-/// none.
+/// What [`retry`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retried {
+    /// Events that are pending again.
+    pub retried: u64,
+    /// Events whose ids were pending or sent already: removed, and not sent a second time.
+    pub removed: u64,
+    /// Ids that no event in the state error had.
+    pub unknown: Vec<String>,
+}
+
+/// Makes events of the state error pending again, behind all others and in their order; of an id the newest one, and
+/// none if it is pending or sent already. The rest of them is removed.
 ///
 /// # Errors
 /// Nothing was changed.
-pub fn retry(path: &Path, which: Which<'_>) -> Result<(u64, Vec<String>), Refusal> {
+pub fn retry(path: &Path, which: Which<'_>) -> Result<Retried, Refusal> {
     let again = "INSERT INTO event (state, id, topic, put_ts, since, weight, frame) \
-                 SELECT 0, id, topic, put_ts, ?1, weight, frame FROM event \
-                 WHERE state = 2 AND frame IS NOT NULL AND (?2 IS NULL OR id = ?2) ORDER BY n";
+                 SELECT 0, id, topic, put_ts, ?1, weight, frame FROM event AS failed \
+                 WHERE state = 2 AND (?2 IS NULL OR id = ?2) AND NOT EXISTS \
+                 (SELECT 1 FROM event WHERE id = failed.id AND (state <> 2 OR n > failed.n)) ORDER BY n";
     let old = "DELETE FROM event WHERE state = 2 AND (?1 IS NULL OR id = ?1)";
-    change(path, which, |db, id| {
-        let now = read_age(db)?.ms;
-        let n = db.execute(again, params![now, id])?;
-        db.execute(old, [id])?;
-        Ok(n as u64)
-    })
+    let mut retried = 0;
+    let (went, unknown) = change(path, which, |db, id| {
+        retried += db.execute(again, params![read_age(db)?.ms, id])? as u64;
+        Ok(db.execute(old, [id])? as u64)
+    })?;
+    Ok(Retried { retried, removed: went - retried, unknown })
 }
 
 /// Removes events: all of a state, or those with these ids, whatever their state. How many, and which ids had none.
@@ -216,7 +231,7 @@ pub fn purge(path: &Path, which: Which<'_>) -> Result<(u64, Vec<String>), Refusa
 fn change(
     path: &Path,
     which: Which<'_>,
-    change: impl Fn(&Connection, Option<&str>) -> rusqlite::Result<u64>,
+    mut change: impl FnMut(&Connection, Option<&str>) -> rusqlite::Result<u64>,
 ) -> Result<(u64, Vec<String>), Refusal> {
     let mut db = connect_beside(path, false)?;
     let mut all = || -> rusqlite::Result<(u64, Vec<String>)> {
@@ -236,5 +251,5 @@ fn change(
         during.commit()?;
         Ok((changed, unknown))
     };
-    all().map_err(|e| trouble_beside(&e))
+    all().map_err(|e| trouble(&e, path))
 }

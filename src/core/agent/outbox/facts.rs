@@ -7,7 +7,7 @@ use super::age::Age;
 use rusqlite::{Connection, OptionalExtension, params};
 
 /// Counted over the life of the file, in its table `fact`.
-pub(super) const COUNTERS: [&str; 5] = ["sent", "duplicate", "dropped", "refused", "expired"];
+pub(super) const COUNTERS: [&str; 6] = ["sent", "duplicate", "dropped", "refused", "expired", "lost"];
 
 /// The counter of this name.
 pub(super) fn counter<'c>(counts: &'c mut Counts, name: &str) -> &'c mut u64 {
@@ -16,7 +16,8 @@ pub(super) fn counter<'c>(counts: &'c mut Counts, name: &str) -> &'c mut u64 {
         "duplicate" => &mut counts.duplicate,
         "dropped" => &mut counts.dropped,
         "refused" => &mut counts.refused,
-        _ => &mut counts.expired,
+        "expired" => &mut counts.expired,
+        _ => &mut counts.lost,
     }
 }
 

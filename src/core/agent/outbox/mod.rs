@@ -21,6 +21,7 @@ mod reopen;
 mod request;
 mod room;
 mod store;
+mod trouble;
 mod writer;
 
 pub use folder::STATE_DIR_FILES;
@@ -28,7 +29,6 @@ pub use put::Put;
 
 use crate::core::limits::{OUTBOX_AGE, OUTBOX_BYTES, OUTBOX_WAITING};
 use crate::core::refusal::Refusal;
-use folder::Folder;
 use request::Request;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -135,6 +135,8 @@ pub struct Counts {
     pub refused: u64,
     /// Events that were pending for too long.
     pub expired: u64,
+    /// Events that were pending in a file that was put aside as damaged, or removed, while the agent ran.
+    pub lost: u64,
 }
 
 /// Why the outbox cannot be opened or asked.
@@ -176,7 +178,7 @@ pub enum OutboxError {
         /// Why it failed.
         error: io::Error,
     },
-    /// The database failed; the code is `outbox-disk-full`, `outbox-failed` or `outbox-closed`.
+    /// The database failed; the code is `outbox-disk-full`, `outbox-damaged`, `outbox-failed` or `outbox-closed`.
     #[error("{0}")]
     Failed(Refusal),
 }
@@ -184,6 +186,8 @@ pub enum OutboxError {
 /// What the handles and the thread share.
 struct Shared {
     counts: Mutex<Counts>,
+    /// Why puts are refused.
+    ill: Mutex<Option<Refusal>>,
     changed: Arc<Notify>,
     /// Requests that wait for the thread.
     waiting: Arc<Semaphore>,
@@ -227,20 +231,21 @@ fn closed() -> Refusal {
 
 impl Outbox {
     /// Makes what is missing of the state directory, takes its lock, opens the database, and starts the thread. A
-    /// database that is damaged is put aside and a new one begun.
+    /// database that is damaged is put aside and a new one begun. One that cannot be opened now, or be made on a full
+    /// disk, is tried again, and puts are refused until then.
     ///
     /// # Errors
-    /// The directory is somebody else's, something else or in use, or a call failed.
+    /// The directory is somebody else's, something else or in use, or a call failed in a way that does not pass.
     pub fn open(state_dir: &Path, bounds: Bounds) -> Result<Opened, OutboxError> {
-        let folder = Folder::open(state_dir)?;
-        let (store, aside) = open::open(&folder, 0)?;
         let shared = Arc::new(Shared {
             counts: Mutex::default(),
+            ill: Mutex::default(),
             changed: Arc::new(Notify::new()),
             waiting: Arc::new(Semaphore::new(OUTBOX_WAITING)),
         });
         let (requests, inbox) = mpsc::channel();
-        let writer = Writer::new(folder, store, bounds, shared.clone());
+        let mut writer = Writer::new(state_dir.to_owned(), bounds, shared.clone());
+        let aside = writer.start()?;
         let run = move || writer.run(&inbox);
         std::thread::Builder::new().name("castra-outbox".into()).spawn(run).map_err(|error| {
             OutboxError::Io { what: "start a thread for", path: state_dir.to_owned(), error }
@@ -265,7 +270,7 @@ impl Outbox {
     /// in the order in which they were handed over.
     ///
     /// # Errors
-    /// `outbox-full`, `outbox-disk-full`, `outbox-failed`, `outbox-closed`: nothing is kept.
+    /// `outbox-full`, `outbox-disk-full`, `outbox-damaged`, `outbox-failed`, `outbox-closed`: nothing is kept.
     pub async fn put(&self, events: Vec<Put>) -> Result<Vec<Kept>, Refusal> {
         self.submit(events).await.kept().await
     }
@@ -278,13 +283,13 @@ impl Outbox {
 
     /// What is pending behind `after`, in order: at most `limit` events, and so many bytes of frames, but one event at
     /// least. What was retried stands behind everything else, so a reader that goes on from its last `n` misses
-    /// nothing.
+    /// nothing. A database that fails has nothing, until [`Outbox::changed`] tells that it works again.
     ///
     /// # Errors
-    /// The database cannot be read.
+    /// The outbox is closed.
     pub async fn pending(&self, after: u64, limit: usize, bytes: usize) -> Result<Vec<Entry>, OutboxError> {
         let asked = self.ask(|reply| Request::Pending { after, limit, bytes, reply }).await;
-        asked.unwrap_or_else(|| Err(closed())).map_err(OutboxError::Failed)
+        asked.ok_or_else(|| OutboxError::Failed(closed()))
     }
 
     /// The broker acknowledged these. Returns when it is written down; where that fails it is tried again, and after a
@@ -306,7 +311,8 @@ impl Outbox {
         let _ = self.ask(|reply| Request::Said { error, reply }).await;
     }
 
-    /// Is notified (`notify_one`) when something pending came, also by a command. Made for one waiter: the link.
+    /// Is notified (`notify_one`) when something pending came, also by a command, and when a database that failed works
+    /// again. Made for one waiter: the link.
     pub fn changed(&self) -> Arc<Notify> {
         self.shared.changed.clone()
     }
@@ -334,6 +340,11 @@ impl Outbox {
     /// How much there is, as of the last commit.
     pub fn counts(&self) -> Counts {
         *self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why new events are refused, if they are: the database fails, or its disk is full.
+    pub fn ill(&self) -> Option<Refusal> {
+        self.shared.ill.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Finishes what was handed over, closes the database and gives the lock back. Other handles are refused from now

@@ -5,10 +5,12 @@
 //! the outbox.
 
 use super::OutboxError;
-use super::folder::Folder;
-use super::store::{Store, trouble, trouble_beside};
+use super::folder::{Folder, failed};
+use super::store::Store;
+use super::trouble::{disk_full, is_damage, is_full, trouble};
 use crate::core::refusal::Refusal;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,37 +45,32 @@ CREATE TABLE cursor (name TEXT PRIMARY KEY, seq INTEGER NOT NULL, ts INTEGER NOT
 CREATE TABLE fact (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 ";
 
-/// What is wrong with a database.
+/// Why a database cannot be used.
 enum Wrong {
     /// It is damaged, or no outbox.
     Damaged(String),
-    /// It cannot be read now.
-    Failed(Refusal),
+    /// SQLite cannot work here.
+    Unfit(String),
+    /// It fails now.
+    Failed(rusqlite::Error),
 }
 
 impl From<rusqlite::Error> for Wrong {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Wrong::Damaged(error.to_string()),
-            _ => Wrong::Failed(trouble(&error)),
-        }
+        if is_damage(&error) { Wrong::Damaged(error.to_string()) } else { Wrong::Failed(error) }
     }
 }
 
 /// Opens the outbox of a folder whose lock is held. Numbers go on behind `last_n`. Where a damaged one was put.
 pub(super) fn open(folder: &Folder, last_n: u64) -> Result<(Store, Option<PathBuf>), OutboxError> {
-    let path = folder.database();
-    let begin = || -> Result<Store, Wrong> {
-        let mut store = Store::new(connect(&path)?)?;
-        store.skip_to(last_n)?;
-        Ok(store)
-    };
-    folder.make_database()?;
-    let why = match begin() {
-        Ok(store) => return Ok((store, None)),
-        Err(Wrong::Failed(refusal)) => return Err(OutboxError::Failed(refusal)),
-        Err(Wrong::Damaged(why)) => why,
-    };
+    match begin(folder, last_n)? {
+        Ok(store) => Ok((store, None)),
+        Err(why) => anew(folder, last_n, &why),
+    }
+}
+
+/// Puts the database that is there aside, and begins a new one.
+pub(super) fn anew(folder: &Folder, last_n: u64, why: &str) -> Result<(Store, Option<PathBuf>), OutboxError> {
     let aside = folder.put_aside()?;
     tracing::error!(
         "the outbox is damaged ({why}); it was put aside as {}, and a new one is begun. What can be read of it is shown \
@@ -81,11 +78,25 @@ pub(super) fn open(folder: &Folder, last_n: u64) -> Result<(Store, Option<PathBu
         aside.display(),
         aside.display()
     );
+    let store =
+        begin(folder, last_n)?.map_err(|why| OutboxError::Failed(Refusal::new("outbox-failed", why)))?;
+    Ok((store, Some(aside)))
+}
+
+/// Opens the database, or makes one; or says in what way the one that is there is damaged.
+fn begin(folder: &Folder, last_n: u64) -> Result<Result<Store, String>, OutboxError> {
     folder.make_database()?;
-    match begin() {
-        Ok(store) => Ok((store, Some(aside))),
-        Err(Wrong::Failed(refusal)) => Err(OutboxError::Failed(refusal)),
-        Err(Wrong::Damaged(why)) => Err(OutboxError::Failed(Refusal::new("outbox-failed", why))),
+    let path = folder.database();
+    let opened = connect(&path).and_then(|db| {
+        let mut store = Store::new(db)?;
+        store.skip_to(last_n)?;
+        Ok(store)
+    });
+    match opened {
+        Ok(store) => Ok(Ok(store)),
+        Err(Wrong::Damaged(why)) => Ok(Err(why)),
+        Err(Wrong::Unfit(why)) => Err(failed("use", &path)(io::Error::other(why))),
+        Err(Wrong::Failed(error)) => Err(OutboxError::Failed(trouble(&error, &path))),
     }
 }
 
@@ -119,7 +130,7 @@ fn connect(path: &Path) -> Result<Connection, Wrong> {
     let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if !mode.eq_ignore_ascii_case("wal") {
         let why = format!("SQLite can only use '{mode}' here, not a write-ahead log");
-        return Err(Wrong::Failed(Refusal::new("outbox-failed", why)));
+        return Err(Wrong::Unfit(why));
     }
     db.pragma_update(None, "synchronous", "FULL")?;
     let _: i64 = db.query_row(&format!("PRAGMA journal_size_limit = {WAL_BYTES}"), [], |row| row.get(0))?;
@@ -145,7 +156,11 @@ pub(super) fn connect_beside(path: &Path, read_only: bool) -> Result<Connection,
         let (application, version) = (number("application_id")?, number("user_version")?);
         Ok((db, application, version))
     };
-    let (db, application, version) = open().map_err(|e| trouble_beside(&e))?;
+    let (db, application, version) = open().map_err(|e| trouble(&e, path))?;
+    // An agent that found no room when it began has left an empty file.
+    if (application, version) == (0, 0) && is_full(path) {
+        return Err(disk_full());
+    }
     if (application, version) != (i64::from(APPLICATION), i64::from(VERSION)) {
         let why = format!("it is no outbox of version {VERSION}");
         return Err(Refusal::new("outbox-damaged", why));

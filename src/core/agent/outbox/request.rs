@@ -15,6 +15,6 @@ pub(super) enum Request {
     Said { error: String, reply: oneshot::Sender<()> },
     SetCursor { name: String, cursor: Cursor, reply: oneshot::Sender<Result<(), Refusal>> },
     Cursor { name: String, reply: oneshot::Sender<Result<Option<Cursor>, Refusal>> },
-    Pending { after: u64, limit: usize, bytes: usize, reply: oneshot::Sender<Result<Vec<Entry>, Refusal>> },
+    Pending { after: u64, limit: usize, bytes: usize, reply: oneshot::Sender<Vec<Entry>> },
     Close { reply: oneshot::Sender<()> },
 }

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! put ──▶ pending ──sent──▶ sent ──pruned──▶ gone
-//!            │  ▲──retry (as a new row, behind all others)──╮
+//!            │  ▲──retry, put (as a new row, behind all others)──╮
 //!            └──failed, expired──▶ error ──over its bound──▶ gone
 //! ```
 //!
-//! Always holds: what [`Tally`] says is what the rows are, also after a transaction that was undone; rows that are
-//! sent have no frame. Owner: `writer.rs`, and `edit.rs` for the commands; both call it within a transaction.
+//! Always holds: what [`Tally`] says is what the rows are, also after a transaction that was undone; an id has one row;
+//! rows that are sent have no frame. Owner: `writer.rs`, and `edit.rs` for the commands; both call it within a transaction.
 
 use super::age::Age;
 use super::facts::{COUNTERS, counter, read_age, read_number, write_age, write_fact};
@@ -15,7 +15,7 @@ use super::{Bounds, Counts, Cursor, Entry, Kept, Put, Sent};
 use crate::core::clock;
 use crate::core::limits::OUTBOX_SENT;
 use crate::core::refusal::Refusal;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 /// What a row takes besides its frame, as the bounds count it, in bytes.
 pub const ROW_BYTES: u64 = 128;
@@ -44,27 +44,6 @@ pub(super) struct Gone {
     pub pending: u64,
     /// Events in the state error that gave way.
     pub error: u64,
-}
-
-/// What an error of SQLite means to whoever asked.
-pub(super) fn trouble(error: &rusqlite::Error) -> Refusal {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => {
-            let why = "the disk of the outbox is full; free space there, publishing resumes by itself";
-            Refusal::new("outbox-disk-full", why)
-        }
-        _ => Refusal::new("outbox-failed", format!("the outbox's database failed: {error}")),
-    }
-}
-
-/// The same for a command, which opens what it is given: the file may be none.
-pub(super) fn trouble_beside(error: &rusqlite::Error) -> Refusal {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            Refusal::new("outbox-damaged", format!("it is damaged: {error}"))
-        }
-        _ => trouble(error),
-    }
 }
 
 /// An open outbox.
@@ -101,12 +80,12 @@ impl Store {
         Ok(())
     }
 
-    /// Goes on from these counters, if they are further.
-    pub fn keep_counting(&mut self, counts: &Counts) {
+    /// Goes on from these counters, if they are further; or, of what was counted before a file was open, adds them.
+    pub fn keep_counting(&mut self, counts: &Counts, adds: bool) {
         let mut counts = *counts;
         for name in COUNTERS {
-            let ours = counter(&mut self.tally.counts, name);
-            *ours = (*ours).max(*counter(&mut counts, name));
+            let (ours, theirs) = (counter(&mut self.tally.counts, name), *counter(&mut counts, name));
+            *ours = if adds { *ours + theirs } else { theirs.max(*ours) };
         }
     }
 
@@ -207,7 +186,7 @@ impl Store {
     }
 
     /// Keeps these, or refuses all of them. One whose id is pending or among the sent ones that are shown is kept
-    /// already.
+    /// already; one whose id is in the state error is put again.
     pub fn put(
         &mut self,
         puts: &[Put],
@@ -230,6 +209,7 @@ impl Store {
                 kept.push(Kept { n, id: put.id.clone(), duplicate: true });
                 continue;
             }
+            self.forget_failed(&put.id)?;
             let bytes = weight(put);
             let values = params![put.id, put.topic, wall, now, bytes as i64, put.frame];
             let n = self.db.prepare(insert)?.insert(values)? as u64;
@@ -239,6 +219,20 @@ impl Store {
             self.tally.last_n = n;
         }
         Ok(Ok(kept))
+    }
+
+    /// An event that failed is put again: what is left of the failure gives way.
+    fn forget_failed(&mut self, id: &str) -> rusqlite::Result<()> {
+        if self.tally.counts.error == 0 {
+            return Ok(());
+        }
+        let mut forget = self.db.prepare("DELETE FROM event WHERE id = ?1 AND state = 2 RETURNING weight")?;
+        let mut forgotten = forget.query([id])?;
+        while let Some(row) = forgotten.next()? {
+            self.tally.counts.error = self.tally.counts.error.saturating_sub(1);
+            self.tally.error_bytes = self.tally.error_bytes.saturating_sub(row.get::<_, i64>(0)? as u64);
+        }
+        Ok(())
     }
 
     /// Where an event of this id is that need not be kept again.
@@ -493,6 +487,7 @@ mod tests {
                     kept.push((n, true));
                     continue;
                 }
+                self.rows.retain(|row| row.id != put.id);
                 self.last_n += 1;
                 let (id, bytes) = (put.id.clone(), weight(put));
                 self.rows.push(Modelled { n: self.last_n, id, state: State::Pending, bytes });
@@ -629,13 +624,13 @@ mod tests {
                 Op::Undone(op) => self.within(op, false),
                 Op::Retry(which) => {
                     let id = self.id(*which);
-                    let (n, unknown) = edit::retry(&path, Which::Ids(std::slice::from_ref(&id))).unwrap();
-                    assert_eq!(n, self.model.retry(|row| row.id == id));
-                    assert_eq!(unknown.len(), usize::from(n == 0));
+                    let done = edit::retry(&path, Which::Ids(std::slice::from_ref(&id))).unwrap();
+                    assert_eq!((done.retried, done.removed), (self.model.retry(|row| row.id == id), 0));
+                    assert_eq!(done.unknown.len(), usize::from(done.retried == 0));
                 }
                 Op::RetryAll => {
-                    let (n, _) = edit::retry(&path, Which::All(State::Error)).unwrap();
-                    assert_eq!(n, self.model.retry(|_| true));
+                    let done = edit::retry(&path, Which::All(State::Error)).unwrap();
+                    assert_eq!((done.retried, done.removed), (self.model.retry(|_| true), 0));
                 }
                 Op::Purge(which) => {
                     let id = self.id(*which);
@@ -667,6 +662,8 @@ mod tests {
             })
             .unwrap();
             assert_eq!(listed, model.rows);
+            let ids: std::collections::HashSet<_> = listed.iter().map(|row| &row.id).collect();
+            assert_eq!(ids.len(), listed.len(), "an id has one row");
             let store = self.store();
             store.look().unwrap();
             let want = Counts {

@@ -1,19 +1,21 @@
 //! The thread castra-outbox: what was asked for, in its order, what waits together in one commit.
 //!
 //! Always holds: a put is answered after its commit, which is synced; when the database fails nothing is answered as
-//! kept, it is said once, and every later put tries it anew, so that it works again by itself; what the broker
+//! kept, it is said once, and every later put and tick tries it anew, so that it works again by itself; what the broker
 //! acknowledged and could not be written down is kept in memory and tried again; nothing more is handed out while more
 //! than [`super::marks::UNSYNCED`] marks would be lost with the machine. Owner: [`super::Outbox`].
 
 use super::folded::Folded;
 use super::folder::Folder;
 use super::marks::Fate;
-use super::reopen::{file_of, is_passing};
+use super::reopen::file_of;
 use super::request::Request;
-use super::store::{Gone, Store, trouble};
-use super::{Bounds, Entry, Shared};
+use super::store::{Gone, Store};
+use super::trouble::is_full;
+use super::{Bounds, Entry, OutboxError, Shared};
 use crate::core::refusal::Refusal;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,13 +30,19 @@ const GROUP: usize = 1024;
 
 /// The thread's own.
 pub(super) struct Writer {
-    pub(super) folder: Folder,
+    pub(super) state_dir: PathBuf,
+    /// `None` while it cannot be made on a full disk.
+    pub(super) folder: Option<Folder>,
     bounds: Bounds,
     pub(super) shared: Arc<Shared>,
     /// `None` while the database has to be opened anew.
     pub(super) store: Option<Store>,
-    /// The file that is open: device and inode.
+    /// The file that was opened last: device and inode.
     pub(super) file: Option<(u64, u64)>,
+    /// The file that SQLite found damaged once while it worked with it …
+    pub(super) suspect: Option<(u64, u64)>,
+    /// … and why it is put aside, if it did so twice.
+    pub(super) distrust: Option<String>,
     /// Why puts are refused.
     pub(super) ill: Option<Refusal>,
     /// When it may be opened anew.
@@ -53,14 +61,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn new(folder: Folder, store: Store, bounds: Bounds, shared: Arc<Shared>) -> Self {
+    pub fn new(state_dir: PathBuf, bounds: Bounds, shared: Arc<Shared>) -> Self {
         let now = Instant::now();
-        let mut writer = Writer {
-            folder,
+        Writer {
+            state_dir,
+            folder: None,
             bounds,
             shared,
-            store: Some(store),
+            store: None,
             file: None,
+            suspect: None,
+            distrust: None,
             ill: None,
             retry_at: now,
             last_n: 0,
@@ -70,9 +81,17 @@ impl Writer {
             said: (String::new(), true),
             folded: Folded::default(),
             clock_saved: now,
-        };
-        writer.opened();
-        writer
+        }
+    }
+
+    /// Opens the database, or begins without one if that may pass; where a damaged one was put.
+    pub fn start(&mut self) -> Result<Option<PathBuf>, OutboxError> {
+        let opened = self.open().or_else(|error| {
+            self.fall_ill(error.passing()?, true);
+            Ok(None)
+        });
+        self.publish();
+        opened
     }
 
     /// Works until it is closed, or every handle is gone.
@@ -166,7 +185,7 @@ impl Writer {
             self.count_refused(puts as u64);
         }
         // Who has an answer sees it counted.
-        self.publish_counts();
+        self.publish();
         let mut kept = kept.into_iter();
         // Whoever asked may be gone.
         for change in changes {
@@ -226,7 +245,7 @@ impl Writer {
         durable: bool,
         work: impl FnOnce(&mut Store, &Bounds, &mut Gone) -> rusqlite::Result<()>,
     ) -> Result<(), Refusal> {
-        if self.store.is_some() && self.file != file_of(&self.folder) {
+        if self.store.is_some() && self.file != file_of(&self.state_dir) {
             let why = "outbox.db was removed or replaced while the agent ran; what was in it is lost";
             return Err(self.fall_ill(Refusal::new("outbox-failed", why), true));
         }
@@ -250,60 +269,50 @@ impl Writer {
                 }
                 if self.ill.take().is_some() {
                     tracing::info!("the outbox works again");
+                    self.shared.changed.notify_one();
                 }
                 Ok(())
             }
             Err(error) => {
                 store.undo();
-                let anew = !is_passing(&error);
-                Err(self.fall_ill(trouble(&error), anew))
+                Err(self.failed(&error))
             }
         }
     }
 
-    pub(super) fn publish_counts(&self) {
+    /// Tells the handles how it stands.
+    pub(super) fn publish(&self) {
         if let Some(store) = &self.store {
             *self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner) = store.tally.counts;
         }
+        *self.shared.ill.lock().unwrap_or_else(PoisonError::into_inner) = self.ill.clone();
     }
 
     fn read(&mut self, request: Request) {
-        let may = !matches!(request, Request::Pending { .. }) || self.may_hand_out(false);
-        let store = self.store.as_ref().ok_or_else(|| self.ill.clone().unwrap_or_else(super::closed));
-        let failed = match request {
-            Request::Cursor { name, reply } => {
-                let found = store.and_then(|store| store.cursor(&name).map_err(|e| trouble(&e)));
-                let failed = found.as_ref().err().cloned();
-                let _ = reply.send(found);
-                failed
-            }
-            Request::Pending { reply, .. } if !may => {
-                let _ = reply.send(Ok(Vec::new()));
-                None
-            }
+        // Whoever asked may be gone.
+        match request {
+            Request::Cursor { name, reply } => drop(reply.send(self.look(|store| store.cursor(&name)))),
             Request::Pending { after, limit, bytes, reply } => {
-                let found = store.and_then(|store| self.pending(store, after, limit, bytes));
-                let failed = found.as_ref().err().cloned();
-                let _ = reply.send(found);
-                failed
+                let may = self.may_hand_out(false);
+                let found = if may { self.pending(after, limit, bytes) } else { Ok(Vec::new()) };
+                // When it works again it is asked again.
+                let _ = reply.send(found.unwrap_or_default());
             }
-            _ => None,
-        };
-        if let Some(refusal) = failed.filter(|_| self.store.is_some()) {
-            self.fall_ill(refusal, true);
+            _ => {}
+        }
+    }
+
+    fn look<T>(&mut self, read: impl FnOnce(&mut Store) -> rusqlite::Result<T>) -> Result<T, Refusal> {
+        match &mut self.store {
+            Some(store) => read(store).map_err(|error| self.failed(&error)),
+            None => Err(self.ill.clone().unwrap_or_else(super::closed)),
         }
     }
 
     /// What is pending and not settled in memory already.
-    fn pending(
-        &self,
-        store: &Store,
-        mut after: u64,
-        limit: usize,
-        bytes: usize,
-    ) -> Result<Vec<Entry>, Refusal> {
+    fn pending(&mut self, mut after: u64, limit: usize, bytes: usize) -> Result<Vec<Entry>, Refusal> {
         loop {
-            let mut found = store.pending(after, limit, bytes).map_err(|e| trouble(&e))?;
+            let mut found = self.look(|store| store.pending(after, limit, bytes))?;
             let Some(last) = found.last() else { return Ok(found) };
             after = last.n;
             found.retain(|entry| !self.owed.contains_key(&entry.n));
@@ -321,29 +330,30 @@ impl Writer {
         if self.is_starved && self.may_hand_out(true) {
             self.shared.changed.notify_one();
         }
-        let Some(store) = &mut self.store else { return };
-        let looked = store.look().and_then(|changed| Ok((changed, store.has_expired(&self.bounds)?)));
-        match looked {
-            Ok((changed, expired)) => {
-                if changed && store.tally.counts.pending > 0 {
-                    self.shared.changed.notify_one();
-                }
-                if expired {
-                    self.expire();
-                }
-            }
-            Err(error) => drop(self.fall_ill(trouble(&error), !is_passing(&error))),
+        let bounds = self.bounds;
+        let looked = self.look(|store| {
+            let is_more = store.look()? && store.tally.counts.pending > 0;
+            Ok((is_more, store.has_expired(&bounds)?))
+        });
+        let (is_more, has_expired) = looked.unwrap_or_default();
+        if is_more {
+            self.shared.changed.notify_one();
+        }
+        if has_expired {
+            self.expire();
         }
         if !self.said.1 {
             let said = self.said.0.clone();
             self.said.1 = self.transact(false, |store, _, _| store.said(&said)).is_ok();
         }
         let waits = self.store.as_ref().is_some_and(|store| store.tally.counts.pending > 0);
-        if waits && self.clock_saved.elapsed() >= CLOCK {
+        // It need not wait for a put to find that it works again.
+        let may_work = self.ill.is_some() && !is_full(&self.state_dir);
+        if may_work || waits && self.clock_saved.elapsed() >= CLOCK {
             self.clock_saved = Instant::now();
             let _ = self.transact(false, |store, _, _| store.save_clock());
         }
-        self.publish_counts();
+        self.publish();
         self.folded.say();
     }
 
@@ -369,7 +379,7 @@ impl Writer {
             store.save_clock()
         });
         self.folded.say_now();
-        self.publish_counts();
+        self.publish();
         // Closing writes the log back into the file.
         self.store = None;
     }

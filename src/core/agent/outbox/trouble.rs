@@ -1,0 +1,74 @@
+//! What a failure of the database means: to whoever asked, and for the connection.
+//!
+//! Always holds: a disk without room is called that, whatever SQLite calls it. Owner: the outbox.
+
+use super::OutboxError;
+use crate::core::refusal::Refusal;
+use nix::libc;
+use nix::sys::statvfs::statvfs;
+use rusqlite::ErrorCode::{
+    CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, SystemIoFailure,
+};
+use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+use std::path::Path;
+
+/// With less room no database can be opened, in bytes: the index of its log alone takes half of this.
+const LEAST_ROOM: u64 = 64 * 1024;
+
+/// What an error of SQLite about the database at `path` means to whoever asked.
+pub(super) fn trouble(error: &rusqlite::Error, path: &Path) -> Refusal {
+    match error.sqlite_error_code() {
+        Some(DiskFull) => disk_full(),
+        Some(SystemIoFailure | CannotOpen) if is_full(path) => disk_full(),
+        _ if is_damage(error) => Refusal::new("outbox-damaged", format!("the outbox is damaged: {error}")),
+        _ => Refusal::new("outbox-failed", format!("the outbox's database failed: {error}")),
+    }
+}
+
+pub(super) fn disk_full() -> Refusal {
+    let why = "the disk of the outbox is full; free space there, publishing resumes by itself";
+    Refusal::new("outbox-disk-full", why)
+}
+
+/// Whether the file itself is wrong.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Whether the same connection may go on: another one held the database, or the disk is full.
+pub(super) fn is_passing(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
+}
+
+/// Whether the disk of this path, which may not be there yet, has no room for a database.
+pub(super) fn is_full(path: &Path) -> bool {
+    let there = |at: &Path| statvfs(if at.as_os_str().is_empty() { Path::new(".") } else { at }).ok();
+    path.ancestors().find_map(there).is_some_and(|disk| {
+        // Root may take what is kept from others.
+        let is_root = nix::unistd::geteuid().is_root();
+        let (blocks, files) = match is_root {
+            true => (disk.blocks_free(), disk.files_free()),
+            false => (disk.blocks_available(), disk.files_available()),
+        };
+        // One that counts no blocks, or no files, has no bound of them.
+        let is_less = disk.blocks() > 0 && blocks.saturating_mul(disk.fragment_size()) <= LEAST_ROOM;
+        is_less || disk.files() > 0 && files == 0
+    })
+}
+
+impl OutboxError {
+    /// What it is to whoever publishes, if it may pass by itself: a database that fails, a disk that is full or sick.
+    /// The rest needs an operator.
+    pub(super) fn passing(self) -> Result<Refusal, Self> {
+        match self {
+            OutboxError::Failed(refusal) => Ok(refusal),
+            OutboxError::Io { ref error, .. } if matches!(error.kind(), StorageFull | QuotaExceeded) => {
+                Ok(disk_full())
+            }
+            OutboxError::Io { ref error, .. } if error.raw_os_error() == Some(libc::EIO) => {
+                Ok(Refusal::new("outbox-failed", self.to_string()))
+            }
+            lasting => Err(lasting),
+        }
+    }
+}
