@@ -197,6 +197,47 @@ fn what_is_in_the_outbox_is_listed_retried_and_purged() {
 }
 
 #[test]
+fn an_event_that_failed_is_not_kept_twice_by_a_put_or_a_retry() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Alone::start(dir.path(), &["--outbox-age", "300ms"]);
+    assert_eq!(agent.run(&["publish", "t", "1", "--id", "a"]).status.code(), Some(0));
+    eventually("expired", || (listed(dir.path(), &["--state", "error"]).len() == 1).then_some(()));
+    assert_eq!(agent.stop(), Some(0));
+    let agent = Alone::start(dir.path(), &[]);
+    // Whoever publishes it again wants it to be sent now.
+    assert_eq!(agent.run(&["publish", "t", "2", "--id", "a"]).status.code(), Some(0));
+    let rows = |state: &str| {
+        let rows = listed(dir.path(), &["--state", state]);
+        rows.iter().map(|row| format!("{} {}", row["id"], row["event"]["payload"])).collect::<Vec<_>>()
+    };
+    assert_eq!((rows("pending"), rows("error").len()), (vec!["\"a\" 2".to_owned()], 0));
+
+    // A file may have more of an id: b failed twice, a is pending as well, c was sent.
+    let path = dir.path().join("state/outbox.db");
+    let insert = |state: u8, id: &str, payload: u8| {
+        let frame = format!("{{\"type\":\"publish\",\"payload\":{payload}}}");
+        let insert = "INSERT INTO event (state, id, topic, put_ts, since, weight, frame) VALUES (?1, ?2, 't', 1, 0, 160, ?3)";
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.busy_timeout(crate::support::PATIENCE).unwrap();
+        db.execute(insert, (state, id, (state != 1).then(|| frame.into_bytes()))).unwrap();
+    };
+    for (state, id, payload) in [(2, "b", 3), (2, "b", 4), (2, "a", 5), (1, "c", 6), (2, "c", 7)] {
+        insert(state, id, payload);
+    }
+    let (code, out, _) = said(&agent.run(&["outbox", "retry", "--all", "--json"]));
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), "{\"removed\":3,\"retried\":1,\"schema\":1,\"unknown\":[]}\n")
+    );
+    assert_eq!(rows("pending"), ["\"a\" 2", "\"b\" 4"]);
+    assert_eq!((rows("sent").len(), rows("error").len()), (1, 0));
+    insert(2, "a", 8);
+    let want = "retried 0, removed 1 that are pending or sent already\n";
+    assert_eq!(said(&agent.run(&["outbox", "retry", "a"])), (Some(0), want.into(), String::new()));
+    assert_eq!(rows("pending"), ["\"a\" 2", "\"b\" 4"]);
+}
+
+#[test]
 fn what_was_answered_survives_a_kill_and_is_kept_once() {
     const PROGRAMS: usize = 4;
     const EACH: usize = 1_500;

@@ -18,6 +18,7 @@ mod commands;
 mod drains;
 mod handles;
 mod host;
+mod ill;
 mod local;
 mod outbox;
 mod program;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 pub struct Agent {
     child: Child,
     dir: PathBuf,
+    state: PathBuf,
     said: Arc<Mutex<String>>,
 }
 
@@ -24,10 +25,15 @@ impl Agent {
     }
 
     pub fn start_env(dir: &Path, broker: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::start_in(&dir.join("agent"), dir, broker, args, env)
+    }
+
+    /// The same with its outbox in `state`.
+    pub fn start_in(state: &Path, dir: &Path, broker: &str, args: &[&str], env: &[(&str, &str)]) -> Self {
         assert!(broker != "auto" && !broker.starts_with("vsock"), "nobody dials vsock on this machine");
         let mut command = castra();
         command.args(["agent", "--vm", "web", "--broker", broker]).args(args);
-        command.arg("--state-dir").arg(dir.join("agent")).arg("--socket").arg(dir.join("agent.sock"));
+        command.arg("--state-dir").arg(state).arg("--socket").arg(dir.join("agent.sock"));
         command.envs(env.iter().copied()).env_remove("JOURNAL_STREAM");
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -38,7 +44,7 @@ impl Agent {
                 saying.lock().unwrap().push_str(&format!("{line}\n"));
             }
         });
-        let agent = Agent { child, dir: dir.to_owned(), said };
+        let agent = Agent { child, dir: dir.to_owned(), state: state.to_owned(), said };
         agent.wait_for("programs publish at");
         agent
     }
@@ -74,7 +80,7 @@ impl Agent {
     /// `castra agent …` for its files.
     pub fn castra(&self, args: &[&str]) -> Output {
         let mut command = castra();
-        command.env("CASTRA_AGENT_STATE_DIR", self.dir.join("agent"));
+        command.env("CASTRA_AGENT_STATE_DIR", &self.state);
         command.env("CASTRA_AGENT_SOCKET", self.dir.join("agent.sock"));
         command.arg("agent").args(args).stdin(Stdio::null()).output().unwrap()
     }
@@ -125,9 +131,14 @@ pub fn program(dir: &Path) -> Program {
 impl Program {
     /// Publishes this line, and waits until it is kept.
     pub fn publish(&mut self, line: &str) {
-        self.send(line).unwrap();
-        let answer = self.answer().expect("an answer");
+        let answer = self.ask(line);
         assert_eq!(answer["status"], "ok", "{answer}");
+    }
+
+    /// The answer to this line.
+    pub fn ask(&mut self, line: &str) -> Value {
+        self.send(line).unwrap();
+        self.answer().expect("an answer")
     }
 
     pub fn send(&mut self, line: &str) -> std::io::Result<()> {

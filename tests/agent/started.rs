@@ -1,5 +1,6 @@
 //! What an agent is started with, what it refuses, and what a service manager hears of it.
 
+use crate::faults::{skip, strace};
 use crate::program::{Agent, at};
 use crate::support::{Broker, castra, eventually};
 use std::os::unix::fs::PermissionsExt;
@@ -63,6 +64,36 @@ fn a_second_agent_leaves_the_first_one_alone() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(73) && said.contains("no socket can be made at"), "{said}");
     agent.program().publish("{}");
+}
+
+#[test]
+fn the_group_of_the_socket_is_no_way_to_a_file_behind_a_link() {
+    // Another file is put in the socket's place before its group and mode are set.
+    let Some(mut command) = strace(&["-e", "trace=rename", "-e", "inject=rename:delay_exit=2000000"]) else {
+        return skip(
+            "the_group_of_the_socket_is_no_way_to_a_file_behind_a_link",
+            "there is no strace that may trace",
+        );
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, link) = (dir.path().join("agent.sock"), dir.path().join("link"));
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    command.args(["agent", "--vm", "web", "--broker", "unix:/nowhere/castra.sock", "--state-dir"]);
+    command.arg(dir.path().join("agent")).arg("--socket").arg(&socket).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    eventually("the socket", || std::fs::symlink_metadata(&socket).ok());
+    std::fs::rename(&link, &socket).unwrap();
+    let code = eventually("its end", || {
+        let is_open = std::fs::metadata(&secret).unwrap().permissions().mode() & 0o777 != 0o600;
+        if is_open {
+            child.kill().unwrap();
+        }
+        child.try_wait().unwrap().map(|status| (status.code(), is_open))
+    });
+    assert_eq!(code, (Some(73), false));
 }
 
 #[test]

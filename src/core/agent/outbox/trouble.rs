@@ -40,19 +40,14 @@ pub(super) fn is_passing(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
 }
 
-/// Whether the disk of this path, which may not be there yet, has no room for a database.
+/// Whether the disk of this path, which may not be there yet, has no room for a database. What a file system keeps for
+/// root is no room: some keep it from root as well.
 pub(super) fn is_full(path: &Path) -> bool {
     let there = |at: &Path| statvfs(if at.as_os_str().is_empty() { Path::new(".") } else { at }).ok();
     path.ancestors().find_map(there).is_some_and(|disk| {
-        // Root may take what is kept from others.
-        let is_root = nix::unistd::geteuid().is_root();
-        let (blocks, files) = match is_root {
-            true => (disk.blocks_free(), disk.files_free()),
-            false => (disk.blocks_available(), disk.files_available()),
-        };
         // One that counts no blocks, or no files, has no bound of them.
-        let is_less = disk.blocks() > 0 && blocks.saturating_mul(disk.fragment_size()) <= LEAST_ROOM;
-        is_less || disk.files() > 0 && files == 0
+        let room = disk.blocks_available().saturating_mul(disk.fragment_size());
+        disk.blocks() > 0 && room <= LEAST_ROOM || disk.files() > 0 && disk.files_available() == 0
     })
 }
 
