@@ -40,7 +40,10 @@ event once, with
 /// Behind `retry --help`.
 pub const RETRY_HELP: &str = "Examples:
   castra agent outbox retry 0191f3aa-07c5-7d41-8f55-4a2d4f0c3c11
-  castra agent outbox retry --all";
+  castra agent outbox retry --all
+
+An event whose id is pending or sent already is removed instead. With --json: retried, removed,
+unknown (ids that no event in the state error has).";
 
 /// Behind `purge --help`.
 pub const PURGE_HELP: &str = "Examples:

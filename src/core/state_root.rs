@@ -326,7 +326,10 @@ pub fn make_dir(path: &Path) -> Result<(), StateRootError> {
 }
 
 /// The same, and makes the entries on the way to it durable: without them a power cut takes all below.
-fn make_durable_dir(path: &Path) -> Result<(), StateRootError> {
+///
+/// # Errors
+/// It cannot be made, or not synced.
+pub fn make_durable_dir(path: &Path) -> Result<(), StateRootError> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     make_dir(path)?;
     for dir in missing.iter().rev() {

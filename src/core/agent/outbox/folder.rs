@@ -6,7 +6,7 @@
 use super::OutboxError;
 use crate::core::clock;
 use crate::core::limits::OUTBOX_ASIDES;
-use crate::core::state_root::{StateRootError, make_dir, sync_dir};
+use crate::core::state_root::{StateRootError, make_durable_dir, sync_dir};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::ffi::OsString;
@@ -47,8 +47,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Makes it if it is missing, and takes its lock.
     pub fn open(path: &Path) -> Result<Self, OutboxError> {
-        let new = !path.exists();
-        make_dir(path).map_err(|error| match error {
+        make_durable_dir(path).map_err(|error| match error {
             StateRootError::Io { what, path, error } => OutboxError::Io { what, path, error },
             other => failed("create", path)(io::Error::other(other.to_string())),
         })?;
@@ -60,12 +59,7 @@ impl Folder {
         refuse_foreign(path)?;
         std::fs::set_permissions(path, Permissions::from_mode(0o700))
             .map_err(failed("set the mode of", path))?;
-        let lock = take_lock(path)?;
-        if new {
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            sync_dir(parent).map_err(failed("sync", parent))?;
-        }
-        Ok(Folder { path: path.to_owned(), _lock: lock })
+        Ok(Folder { path: path.to_owned(), _lock: take_lock(path)? })
     }
 
     /// Its database.
