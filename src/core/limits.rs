@@ -147,6 +147,8 @@ pub const VM_PATTERNS: usize = 64;
 pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.
 pub const EPOCH_BYTES: usize = 32;
+/// After a publish that found no room everything is refused for so long, in the order in which it was sent.
+pub const FULL_TIME: Duration = Duration::from_secs(1);
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

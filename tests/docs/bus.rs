@@ -451,6 +451,7 @@ fn limits_are_those_of_limits_rs() {
         ("LOCAL_UNANSWERED", limits::LOCAL_UNANSWERED as u64),
         ("LOCAL_WRITE_TIME", limits::LOCAL_WRITE_TIME.as_millis() as u64),
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
+        ("FULL_TIME", limits::FULL_TIME.as_millis() as u64),
         ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
         ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),
         ("TOPICS_SHOWN_BYTES", limits::TOPICS_SHOWN_BYTES as u64),
