@@ -119,6 +119,8 @@ pub const DRAIN_BYTES: usize = 256 * 1024;
 pub const HOST_BEAT: Duration = Duration::from_secs(10);
 /// A host that an agent did not hear for so long is gone.
 pub const HOST_SILENCE: Duration = Duration::from_secs(30);
+/// A host that takes nothing of what an agent has for it for so long is gone as well.
+pub const HOST_STUCK: Duration = Duration::from_secs(30);
 /// An agent's handler that fails so often for an event has had it.
 pub const HANDLER_ATTEMPTS: u32 = 5;
 /// A handler that runs when the agent is told to end may go on for so long.

@@ -279,7 +279,7 @@ fn what_deserves_a_word_gets_one() {
     }
     for quiet in [
         "broker.trust = \"known\"\nbroker.hybrid = [\"/usr/*.x\"]",
-        "broker.hybrid = [\"/tmp/v-*/x\"]",
+        "broker.hybrid = [\"/usr/v-*/x\"]",
         "broker.tcp = [\"[::ffff:127.0.0.1]:1\"]\n[[vms]]\nname = \"a\"",
     ] {
         assert_eq!(check(dir.path(), quiet).2, Vec::<String>::new(), "{quiet}");

@@ -413,6 +413,7 @@ fn limits_are_those_of_limits_rs() {
         ("DRAIN_BYTES", limits::DRAIN_BYTES as u64),
         ("HOST_BEAT", limits::HOST_BEAT.as_millis() as u64),
         ("HOST_SILENCE", limits::HOST_SILENCE.as_millis() as u64),
+        ("HOST_STUCK", limits::HOST_STUCK.as_millis() as u64),
         ("HANDLER_ATTEMPTS", u64::from(limits::HANDLER_ATTEMPTS)),
         ("HANDLER_TIME", limits::HANDLER_TIME.as_millis() as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
