@@ -85,11 +85,12 @@ fn read(path: &Path) -> io::Result<(String, u32)> {
 
 /// What is there, links followed.
 fn look_at(path: &Path) -> Is {
-    match path.metadata().map(|is| is.file_type()) {
-        Ok(is) if is.is_dir() => Is::Folder,
-        Ok(is) if is.is_socket() => Is::Socket,
-        Ok(_) => Is::Other,
-        Err(_) => Is::Absent,
+    let Ok(is) = path.metadata() else { return Is::Absent };
+    match (is.file_type(), is.mode() & 0o002) {
+        (what, 0) if what.is_dir() => Is::Folder,
+        (what, _) if what.is_dir() => Is::SharedFolder,
+        (what, _) if what.is_socket() => Is::Socket,
+        _ => Is::Other,
     }
 }
 

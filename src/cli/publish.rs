@@ -44,7 +44,7 @@ Exit codes:
   69   no broker answers
   74   the input could not be read, or stdout not written
   75   disk-full: not stored, publishing resumes by itself; logs-behind: stored, do not send
-       it again; outcome-unknown: look before you send it again; too many sessions, or the
+       it again; outcome-unknown: send it again with the same --id; too many sessions, or the
        broker is ending
   77   refused: a topic of the broker's own, or a state root that belongs to somebody else
   124  the broker did not answer in time"#;

@@ -119,6 +119,8 @@ pub const DRAIN_BYTES: usize = 256 * 1024;
 pub const HOST_BEAT: Duration = Duration::from_secs(10);
 /// A host that an agent did not hear for so long is gone.
 pub const HOST_SILENCE: Duration = Duration::from_secs(30);
+/// A host that takes nothing of what an agent has for it for so long is gone as well.
+pub const HOST_STUCK: Duration = Duration::from_secs(30);
 /// An agent's handler that fails so often for an event has had it.
 pub const HANDLER_ATTEMPTS: u32 = 5;
 /// A handler that runs when the agent is told to end may go on for so long.
@@ -147,6 +149,8 @@ pub const VM_PATTERNS: usize = 64;
 pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.
 pub const EPOCH_BYTES: usize = 32;
+/// After a publish that found no room everything is refused for so long, in the order in which it was sent.
+pub const FULL_TIME: Duration = Duration::from_secs(1);
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

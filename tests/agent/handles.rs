@@ -56,14 +56,21 @@ fn events_are_handled_once_in_order_over_restarts() {
     agent.kill();
     publish(&broker, "a.d", [6]);
     let agent = Agent::start(dir.path(), &at(&root), &args);
-    let all = wait_for(&out, 5);
-    assert_eq!(&all[3..], [r#"6 host a.c ":5}"#, r#"7 host a.d ":6}"#]);
+    // One that was killed between the command's end and the cursor runs the command again.
+    let once = |count| {
+        eventually(&format!("{count} events"), || {
+            let mut lines = lines(&out);
+            lines.dedup();
+            (lines.len() >= count).then_some(lines)
+        })
+    };
+    assert_eq!(&once(5)[3..], [r#"6 host a.c ":5}"#, r#"7 host a.d ":6}"#]);
     // The other order of the same patterns is the same subscription.
     assert_eq!(agent.stop(), Some(0));
     publish(&broker, "a.e", [7]);
     let args = ["--subscribe", "vm:web", "--subscribe", "a.*", "--exec", &exec, "--from", "earliest"];
     let agent = Agent::start(dir.path(), &at(&root), &args);
-    assert_eq!(&wait_for(&out, 6)[5..], [r#"8 host a.e ":7}"#]);
+    assert_eq!(&once(6)[5..], [r#"8 host a.e ":7}"#]);
     assert_eq!(agent.stop(), Some(0));
 }
 

@@ -247,6 +247,10 @@ fn what_deserves_a_word_gets_one() {
             "c.toml:1:18: warning: broker.hybrid: there is no folder /nowhere;",
         ),
         (
+            "broker.hybrid = [\"/tmp/*.vsock\"]",
+            "c.toml:1:18: warning: broker.hybrid: everybody may write to /tmp, and so be a VM of any name",
+        ),
+        (
             "broker.trust = \"known\"\n[[vms]]\nname = \"a\"\nsocket = \"/nowhere/a\"",
             "c.toml:4:10: warning: vms.socket: there is no folder /nowhere;",
         ),
@@ -274,8 +278,8 @@ fn what_deserves_a_word_gets_one() {
         assert!(err.len() == 1 && err[0].starts_with(want), "{text}: {err:?}");
     }
     for quiet in [
-        "broker.trust = \"known\"\nbroker.hybrid = [\"/tmp/*.x\"]",
-        "broker.hybrid = [\"/tmp/v-*/x\"]",
+        "broker.trust = \"known\"\nbroker.hybrid = [\"/usr/*.x\"]",
+        "broker.hybrid = [\"/usr/v-*/x\"]",
         "broker.tcp = [\"[::ffff:127.0.0.1]:1\"]\n[[vms]]\nname = \"a\"",
     ] {
         assert_eq!(check(dir.path(), quiet).2, Vec::<String>::new(), "{quiet}");

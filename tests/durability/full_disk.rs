@@ -105,6 +105,32 @@ fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
     assert_eq!(publish_one(&broker, "after"), head + 1);
 }
 
+#[test]
+fn what_was_under_way_behind_a_refused_event_is_not_stored_before_it() {
+    let test = "what_was_under_way_behind_a_refused_event_is_not_stored_before_it";
+    let disk = match Mounted::new(64) {
+        Ok(disk) => disk,
+        Err(why) => return skip(test, &why),
+    };
+    let broker = Broker::start_args(&disk.root(), &SMALL);
+    let mut guest = broker.guest("web");
+    let _filler = disk.fill();
+    // Large ones find no room long before small ones do, and each is a batch of its own.
+    let (pad, mut n) = ("x".repeat(50_000), 0);
+    let (stored, refused) = eventually("a burst of which something is refused", || {
+        let burst = 40;
+        for i in 0..burst {
+            let pad = if i % 2 == 0 { &pad } else { "" };
+            guest.send(format!("{{\"type\":\"publish\",\"payload\":\"{n} {pad}\"}}"));
+            n += 1;
+        }
+        let acks = (0..burst).map(|_| guest.receive().unwrap()["status"] == "ok").collect::<Vec<_>>();
+        let stored = acks.iter().take_while(|ok| **ok).count();
+        (stored < burst).then(|| (stored, acks[stored..].iter().filter(|ok| !**ok).count()))
+    });
+    assert_eq!(stored + refused, 40, "something behind the first refused event was stored");
+}
+
 /// A start either works, or says what is wrong and what is full.
 fn starts_or_says(disk: &Mounted, codes: &[i32], says: &str) -> Option<Broker> {
     match Broker::try_start(&disk.root(), castra(), &SMALL) {

@@ -21,7 +21,7 @@ pub fn exit_of(code: &str) -> Exit {
 /// How to find out what became of an event.
 fn look(id: &str) -> String {
     format!(
-        "it may be stored or not: look with 'castra bus tail --grep {id}' before you send it again, with --id {id}"
+        "it may be stored or not: send it again with --id {id}, then it is stored once; 'castra bus tail --grep {id}' shows it"
     )
 }
 

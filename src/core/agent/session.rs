@@ -12,7 +12,7 @@ use super::pipe::{Pipe, Step};
 use super::pulse::{Clocks, Due, Pulse, Times};
 use crate::core::chance::chance;
 use crate::core::clock;
-use crate::core::limits::DRAIN_BYTES;
+use crate::core::limits::{DRAIN_BYTES, HOST_STUCK};
 use crate::core::wire::received::Received;
 use serde_json::Value;
 use std::io;
@@ -25,8 +25,6 @@ const HEARTBEAT: &[u8] = b"{\"type\":\"heartbeat\"}";
 const AGAIN: Duration = Duration::from_secs(30);
 /// When the agent is told to end, what is under way is waited for so long.
 const LAST_ACKS: Duration = Duration::from_secs(2);
-/// A connection that takes nothing for so long, while something waits, is given up.
-const STUCK: Duration = Duration::from_secs(30);
 /// A cursor that could not be read or written is tried again after so long.
 const CURSOR_AGAIN: Duration = Duration::from_secs(5);
 /// A frame of length 0: the end, on a line that has none.
@@ -210,12 +208,12 @@ impl<'a> Session<'a> {
     fn next(&self) -> Instant {
         let drain = self.drain.next().filter(|_| self.is_more);
         let at = self.begun + drain.map_or(self.pulse.next(), |drain| drain.min(self.pulse.next()));
-        let stuck = (!self.pipe.is_written()).then(|| self.took + STUCK);
+        let stuck = (!self.pipe.is_written()).then(|| self.took + HOST_STUCK);
         [self.subscribe_at, self.cursor_at, stuck].into_iter().flatten().fold(at, Instant::min)
     }
 
     async fn due(&mut self) -> Result<(), Ended> {
-        if !self.pipe.is_written() && self.took.elapsed() >= STUCK {
+        if !self.pipe.is_written() && self.took.elapsed() >= HOST_STUCK {
             return Err(Ended::Stuck(self.took.elapsed()));
         }
         if self.cursor_at.is_some_and(|at| at <= Instant::now()) {

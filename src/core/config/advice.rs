@@ -28,6 +28,8 @@ pub enum Is {
     Absent,
     /// A folder.
     Folder,
+    /// A folder in which everybody may write.
+    SharedFolder,
     /// A socket.
     Socket,
     /// Something else.
@@ -38,7 +40,7 @@ pub enum Is {
 pub fn advise(settings: &Settings, places: &Places, look: impl Fn(&Path) -> Is) -> Advice {
     let mut advice = Advice::default();
     let trust = settings.trust;
-    let is_folder = |path: &Path| look(path) == Is::Folder;
+    let is_folder = |path: &Path| matches!(look(path), Is::Folder | Is::SharedFolder);
     for (n, addr) in settings.tcp.iter().enumerate().filter(|(_, addr)| !is_loopback(addr)) {
         let place = places.of("tcp", n);
         match trust {
@@ -64,13 +66,20 @@ pub fn advise(settings: &Settings, places: &Places, look: impl Fn(&Path) -> Is) 
     for (n, glob) in settings.hybrid.iter().enumerate() {
         // Up to the folder that has a star in its name, or in the names within.
         let fixed = glob.ancestors().find(|path| !path.as_os_str().as_encoded_bytes().contains(&b'*'));
-        if let Some(folder) = fixed.filter(|folder| !is_folder(folder)) {
-            let why = format!(
-                "broker.hybrid: there is no folder {}; sockets in it are found once it is there",
-                folder.display()
-            );
-            advice.warn(places.of("hybrid", n), why);
-        }
+        let Some(folder) = fixed else { continue };
+        let shown = folder.display();
+        let why = match look(folder) {
+            Is::Folder => continue,
+            Is::SharedFolder => {
+                format!(
+                    "broker.hybrid: everybody may write to {shown}, and so be a VM of any name; chmod o-w it"
+                )
+            }
+            Is::Absent | Is::Socket | Is::Other => {
+                format!("broker.hybrid: there is no folder {shown}; sockets in it are found once it is there")
+            }
+        };
+        advice.warn(places.of("hybrid", n), why);
     }
     for (n, vm) in settings.vms.iter().enumerate() {
         let (name, at) = (&vm.name, |key| places.vms.get(n).map(|vm| vm.of(key)));
@@ -87,7 +96,7 @@ pub fn advise(settings: &Settings, places: &Places, look: impl Fn(&Path) -> Is) 
         }
         for (key, path) in [("socket", &vm.socket), ("serial", &vm.serial)] {
             let there = path.as_deref().map(|path| (path, look(path)));
-            if let Some((path, Is::Folder | Is::Other)) = there {
+            if let Some((path, Is::Folder | Is::SharedFolder | Is::Other)) = there {
                 let why = format!("vms.{key}: {} is there, and it is no socket", path.display());
                 advice.warn(at(key), format!("{why}: {name} does not come in by it"));
             }

@@ -114,7 +114,7 @@ pub static SETTINGS: &[Setting] = &[
         Kind::Globs(|s| &mut s.hybrid),
         "Where sockets of VMs come and go (hybrid vsock of Firecracker, Cloud Hypervisor, vhost-device-vsock): paths\n\
          # with one * in them, which stands for the VM's name, like [\"/run/vms/*.vsock\"]; the broker listens at each\n\
-         # with _7070 behind it",
+         # with _7070 (the port of vsock, if another) behind it",
     ),
     setting(
         "broker",

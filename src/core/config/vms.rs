@@ -29,7 +29,7 @@ const KEYS: [(&str, &str, &str); 8] = [
     ("cid", "Its vsock context (1, or 3 to 4294967294): whoever comes by it is this VM", "42"),
     (
         "socket",
-        "Its hybrid vsock socket; the broker listens at this path with _7070 behind it",
+        "Its hybrid vsock socket; the broker listens at this path with _7070 (the port of vsock) behind it",
         "\"/run/vms/web.vsock\"",
     ),
     (

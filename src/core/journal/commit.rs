@@ -6,7 +6,8 @@
 //! [`COMMIT_BYTES`]. Always holds: a reply says durable only after the fdatasync (invariant 1); after a failed
 //! one every waiting publisher is told `outcome-unknown`, once, and the process ends (invariant 3); a session's
 //! next batch is in the first commit that begins after it came, whatever the others send. Only a round that is
-//! larger than a segment takes a commit for each segment. A repeat (`seen.rs`) is answered once what it repeats is
+//! larger than a segment takes a commit for each segment. After a refusal for want of room everything is refused for
+//! [`FULL_TIME`], so that what a publisher had under way behind a refused event is not stored before it. A repeat (`seen.rs`) is answered once what it repeats is
 //! durable, and takes no room. Owner: [`super::Journal`].
 
 use super::inbox::{Next, Rounds};
@@ -15,9 +16,9 @@ use super::spare::Spares;
 use super::writer::{CommitError, Committed, Writer};
 use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
-use crate::core::limits::COMMIT_BYTES;
+use crate::core::limits::{COMMIT_BYTES, FULL_TIME};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// After so long without a publish the journal is idle and a marker is written.
@@ -75,6 +76,8 @@ pub(super) struct CommitLoop<O> {
     /// Pushed and not yet committed, with the seqs each will have.
     pub waiting: Vec<(Seqs, Submission)>,
     pub dead: bool,
+    /// A batch found no room: nothing is taken before this.
+    pub full_until: Option<Instant>,
 }
 
 impl<O: Observer> CommitLoop<O> {
@@ -112,7 +115,7 @@ impl<O: Observer> CommitLoop<O> {
     fn take(&mut self, round: Vec<Submission>) {
         if !self.dead && self.writer.wants_next(round.iter().map(|submission| &submission.batch)) {
             self.commit();
-            // Without a spare what still fits is taken.
+            // Without a spare all of it is refused.
             let _ = self.next_segment();
         }
         round.into_iter().for_each(|submission| self.accept(submission));
@@ -123,6 +126,10 @@ impl<O: Observer> CommitLoop<O> {
             return refuse(submission, NotCommitted::Unknown);
         }
         let Some(mut submission) = self.answer_repeats(submission) else { return };
+        if self.full_until.is_some_and(|until| Instant::now() < until) {
+            return refuse(submission, NotCommitted::DiskFull);
+        }
+        self.full_until = None;
         if !self.writer.has_room(&submission.batch) {
             self.commit();
             // What it repeats was waiting, perhaps, and is durable now.
@@ -134,7 +141,7 @@ impl<O: Observer> CommitLoop<O> {
                 return refuse(submission, reason);
             }
             if !self.writer.has_room(&submission.batch) {
-                return refuse(submission, NotCommitted::DiskFull);
+                return refuse(submission, self.full());
             }
         }
         let seqs = self.writer.push(&submission.batch, wall_ms());
@@ -154,10 +161,10 @@ impl<O: Observer> CommitLoop<O> {
         if self.dead {
             return Err(NotCommitted::Unknown);
         }
-        let spare = self.spares.take().ok_or(NotCommitted::DiskFull)?;
+        let Some(spare) = self.spares.take() else { return Err(self.full()) };
         match self.writer.rotate(spare) {
             Ok(()) => Ok(()),
-            Err(CommitError::DiskFull) => Err(NotCommitted::DiskFull),
+            Err(CommitError::DiskFull) => Err(self.full()),
             Err(CommitError::Failed(error)) => {
                 self.die(&error);
                 Err(NotCommitted::Unknown)
@@ -175,10 +182,17 @@ impl<O: Observer> CommitLoop<O> {
                 self.observer.committed(committed);
             }
             Err(CommitError::DiskFull) => {
-                self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, NotCommitted::DiskFull));
+                let reason = self.full();
+                self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, reason));
             }
             Err(CommitError::Failed(error)) => self.die(&error),
         }
+    }
+
+    /// There is no room.
+    fn full(&mut self) -> NotCommitted {
+        self.full_until = Some(Instant::now() + FULL_TIME);
+        NotCommitted::DiskFull
     }
 
     fn mark(&mut self) {

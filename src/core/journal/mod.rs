@@ -135,8 +135,15 @@ impl Opened {
         let spares = Arc::new(Spares::default());
         let (inbox, rounds) = inbox::open();
         let observer = Callbacks { committed, failed: Some(failed) };
-        let commit =
-            CommitLoop { writer, spares: spares.clone(), rounds, observer, waiting: Vec::new(), dead: false };
+        let commit = CommitLoop {
+            writer,
+            spares: spares.clone(),
+            rounds,
+            observer,
+            waiting: Vec::new(),
+            dead: false,
+            full_until: None,
+        };
         let committer =
             std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run())?;
         {
