@@ -147,6 +147,10 @@ fn damage_that_no_check_sees_puts_the_file_aside_the_second_time_it_is_met() {
     assert_eq!((&counts["pending"], &counts["lost"]), (&json!(1), &json!(EVENTS)), "{counts}");
     let listed = agent.castra(&["outbox", "ls", "--json", "--state", "pending", "--file", &aside]);
     assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().count() as u64, EVENTS + 1);
+    eventually("why nothing is sent, in the new file", || {
+        let last = agent.outbox().pop()?;
+        last["last_error"].as_str().filter(|error| error.starts_with("no broker answers")).map(|_| ())
+    });
     // The count is of the life of the outbox.
     assert_eq!(agent.stop(), Some(0));
     let agent = Agent::start(dir.path(), NOWHERE, &[]);

@@ -56,6 +56,8 @@ impl Writer {
             store.tally.counts.lost += self.lost(&counts, aside.as_deref());
         }
         (self.store, self.file) = (Some(store), file);
+        // A new file does not know it.
+        self.said.1 = self.said.0.is_empty();
         // A transaction that works ends an illness.
         let _ = self.transact(false, |store, _, _| store.save_clock());
         self.last_n = self.last_n.max(self.store.as_ref().map_or(0, |store| store.tally.last_n));

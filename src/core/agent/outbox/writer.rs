@@ -55,7 +55,7 @@ pub(super) struct Writer {
     /// Nothing is handed out because marks cannot be kept.
     pub(super) is_starved: bool,
     /// What [`super::Outbox::said`] said last, and whether it is written down.
-    said: (String, bool),
+    pub(super) said: (String, bool),
     folded: Folded,
     clock_saved: Instant,
 }
