@@ -4,6 +4,7 @@
 //! (invariant 6); sessions that keep to [`Bus::window_bytes`] leave room for whoever comes. Owner: `broker.rs` makes one and shares it.
 
 use super::delivery::Delivery;
+use super::delivery::groups::Groups;
 use super::event::Batch;
 use super::events::Recorder;
 use super::identity::{Role, VmName};
@@ -52,6 +53,8 @@ pub struct Bus {
     pub policy: watch::Receiver<Arc<Policy>>,
     /// The way to whoever subscribes.
     pub delivery: Arc<Delivery>,
+    /// Those who share what must be done.
+    pub groups: Arc<Groups>,
     journal: Arc<Journal>,
     unacked: Arc<Semaphore>,
     session_ids: AtomicU64,
@@ -65,7 +68,7 @@ impl Bus {
         recorder: Arc<Recorder>,
         logs: Arc<Logs>,
         journal: Arc<Journal>,
-        delivery: Arc<Delivery>,
+        (delivery, groups): (Arc<Delivery>, Arc<Groups>),
         (ending, policy): (watch::Receiver<Ending>, watch::Receiver<Arc<Policy>>),
     ) -> Self {
         Bus {
@@ -80,6 +83,7 @@ impl Bus {
             ending,
             policy,
             delivery,
+            groups,
             journal,
         }
     }

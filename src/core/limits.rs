@@ -43,6 +43,28 @@ pub const PATTERNS: usize = 64;
 pub const PATTERN_TOKENS: usize = 16;
 /// … and the most of them that are `*`: so a topic is looked up in bounded time, whatever others subscribe.
 pub const PATTERN_STARS: usize = 4;
+/// The longest name of a consumer group, in bytes.
+pub const GROUP_NAME_BYTES: usize = 128;
+/// The most consumer groups.
+pub const GROUPS: usize = 10_000;
+/// The most events that a member of a group is handed at a time …
+pub const GROUP_BATCH: u32 = 1000;
+/// … and that it holds, …
+pub const GROUP_IN_FLIGHT: u32 = 10_000;
+/// … and their frames, in bytes; one more at the most.
+pub const GROUP_MEMBER_BYTES: usize = 1024 * 1024;
+/// Events that a group took in and that are not done, and the bytes of their frames; then it takes in no more.
+pub const GROUP_EVENTS_HELD: usize = 100_000;
+/// The same in bytes.
+pub const GROUP_BYTES_HELD: usize = 16 * 1024 * 1024;
+/// The most attempts at an event that a group may ask for.
+pub const GROUP_ATTEMPTS: u32 = 100;
+/// The longest time that a member may hold an event.
+pub const GROUP_ACK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// The longest time that a refused event may wait for its next attempt.
+pub const GROUP_DELAY: Duration = Duration::from_secs(24 * 3600);
+/// The most seqs in one frame of a member.
+pub const ACK_SEQS: usize = 1024;
 /// The most events of one `events: [ … ]` frame.
 pub const GROUP_EVENTS: usize = 1024;
 

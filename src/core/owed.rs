@@ -13,7 +13,8 @@ use super::policy::Rules;
 use super::refusal::Refusal;
 use super::topic::Topic;
 use super::wire::frame::{self, Frame};
-use super::wire::subscribe::{Subscribe, sub_of};
+use super::wire::group::{Join, Word, group_of};
+use super::wire::subscribe::{Subscribe, Unsubscribe, sub_of};
 
 /// What a refusal weighs in the window, in bytes; about what it and its ack take.
 const REFUSAL_BYTES: usize = 2 * REASON_BYTES;
@@ -35,8 +36,14 @@ pub enum Aside {
     Heartbeat,
     /// A wish to be sent events.
     Subscribe(Subscribe),
-    /// The subscription of this name is to end.
-    Unsubscribe(Box<str>),
+    /// A subscription or membership is to end.
+    Unsubscribe(Unsubscribe),
+    /// A wish to be a member of a group.
+    Join(Box<Join>),
+    /// What a member of a group says.
+    Word(Box<Word>),
+    /// A frame about a group, of this type, that cannot be read.
+    RefusedGroup(&'static str, Box<str>, Box<Refusal>),
     /// A `subscribe` or `unsubscribe`, which of them, that cannot be read; and its name, if that can.
     Refused(&'static str, Option<Box<str>>, Box<Refusal>),
     /// This VM is to be remembered no longer.
@@ -87,6 +94,8 @@ impl Round {
             Ok(Frame::Heartbeat) => return Some(Aside::Heartbeat),
             Ok(Frame::Subscribe(wish)) => return Some(Aside::Subscribe(wish)),
             Ok(Frame::Unsubscribe(sub)) => return Some(Aside::Unsubscribe(sub)),
+            Ok(Frame::Join(wish)) => return Some(Aside::Join(wish)),
+            Ok(Frame::Word(word)) => return Some(Aside::Word(word)),
             Ok(Frame::Forget(vm)) => return Some(Aside::Forget(vm)),
             Ok(Frame::Publish(publish)) => push(&mut self.batch, &publish)
                 .map(|()| Answer::Events(1))
@@ -106,8 +115,12 @@ impl Round {
                     }
                 }
             }
-            Err((kind @ ("subscribe" | "unsubscribe"), refusal)) => {
-                return Some(Aside::Refused(kind, sub_of(body), Box::new(refusal)));
+            Err((kind @ ("subscribe" | "unsubscribe" | "ack" | "nack" | "in_progress" | "term"), refusal)) => {
+                let refusal = Box::new(refusal);
+                return Some(match group_of(body) {
+                    Some(group) => Aside::RefusedGroup(kind, group, refusal),
+                    None => Aside::Refused(kind, sub_of(body), refusal),
+                });
             }
             Err(refused) => Err(refused),
         };

@@ -19,6 +19,7 @@ mod drain;
 mod duplicates;
 mod exit_codes;
 mod fake_broker;
+mod groups;
 mod handshake;
 mod instance;
 mod limits;

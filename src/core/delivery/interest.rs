@@ -6,6 +6,7 @@
 use crate::core::event::Event;
 use crate::core::limits::{CHUNK_BYTES, CHUNK_EVENTS};
 use crate::core::topic::Pattern;
+use crate::core::wire::group::delivery_head;
 use crate::core::wire::subscribe::{event, event_head};
 use bytes::Bytes;
 
@@ -25,6 +26,11 @@ impl Interest {
         patterns.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         patterns.dedup();
         Interest { head: event_head(&sub), sub, patterns: patterns.into() }
+    }
+
+    /// The interest of a group, whose frames are those of first attempts.
+    pub fn of_group(group: &str, patterns: &[Pattern], max_attempts: u32) -> Self {
+        Interest { head: delivery_head(group, 1, max_attempts), ..Interest::new(group.into(), patterns) }
     }
 
     /// The subscription's name.

@@ -11,6 +11,7 @@
 //! Owner: the session; the router has it as long as it subscribes.
 
 use super::interest::Chunk;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,8 @@ pub enum Item {
     Chunk(u32, Chunk),
     /// The subscription of that number gets no more here: what is from this seq on is to be read from the journal.
     Left(u32, u64),
+    /// Deliveries to the member of a group that has this number: so many events, and their frames; or an answer to it.
+    Held(u64, Bytes, usize),
 }
 
 /// The queue of one session.
@@ -93,6 +96,17 @@ impl Outlet {
         true
     }
 
+    /// Puts in what a group hands to its member, which bounds itself how much that is.
+    pub fn hold(&self, member: u64, frames: Bytes, events: usize) {
+        let mut queue = self.lock();
+        queue.events += events;
+        queue.bytes += frames.len();
+        self.room.bytes.fetch_add(frames.len(), Relaxed);
+        queue.items.push_back(Item::Held(member, frames, events));
+        drop(queue);
+        self.ready.notify_one();
+    }
+
     /// The subscription `id` leaves at `from`: the router could not keep up.
     pub fn leave(&self, id: u32, from: u64) {
         self.lock().leave(id, from);
@@ -108,6 +122,11 @@ impl Outlet {
                 queue.events -= chunk.events;
                 queue.bytes -= chunk.frames.len();
                 self.room.bytes.fetch_sub(chunk.frames.len(), Relaxed);
+            }
+            Some(Item::Held(_, frames, events)) => {
+                queue.events -= events;
+                queue.bytes -= frames.len();
+                self.room.bytes.fetch_sub(frames.len(), Relaxed);
             }
             Some(Item::Left(..)) => {
                 queue.lefts -= 1;

@@ -185,6 +185,11 @@ impl Router {
         self.wish(|routes| routes.leave(interest, outlet, id));
     }
 
+    /// The first seq that was not handed out.
+    pub fn next_seq(&self) -> u64 {
+        self.wish(|routes| routes.next_seq())
+    }
+
     /// Subscriptions that get events from here, for status and tests.
     pub fn members(&self) -> usize {
         self.routes().members()

@@ -92,6 +92,11 @@ impl Routes {
         true
     }
 
+    /// The first seq that was not handed out.
+    pub fn next_seq(&self) -> u64 {
+        self.next
+    }
+
     /// How many subscriptions are sent events.
     pub fn members(&self) -> usize {
         self.feeds.values().map(|feed| feed.members.len()).sum()

@@ -1,11 +1,12 @@
 //! The bus-v1 session. Next: `journal/commit.rs` for what is published, `delivery/router.rs` for what comes back.
 //!
 //! `state.rs` has the drawing. One task a session, which reads, writes and waits for the disk side by side:
-//! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `output.rs` what is to be written, `pulse.rs`
+//! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `grouping.rs` the same for groups, `output.rs` what is to be written, `pulse.rs`
 //! when it takes too long. Always holds: a frame that is refused ends nothing; whatever ends the session, its presence
 //! and its subscriptions end exactly once, with the state open and not with the connection. Owner: `door`, which runs
 //! it to its end.
 
+mod grouping;
 mod output;
 mod publishing;
 mod pulse;
@@ -25,6 +26,7 @@ use super::signals::Signal;
 use super::status::{Presence, Vm};
 use super::stream::{Reader, Writer, linger};
 use super::wire::frame;
+use grouping::Grouping;
 use output::{Output, SLICES};
 use publishing::Publishing;
 use pulse::{Due, Pulse};
@@ -70,6 +72,7 @@ pub struct Session<'a> {
     output: Output,
     publishing: Publishing,
     subscribing: Subscribing,
+    grouping: Grouping,
     ending: watch::Receiver<Ending>,
 }
 
@@ -104,6 +107,7 @@ impl<'a> Session<'a> {
             output: Output::default(),
             publishing: Publishing::new(vm.clone()),
             subscribing: Subscribing::new(bus.delivery.clone(), presence.standing().clone(), limits),
+            grouping: Grouping::default(),
             ending: bus.ending.clone(),
             vm,
             presence: Some(presence),
@@ -121,6 +125,7 @@ impl<'a> Session<'a> {
         drop(turn);
         let mut state = State::Open.next(Input::Ended(end));
         // To everybody but the peer it is gone.
+        self.grouping.clear();
         self.subscribing.clear();
         drop(self.presence.take());
         let until = Instant::now() + self.bus.limits.write_time;

@@ -14,8 +14,8 @@ use crate::core::limits::{BATCH_BYTES, OUTPUT_BYTES};
 use crate::core::owed::{Answer, Aside, Round, answer, answer_behind, answer_not_committed};
 use crate::core::status::Vm;
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
-use crate::core::wire::frame;
-use crate::core::wire::subscribe::refused_ack;
+use crate::core::wire::subscribe::{Unsubscribe, refused_ack};
+use crate::core::wire::{frame, group};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -172,7 +172,13 @@ impl Session<'_> {
             Aside::Refused(kind, sub, refusal) => {
                 self.output.own(|out| refused_ack(out, kind, sub.as_deref(), &refusal));
             }
-            Aside::Unsubscribe(sub) => self.unsubscribe(&sub),
+            Aside::RefusedGroup(kind, group, refusal) => {
+                self.output.own(|out| group::refused(out, kind, &group, None, &refusal));
+            }
+            Aside::Unsubscribe(Unsubscribe::Sub(sub)) => self.unsubscribe(&sub),
+            Aside::Unsubscribe(Unsubscribe::Group(group)) => self.quit(&group),
+            Aside::Join(wish) => self.join(*wish),
+            Aside::Word(word) => self.say(*word),
         }
     }
 

@@ -78,6 +78,7 @@ impl Session<'_> {
                 self.output.own(|out| unsubscribed(out, &sub, &refusal));
             }
         }
+        self.check_memberships();
         Ok(())
     }
 }

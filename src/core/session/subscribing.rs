@@ -135,6 +135,11 @@ impl Subscribing {
         all.map(|interest| (interest.sub().into(), typed(interest))).collect()
     }
 
+    /// How many patterns are subscribed.
+    pub fn patterns(&self) -> usize {
+        self.table.iter().map(|subscription| subscription.interest.patterns().len()).sum()
+    }
+
     /// Says what waits and how far it is behind.
     fn show(&self) {
         self.standing.queued(self.outlet.events() as u64);
@@ -253,6 +258,12 @@ impl Session<'_> {
                         subscription.next = chunk.to + 1;
                         self.output.share(chunk.frames);
                         events += chunk.events as u64;
+                    }
+                }
+                Item::Held(number, frames, delivered) => {
+                    if self.grouping.has(number) {
+                        self.output.share(frames);
+                        events += delivered as u64;
                     }
                 }
                 Item::Left(id, from) => {

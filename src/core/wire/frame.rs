@@ -4,7 +4,8 @@
 //! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
 //! frame is a [`Refusal`], never the end of the session. Owner: the session.
 
-use super::subscribe::{Subscribe, parse_subscribe, parse_unsubscribe};
+use super::group::{Join, Say, Word, parse_word};
+use super::subscribe::{Subscribed, Unsubscribe, Subscribe, parse_subscribe, parse_unsubscribe};
 use crate::core::event::{Batch, Draft, Publish, string_body};
 use crate::core::identity::VmName;
 use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
@@ -27,8 +28,12 @@ pub enum Frame<'a> {
     Heartbeat,
     /// A wish to be sent events.
     Subscribe(Subscribe),
-    /// The subscription of this name is to end.
-    Unsubscribe(Box<str>),
+    /// A subscription or membership is to end.
+    Unsubscribe(Unsubscribe),
+    /// A wish to be a member of a group.
+    Join(Box<Join>),
+    /// What a member says of events that it holds.
+    Word(Box<Word>),
     /// The host wants a VM to be remembered no longer.
     Forget(VmName),
 }
@@ -94,6 +99,10 @@ fn refused_type(body: &[u8]) -> &'static str {
             "subscribe" => "subscribe",
             "unsubscribe" => "unsubscribe",
             "forget" => "forget",
+            "ack" => "ack",
+            "nack" => "nack",
+            "in_progress" => "in_progress",
+            "term" => "term",
             _ => "frame",
         },
         _ => "frame",
@@ -143,7 +152,14 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
         },
         Some("heartbeat") => Ok(Frame::Heartbeat),
         // Their fields are looked at only here: a publish may have ones of the same names that are ignored.
-        Some("subscribe") => parse_subscribe(text).map(Frame::Subscribe),
+        Some("subscribe") => parse_subscribe(text).map(|wish| match wish {
+            Subscribed::Alone(wish) => Frame::Subscribe(wish),
+            Subscribed::Group(wish) => Frame::Join(wish),
+        }),
+        Some("ack") => parse_word(text, Say::Ack).map(word),
+        Some("nack") => parse_word(text, Say::Nack { delays: Vec::new() }).map(word),
+        Some("in_progress") => parse_word(text, Say::InProgress).map(word),
+        Some("term") => parse_word(text, Say::Term).map(word),
         Some("unsubscribe") => parse_unsubscribe(text).map(Frame::Unsubscribe),
         Some("forget") => forgotten(fields.vm).map(Frame::Forget),
         Some(kind) => {
@@ -151,6 +167,10 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
         }
         None => Err(Refusal::new("no-type", "the frame has no field 'type'")),
     }
+}
+
+fn word<'a>(word: Word) -> Frame<'a> {
+    Frame::Word(Box::new(word))
 }
 
 /// The VM of a `forget`. Only here is the field looked at: a publish may have one of its own that is ignored.

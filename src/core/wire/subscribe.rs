@@ -4,12 +4,12 @@
 //! wish is a [`Refusal`]. Pure. Owner: `session/subscribing.rs`, and `delivery` for the events.
 
 use super::frame::{framed, refusal};
+use super::group::{Join, check_name, parse_join};
 use crate::core::event::{Text, string_body};
 use crate::core::limits::{ID_BYTES, PATTERN_STARS, PATTERN_TOKENS, PATTERNS, SUB_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// Where a subscription begins.
@@ -38,6 +38,24 @@ pub struct Subscribe {
     pub from: From,
 }
 
+/// What a `subscribe` wishes.
+#[derive(Debug)]
+pub enum Subscribed {
+    /// To be sent every event.
+    Alone(Subscribe),
+    /// To share events with the other members of a group.
+    Group(Box<Join>),
+}
+
+/// What an `unsubscribe` ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unsubscribe {
+    /// The subscription of this name.
+    Sub(Box<str>),
+    /// The membership in this group.
+    Group(Box<str>),
+}
+
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow, default)]
@@ -48,8 +66,8 @@ struct Fields<'a> {
     sub: Option<Text<'a>>,
     #[serde(borrow, default)]
     from: Option<&'a RawValue>,
-    #[serde(default)]
-    group: Option<IgnoredAny>,
+    #[serde(borrow, default)]
+    group: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -62,17 +80,17 @@ struct Place {
 /// Reads the body of a frame that is a `subscribe`.
 ///
 /// # Errors
-/// `bad-field`, `duplicate-field`, `bad-pattern`, `bad-sub`, `bad-from`, `too-many-subscriptions`, `no-groups`.
-pub fn parse_subscribe(body: &str) -> Result<Subscribe, Refusal> {
+/// `bad-field`, `duplicate-field`, `bad-pattern`, `bad-sub`, `bad-from`, `too-many-subscriptions`, `bad-group`.
+pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
     let fields: Fields<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
-    if fields.group.is_some() {
-        return Err(Refusal::new(
-            "no-groups",
-            "this broker has no consumer groups; subscribe without 'group'",
-        ));
-    }
     let from = fields.from.map_or(Ok(From::Latest), parse_from)?;
-    let (sub, patterns) = match (fields.sub, fields.topic, fields.topics) {
+    let is_group = fields.group.is_some();
+    if is_group && fields.sub.is_some() {
+        return Err(Refusal::new("bad-sub", "a member of a group is known by the group's name: leave 'sub' out"));
+    }
+    // A member needs no other name.
+    let sub = fields.sub.or(fields.group);
+    let (sub, patterns) = match (sub, fields.topic, fields.topics) {
         (_, Some(_), Some(_)) => {
             return Err(Refusal::new("bad-field", "either 'topic' or 'topics', not both"));
         }
@@ -92,18 +110,22 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribe, Refusal> {
         }
         (Some(sub), None, Some(topics)) => (sub, topics.iter().map(pattern).collect::<Result<_, _>>()?),
     };
-    Ok(Subscribe { sub: check_sub(&sub.0)?, patterns, from })
+    if is_group {
+        return parse_join(body, patterns, from).map(Box::new).map(Subscribed::Group);
+    }
+    Ok(Subscribed::Alone(Subscribe { sub: check_sub(&sub.0)?, patterns, from }))
 }
 
-/// Reads the body of a frame that is an `unsubscribe`: the name of the subscription.
+/// Reads the body of a frame that is an `unsubscribe`.
 ///
 /// # Errors
-/// `bad-field`, `duplicate-field`, `bad-sub`.
-pub fn parse_unsubscribe(body: &str) -> Result<Box<str>, Refusal> {
+/// `bad-field`, `duplicate-field`, `bad-sub`, `bad-group`.
+pub fn parse_unsubscribe(body: &str) -> Result<Unsubscribe, Refusal> {
     let fields: Fields<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
-    match fields.sub.or(fields.topic) {
-        Some(sub) => check_sub(&sub.0),
-        None => Err(Refusal::new("bad-field", "which subscription: 'sub' or 'topic'")),
+    match (fields.group, fields.sub.or(fields.topic)) {
+        (Some(group), _) => check_name(&group.0).map(Unsubscribe::Group),
+        (None, Some(sub)) => check_sub(&sub.0).map(Unsubscribe::Sub),
+        (None, None) => Err(Refusal::new("bad-field", "which one: 'sub', 'topic' or 'group'")),
     }
 }
 
@@ -249,9 +271,16 @@ mod tests {
         parse_subscribe(body).map(drop).map_err(|refusal| refusal.code).unwrap_err()
     }
 
+    fn alone(body: &str) -> Subscribe {
+        match parse_subscribe(body).unwrap() {
+            Subscribed::Alone(wish) => wish,
+            Subscribed::Group(wish) => panic!("{wish:?}"),
+        }
+    }
+
     #[test]
     fn wishes() {
-        let wish = parse_subscribe(r#"{"topic":"a.*"}"#).unwrap();
+        let wish = alone(r#"{"topic":"a.*"}"#);
         assert_eq!((&*wish.sub, wish.patterns[0].as_str(), wish.from), ("a.*", "a.*", From::Latest));
         for (from, want) in [
             (r#""latest""#, From::Latest),
@@ -261,12 +290,19 @@ mod tests {
             (r#"{"ts":0,"new":1}"#, From::Ts(0)),
             (r#"{"id":"x"}"#, From::Id("x".into())),
         ] {
-            assert_eq!(parse_subscribe(&format!(r#"{{"topic":"a","from":{from}}}"#)).unwrap().from, want);
+            assert_eq!(alone(&format!(r#"{{"topic":"a","from":{from}}}"#)).from, want);
         }
-        let wish = parse_subscribe(r#"{"topics":["a","b.>"],"sub":"s"}"#).unwrap();
+        let wish = alone(r#"{"topics":["a","b.>"],"sub":"s"}"#);
         assert_eq!((&*wish.sub, wish.patterns.len()), ("s", 2));
-        assert_eq!(&*parse_unsubscribe(r#"{"topic":"a"}"#).unwrap(), "a");
-        assert_eq!(&*parse_unsubscribe(r#"{"topic":"a","sub":"s"}"#).unwrap(), "s");
+        for (body, want) in [
+            (r#"{"topic":"a"}"#, Unsubscribe::Sub("a".into())),
+            (r#"{"topic":"a","sub":"s"}"#, Unsubscribe::Sub("s".into())),
+            (r#"{"group":"g"}"#, Unsubscribe::Group("g".into())),
+        ] {
+            assert_eq!(parse_unsubscribe(body).unwrap(), want);
+        }
+        let member = parse_subscribe(r#"{"topics":["b","a"],"group":"g","from":"earliest"}"#).unwrap();
+        assert!(matches!(member, Subscribed::Group(wish) if &*wish.group == "g" && wish.from == From::Earliest));
     }
 
     #[test]
@@ -296,7 +332,8 @@ mod tests {
             (r#"{"topic":"a","from":{"seq":"1"}}"#, "bad-from"),
             (r#"{"topic":"a","from":{"seq":1,"ts":1}}"#, "bad-from"),
             (r#"{"topic":"a","from":{"id":""}}"#, "bad-from"),
-            (r#"{"topic":"a","group":"g"}"#, "no-groups"),
+            (r#"{"topic":"a","group":"a b"}"#, "bad-group"),
+            (r#"{"topic":"a","group":"g","sub":"s"}"#, "bad-sub"),
         ] {
             assert_eq!(code(body), want, "{body}");
         }

@@ -1,0 +1,423 @@
+//! One group, as its members, its task and the writer of records share it.
+//!
+//! ```text
+//! intake ─▶ take ─▶ machine ─▶ deliveries ─▶ queues of members
+//! members ─▶ say ──▶    │    ─▶ dead letters ─▶ task ─▶ journal
+//!                       └─▶ changes ─▶ writer ─▶ journal ─▶ answers
+//! ```
+//!
+//! Always holds: an answer that says something is so is sent once it is durable; who locks it waits for nothing. Owner:
+//! [`super::Groups`].
+
+use super::letters;
+use super::notes::{Record, What};
+use super::taken::{Found, Taken, id_of};
+use super::writer::Dirty;
+use crate::core::delivery::group::{self, Effect, Failure, Group, Refused};
+use crate::core::delivery::interest::Interest;
+use crate::core::delivery::outlet::Outlet;
+use crate::core::event::{Batch, string_body};
+use crate::core::limits::{GROUP_BYTES_HELD, GROUP_EVENTS_HELD, GROUP_MEMBER_BYTES};
+use crate::core::refusal::Refusal;
+use crate::core::topic::Pattern;
+use crate::core::wire::group::{Say, Spec, Which, Word, delivery_head, join_ack, refused, word_ack};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// A group.
+pub(super) struct Handle {
+    pub name: Box<str>,
+    pub spec: Spec,
+    /// What it takes in.
+    pub interest: Arc<Interest>,
+    keys: RandomState,
+    state: Mutex<State>,
+    /// Its task has something to do.
+    pub wake: Notify,
+    dirty: Arc<Dirty>,
+    begun: Instant,
+}
+
+/// How far a group is on its way into the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// It is looked for where it begins.
+    Searching,
+    /// That is known.
+    Begun,
+    /// It is being written down.
+    Writing,
+    /// The journal has it: it hands out.
+    Durable,
+    /// It is no more.
+    Gone,
+}
+
+/// What is locked.
+pub(super) struct State {
+    machine: Group,
+    stage: Stage,
+    is_listed: bool,
+    lines: HashMap<u64, Bytes>,
+    bytes: usize,
+    ids: HashMap<u64, u64>,
+    members: Vec<Member>,
+    /// For whom, once what they say is durable.
+    answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
+    letters: Vec<(u64, Vec<Failure>)>,
+}
+
+struct Member {
+    number: u64,
+    outlet: Arc<Outlet>,
+    max_in_flight: u32,
+    /// The options that the group has otherwise, until it is told: it waits for the group to begin.
+    differs: Option<Vec<&'static str>>,
+}
+
+/// What the writer takes.
+#[derive(Default)]
+pub(super) struct Unwritten {
+    pub record: Option<Record>,
+    pub answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
+}
+
+impl Handle {
+    /// A group that is not known to begin anywhere yet, or goes on where it was.
+    pub fn new(
+        name: Box<str>,
+        spec: Spec,
+        patterns: &[Pattern],
+        saved: Option<group::Saved>,
+        (dirty, begun): (Arc<Dirty>, Instant),
+    ) -> Arc<Self> {
+        let options = group::Options {
+            max_attempts: spec.max_attempts,
+            ack_timeout: Duration::from_millis(spec.ack_timeout_ms),
+            ordered_by_key: spec.ordered_by_key,
+            batch: spec.batch,
+        };
+        let (machine, stage) = match saved {
+            Some(saved) => (Group::restore(options, saved), Stage::Durable),
+            None => (Group::new(options, 0), Stage::Searching),
+        };
+        Arc::new(Handle {
+            interest: Arc::new(Interest::of_group(&name, patterns, spec.max_attempts)),
+            name,
+            spec,
+            keys: RandomState::new(),
+            state: Mutex::new(State {
+                machine,
+                stage,
+                is_listed: false,
+                lines: HashMap::new(),
+                bytes: 0,
+                ids: HashMap::new(),
+                members: Vec::new(),
+                answers: Vec::new(),
+                letters: Vec::new(),
+            }),
+            wake: Notify::new(),
+            dirty,
+            begun,
+        })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Adds a member that wished for `wish`; false when the group is no more.
+    pub fn join(self: &Arc<Self>, number: u64, outlet: Arc<Outlet>, wish: &Spec, max_in_flight: u32) -> bool {
+        let mut state = self.lock();
+        let differs = Some(self.spec.differs(wish));
+        state.members.push(Member { number, outlet, max_in_flight, differs });
+        match state.stage {
+            Stage::Durable => self.welcome(&mut state, false),
+            Stage::Gone => return false,
+            Stage::Searching | Stage::Begun | Stage::Writing => {}
+        }
+        true
+    }
+
+    /// It begins behind `cursor`.
+    pub fn begin(self: &Arc<Self>, cursor: u64) {
+        let mut state = self.lock();
+        state.machine.seek(cursor);
+        state.stage = Stage::Begun;
+        self.act(&mut state);
+    }
+
+    /// It cannot begin: its members are told, and it is gone.
+    pub fn fail(&self, why: &Refusal) {
+        let mut state = self.lock();
+        state.stage = Stage::Gone;
+        for member in std::mem::take(&mut state.members) {
+            let mut out = Vec::new();
+            refused(&mut out, "subscribe", &self.name, None, why);
+            member.outlet.hold(member.number, out.into(), 0);
+        }
+    }
+
+    /// What was taken to be written is durable.
+    pub fn written(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.stage == Stage::Writing {
+            state.stage = Stage::Durable;
+            self.welcome(&mut state, true);
+        }
+    }
+
+    /// Tells members that joined that they are, before they get anything.
+    fn welcome(self: &Arc<Self>, state: &mut State, is_created: bool) {
+        let now = self.now();
+        let State { members, machine, .. } = &mut *state;
+        for member in members {
+            let Some(differs) = member.differs.take() else { continue };
+            let mut out = Vec::new();
+            join_ack(&mut out, &self.name, machine.cursor(), is_created, &differs);
+            member.outlet.hold(member.number, out.into(), 0);
+            machine.join(member.number, member.max_in_flight, GROUP_MEMBER_BYTES, now);
+        }
+        self.act(state);
+    }
+
+    /// A member goes.
+    pub fn leave(self: &Arc<Self>, number: u64) {
+        let mut state = self.lock();
+        state.members.retain(|member| member.number != number);
+        state.machine.leave(number, self.now());
+        self.act(&mut state);
+    }
+
+    /// How many events it may take in, if any.
+    pub fn may_take(&self) -> bool {
+        let state = self.lock();
+        state.stage == Stage::Durable
+            && state.lines.len() < GROUP_EVENTS_HELD
+            && state.bytes < GROUP_BYTES_HELD
+            && state.machine.wants_more()
+    }
+
+    /// Takes events in, and what was looked at up to `through`.
+    pub fn take(self: &Arc<Self>, frames: &Bytes, through: u64) -> u64 {
+        let (head, mut state, mut expired) = (self.interest.head(), self.lock(), 0);
+        super::taken::each(frames, head, &self.spec, &self.keys, |found| match found {
+            Found::Event(Taken { seq, key, line }) => {
+                if state.machine.offer(seq, key, line.len()) {
+                    if let Some(id) = id_of(&line) {
+                        let id = self.keys.hash_one(id);
+                        state.ids.insert(id, seq);
+                    }
+                    state.bytes += line.len();
+                    state.lines.insert(seq, line);
+                }
+            }
+            Found::Gap(_, to) => expired += state.machine.expire(to + 1),
+            Found::Other => {}
+        });
+        state.machine.pass(through);
+        self.act(&mut state);
+        expired
+    }
+
+    /// There was nothing for it up to `through`.
+    pub fn pass(self: &Arc<Self>, through: u64) {
+        let mut state = self.lock();
+        state.machine.pass(through);
+        self.act(&mut state);
+    }
+
+    /// Does what is due; when something is again.
+    pub fn look(self: &Arc<Self>) -> Option<Instant> {
+        let mut state = self.lock();
+        self.act(&mut state);
+        state.machine.next().map(|next| self.begun + next)
+    }
+
+    /// Takes what a member says; the refusal of each event that it may not say that of.
+    pub fn say(self: &Arc<Self>, number: u64, word: Word) -> Vec<(Option<u64>, Refusal)> {
+        let now = self.now();
+        let mut state = self.lock();
+        let which = match word.which {
+            Which::Seqs(seqs) => group::Which::Seqs(seqs),
+            Which::Through(seq) => group::Which::Through(seq),
+            Which::Id(id) => match state.seq_of(&self.keys, &id) {
+                Some(seq) => group::Which::Seqs(vec![seq]),
+                None => {
+                    let why = format!("the group has no event of the id '{id:.64}' that waits for an answer");
+                    return vec![(None, Refusal::new("not-delivered", why))];
+                }
+            },
+        };
+        let reason = word.reason.unwrap_or_default();
+        let kind = word.say.kind();
+        let machine = &mut state.machine;
+        let said = match word.say {
+            Say::Ack => machine.ack(number, which, now),
+            Say::Nack { delays } => {
+                let delays = delays.into_iter().map(Duration::from_millis).collect();
+                machine.nack(number, which, &reason, delays, now)
+            }
+            Say::InProgress => machine.in_progress(number, which, now),
+            Say::Term => machine.term(number, which, &reason, now),
+        };
+        for seq in &said.done {
+            state.forget(&self.keys, *seq);
+        }
+        if word.confirm && said.refused.is_empty() {
+            let mut out = Vec::new();
+            word_ack(&mut out, kind, &self.name, said.events);
+            let member = state.members.iter().find(|member| member.number == number);
+            if let Some(outlet) = member.map(|member| member.outlet.clone()) {
+                state.answers.push((outlet, number, out));
+            }
+        }
+        self.act(&mut state);
+        said.refused.into_iter().map(|(seq, why)| (Some(seq), refusal(seq, why))).collect()
+    }
+
+    /// A dead letter is durable.
+    pub fn buried(self: &Arc<Self>, seq: u64) {
+        let mut state = self.lock();
+        state.letters.retain(|(dead, _)| *dead != seq);
+        state.machine.buried(seq);
+        state.forget(&self.keys, seq);
+        self.act(&mut state);
+    }
+
+    /// The next dead letter that is to be written.
+    pub fn letter(&self) -> Option<(u64, Batch)> {
+        let state = self.lock();
+        let (seq, failures) = state.letters.first()?;
+        let line = state.lines.get(seq)?;
+        Some((*seq, letters::letter(&self.name, *seq, line, failures)))
+    }
+
+    /// Everything up to this seq is done.
+    pub fn cursor(&self) -> u64 {
+        self.lock().machine.cursor()
+    }
+
+    /// What is to be written, and who waits for it.
+    pub fn unwritten(&self) -> Unwritten {
+        let mut state = self.lock();
+        state.is_listed = false;
+        let what = match (state.stage, state.machine.take_changes()) {
+            (Stage::Begun, _) => {
+                state.stage = Stage::Writing;
+                Some(self.whole(&state))
+            }
+            (Stage::Durable, Some(change)) => Some(What::Changed(change)),
+            _ => None,
+        };
+        let record = what.map(|what| Record { group: self.name.clone(), what });
+        Unwritten { record, answers: std::mem::take(&mut state.answers) }
+    }
+
+    /// All of it, for a snapshot; what changed until now is in it.
+    pub fn snapshot(&self) -> Option<Record> {
+        let mut state = self.lock();
+        let _ = state.machine.take_changes();
+        (state.stage == Stage::Durable)
+            .then(|| Record { group: self.name.clone(), what: self.whole(&state) })
+    }
+
+    fn whole(&self, state: &State) -> What {
+        What::Whole { spec: self.spec.clone(), state: state.machine.saved() }
+    }
+
+    /// Hands out what is to be delivered by now, and says that there is something to write.
+    fn act(self: &Arc<Self>, state: &mut State) {
+        let effects = state.machine.step(self.now());
+        let (mut frames, mut to, mut events) = (Vec::new(), None, 0);
+        for effect in effects {
+            match effect {
+                Effect::Deliver { member, seq, attempt } => {
+                    if to.is_some_and(|to| to != member) {
+                        state.hand_out(to, &mut frames, &mut events);
+                    }
+                    to = Some(member);
+                    let Some(line) = state.lines.get(&seq) else { continue };
+                    events += 1;
+                    self.frame(&mut frames, attempt, line);
+                }
+                Effect::Dead { seq, failures } => {
+                    state.letters.push((seq, failures));
+                    self.wake.notify_one();
+                }
+            }
+        }
+        state.hand_out(to, &mut frames, &mut events);
+        if !state.is_listed
+            && (state.stage == Stage::Begun || state.machine.has_changes() || !state.answers.is_empty())
+        {
+            state.is_listed = true;
+            self.dirty.add(self);
+        }
+        // Its timers and its room may be others.
+        self.wake.notify_one();
+    }
+
+    fn frame(&self, out: &mut Vec<u8>, attempt: u32, line: &[u8]) {
+        let later;
+        let head = match attempt {
+            1 => self.interest.head(),
+            _ => {
+                later = delivery_head(&self.name, attempt, self.spec.max_attempts);
+                &later
+            }
+        };
+        out.extend_from_slice(&((head.len() + line.len()) as u32).to_be_bytes());
+        out.extend_from_slice(head);
+        out.extend_from_slice(line);
+    }
+}
+
+impl State {
+    fn hand_out(&self, to: Option<u64>, frames: &mut Vec<u8>, events: &mut usize) {
+        if frames.is_empty() {
+            return;
+        }
+        let (frames, events) = (std::mem::take(frames), std::mem::take(events));
+        if let Some(member) = self.members.iter().find(|member| Some(member.number) == to) {
+            member.outlet.hold(member.number, frames.into(), events);
+        }
+    }
+
+    fn forget(&mut self, keys: &RandomState, seq: u64) {
+        let Some(line) = self.lines.remove(&seq) else { return };
+        self.bytes -= line.len();
+        if let Some(id) = id_of(&line) {
+            let id = keys.hash_one(id);
+            if self.ids.get(&id) == Some(&seq) {
+                self.ids.remove(&id);
+            }
+        }
+    }
+
+    fn seq_of(&self, keys: &RandomState, id: &str) -> Option<u64> {
+        let mut encoded = Vec::new();
+        string_body(&mut encoded, id);
+        self.ids.get(&keys.hash_one(&encoded[..])).copied()
+    }
+}
+
+fn refusal(seq: u64, why: Refused) -> Refusal {
+    match why {
+        Refused::NotDelivered => {
+            Refusal::new("not-delivered", format!("event {seq} was not delivered to a member of this group"))
+        }
+        Refused::NotHeld => Refusal::new("not-held", format!("event {seq} is not held by this member")),
+        Refused::AlreadyDone => Refusal::new("already-done", format!("event {seq} is done already")),
+    }
+}

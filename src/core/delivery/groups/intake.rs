@@ -1,0 +1,113 @@
+//! The events of one group, from the router as they are committed or from the journal when it is behind.
+//!
+//! ```text
+//!           read to the head, joined
+//! behind ───────────────────────────▶ live
+//!    ▲                                  │
+//!    └──────────────────────────────────┘
+//!            no room in its queue
+//! ```
+//!
+//! Always holds: what it hands out is whole and in order: each event that the group's topics match once, or the gap that
+//! it is lost in; nothing is lost when a wait for more is given up. Owner: the group's task.
+
+use super::super::Delivery;
+use super::super::catch_up::Step;
+use super::super::interest::Interest;
+use super::super::outlet::{Item, Outlet};
+use super::super::subscription::Plan;
+use crate::core::journal::read::Mark;
+use bytes::Bytes;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// The group's number in its own queue.
+const ID: u32 = 1;
+
+/// Frames of events, and of gaps.
+pub(super) struct Came {
+    pub frames: Bytes,
+    /// Everything up to this seq was looked at.
+    pub through: u64,
+}
+
+pub(super) struct Intake {
+    delivery: Arc<Delivery>,
+    outlet: Arc<Outlet>,
+    interest: Arc<Interest>,
+    next: u64,
+    is_live: bool,
+    mark: Option<Mark>,
+    reading: Option<Pin<Box<dyn Future<Output = io::Result<Step>> + Send>>>,
+}
+
+impl Intake {
+    /// What `interest` wants from the seq `next` on.
+    pub fn new(delivery: Arc<Delivery>, outlet: Arc<Outlet>, interest: Arc<Interest>, next: u64) -> Self {
+        Intake { delivery, outlet, interest, next, is_live: false, mark: None, reading: None }
+    }
+
+    /// Waits for more.
+    ///
+    /// # Errors
+    /// The journal cannot be read; it may be asked again.
+    pub async fn next(&mut self) -> io::Result<Came> {
+        loop {
+            if self.is_live {
+                match self.outlet.pop() {
+                    Some(Item::Chunk(_, chunk)) => {
+                        self.next = chunk.to + 1;
+                        return Ok(Came { frames: chunk.frames, through: chunk.to });
+                    }
+                    Some(Item::Left(_, from)) => {
+                        self.is_live = false;
+                        self.next = self.next.max(from);
+                    }
+                    Some(Item::Held(..)) => {}
+                    None => self.outlet.ready().await,
+                }
+                continue;
+            }
+            let reading = match &mut self.reading {
+                Some(reading) => reading,
+                None => {
+                    let plan =
+                        Plan { at: self.next, wanted: vec![(ID, self.next, self.interest.clone())] };
+                    self.reading.insert(Box::pin(self.delivery.read(plan, self.mark.take())))
+                }
+            };
+            let step = reading.await;
+            self.reading = None;
+            let step = step?;
+            self.mark = step.mark;
+            self.next = self.next.max(step.next);
+            if step.is_end {
+                let joined = self.delivery.router.join(&self.interest, &self.outlet, ID, self.next);
+                self.is_live = joined.is_ok();
+            }
+            return Ok(Came { frames: step.frames.into(), through: self.next - 1 });
+        }
+    }
+
+    /// Up to which seq there is nothing more for the group, when nothing waits: events of other topics.
+    pub fn passed(&self) -> Option<u64> {
+        // What the router has handed out by now is in the queue, or was taken out of it.
+        let next = self.delivery.router.next_seq();
+        (self.is_live && self.outlet.is_empty()).then(|| next - 1)
+    }
+
+    /// Goes on somewhere else.
+    pub fn seek(&mut self, next: u64) {
+        self.delivery.router.leave(&self.interest, &self.outlet, ID);
+        self.outlet.clear();
+        (self.next, self.is_live, self.mark, self.reading) = (next, false, None, None);
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.delivery.router.leave(&self.interest, &self.outlet, ID);
+    }
+}

@@ -1,0 +1,102 @@
+//! What the journal keeps of groups: what each is, and what changes.
+//!
+//! ```text
+//! … changes | SnapshotBegin, a part for each group, SnapshotEnd | changes …
+//!             └ where a start begins to read
+//! ```
+//!
+//! Always holds: the records from a whole snapshot on, taken in their order, make the groups as they were; a snapshot
+//! without its end changes nothing. Pure. Owner: [`super::Groups`].
+
+use crate::core::delivery::group::{Change, Saved};
+use crate::core::wire::group::Spec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One record.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub group: Box<str>,
+    #[serde(flatten)]
+    pub what: What,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum What {
+    /// It begins, or all of it as it stands.
+    Whole { spec: Spec, state: Saved },
+    /// What became otherwise.
+    Changed(Change),
+    /// It was removed.
+    Gone(bool),
+}
+
+impl Record {
+    /// As it stands in the journal.
+    pub fn encode(&self) -> Vec<u8> {
+        // Strings and numbers: there is nothing that could fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// Groups as records make them.
+#[derive(Debug, Default)]
+pub struct Replay {
+    groups: BTreeMap<Box<str>, (Spec, Saved)>,
+    /// Of a snapshot whose end did not come yet.
+    staged: Option<BTreeMap<Box<str>, (Spec, Saved)>>,
+    /// Records that were not understood.
+    pub unknown: u64,
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A snapshot begins.
+    Begin,
+    /// In a snapshot.
+    Part,
+    /// It ends.
+    End,
+    /// Elsewhere.
+    Change,
+}
+
+impl Replay {
+    /// Takes the next record.
+    pub fn take(&mut self, place: Place, body: &[u8]) {
+        match place {
+            Place::Begin => self.staged = Some(BTreeMap::new()),
+            Place::End => {
+                if let Some(staged) = self.staged.take() {
+                    self.groups = staged;
+                }
+            }
+            Place::Part | Place::Change => match serde_json::from_slice(body) {
+                Ok(record) => self.apply(place, record),
+                Err(_) => self.unknown += 1,
+            },
+        }
+    }
+
+    fn apply(&mut self, place: Place, Record { group, what }: Record) {
+        let groups = match (place, &mut self.staged) {
+            (Place::Part, Some(staged)) => staged,
+            _ => &mut self.groups,
+        };
+        match what {
+            What::Whole { spec, state } => drop(groups.insert(group, (spec, state))),
+            What::Gone(_) => drop(groups.remove(&group)),
+            What::Changed(change) => match groups.get_mut(&group) {
+                Some((_, state)) => state.apply(&change),
+                None => self.unknown += 1,
+            },
+        }
+    }
+
+    /// All of them.
+    pub(super) fn into_groups(self) -> BTreeMap<Box<str>, (Spec, Saved)> {
+        self.groups
+    }
+}

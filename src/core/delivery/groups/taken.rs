@@ -1,0 +1,158 @@
+//! What is known of an event that a group took in, from its frame.
+//!
+//! Always holds: a frame that the broker made itself is read without a copy; one that is none is left out. Pure. Owner:
+//! the group's task.
+
+use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
+use crate::core::wire::group::Spec;
+use bytes::Bytes;
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+
+/// One event.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub seq: u64,
+    /// Its key, hashed, where the group wants order by key and it has one.
+    pub key: Option<u64>,
+    /// Its line from `"seq":` to the last brace.
+    pub line: Bytes,
+}
+
+/// What stands in an intake's frames.
+#[derive(Debug)]
+pub(super) enum Found {
+    Event(Taken),
+    /// It is not for the group.
+    Other,
+    /// Everything from the first to the last of these seqs is gone.
+    Gap(u64, u64),
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    from: u64,
+    #[serde(default)]
+    to: u64,
+    #[serde(borrow, default)]
+    key: Option<Cow<'a, str>>,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    #[serde(default)]
+    tags: Vec<String>,
+}
+
+/// Goes over `frames`, each of which begins with `head` if it is an event.
+pub(super) fn each(frames: &Bytes, head: &[u8], spec: &Spec, keys: &RandomState, mut take: impl FnMut(Found)) {
+    let wants_fields = spec.ordered_by_key || !spec.headers.is_empty() || !spec.tags.is_empty();
+    let mut at = 0;
+    while let Ok(Some(body)) = first_frame(&frames[at..]) {
+        let begin = at + LENGTH_BYTES;
+        at = begin + body.len();
+        let seq = body.strip_prefix(head).and_then(seq_of);
+        match seq {
+            Some(seq) if !wants_fields => {
+                take(Found::Event(Taken { seq, key: None, line: frames.slice(begin + head.len()..at) }));
+            }
+            _ => {
+                let Ok(line) = serde_json::from_slice::<Line<'_>>(body) else { continue };
+                if line.kind == "gap" {
+                    take(Found::Gap(line.from, line.to));
+                    continue;
+                }
+                let is_wanted = spec.headers.iter().all(|(name, value)| line.headers.get(name) == Some(value))
+                    && spec.tags.iter().all(|tag| line.tags.contains(tag));
+                let key = line.key.filter(|_| spec.ordered_by_key).map(|key| keys.hash_one(&*key));
+                take(match is_wanted {
+                    true => Found::Event(Taken { seq: line.seq, key, line: frames.slice(begin + head.len()..at) }),
+                    false => Found::Other,
+                });
+            }
+        }
+    }
+}
+
+/// The seq at the beginning of a line: `"seq":17,`.
+fn seq_of(line: &[u8]) -> Option<u64> {
+    let digits = line.strip_prefix(b"\"seq\":")?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// The id of an event whose line begins with its seq, encoded.
+pub(super) fn id_of(line: &[u8]) -> Option<&[u8]> {
+    const ID: &[u8] = b",\"id\":\"";
+    // Before it there are numbers only; inside it a quote has a backslash before it.
+    let at = line.windows(ID.len()).position(|window| window == ID)? + ID.len();
+    let rest = &line[at..];
+    let mut end = 0;
+    while *rest.get(end)? != b'"' {
+        end += 1 + usize::from(rest[end] == b'\\');
+    }
+    rest.get(..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::wire::group::delivery_head;
+    use crate::core::wire::subscribe::{event, gap};
+
+    fn spec(ordered_by_key: bool, headers: &[(&str, &str)], tags: &[&str]) -> Spec {
+        Spec {
+            topics: vec!["t".into()],
+            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            tags: tags.iter().map(|tag| (*tag).into()).collect(),
+            batch: 1,
+            ack_timeout_ms: 1,
+            max_attempts: 5,
+            ordered_by_key,
+        }
+    }
+
+    #[test]
+    fn events_gaps_and_what_is_filtered() {
+        let head = delivery_head("g", 1, 5);
+        let mut frames = Vec::new();
+        for line in [
+            r#"{"seq":7,"ts":1,"id":"a\"b","vm":"w","topic":"t","key":"k","headers":{"h":"1"},"tags":["x"],"payload":1}"#,
+            r#"{"seq":8,"ts":1,"id":"c","vm":"w","topic":"t","payload":{"headers":{"h":"1"},"tags":["x"]}}"#,
+        ] {
+            event(&mut frames, &head, format!("{line}\n").as_bytes());
+        }
+        gap(&mut frames, &head, 9, 12);
+        let (frames, keys) = (Bytes::from(frames), RandomState::new());
+        let found = |spec: &Spec| {
+            let mut all = Vec::new();
+            each(&frames, &head, spec, &keys, |found| {
+                all.push(match found {
+                    Found::Event(taken) => (taken.seq, taken.key.is_some()),
+                    Found::Other => (0, false),
+                    Found::Gap(from, to) => (from + 100 * to, false),
+                });
+            });
+            all
+        };
+        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (1209, false)]);
+        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (1209, false)]);
+        for only in [spec(false, &[("h", "1")], &[]), spec(false, &[], &["x"]), spec(false, &[("h", "1")], &["x"])] {
+            assert_eq!(found(&only), [(7, false), (0, false), (1209, false)]);
+        }
+        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (1209, false)]);
+        let mut lines = Vec::new();
+        each(&frames, &head, &spec(false, &[], &[]), &keys, |found| {
+            if let Found::Event(taken) = found {
+                lines.push(taken.line);
+            }
+        });
+        assert_eq!(id_of(&lines[0]), Some(&br#"a\"b"#[..]));
+        assert!(lines[1].starts_with(b"\"seq\":8,") && lines[1].ends_with(b"}}"));
+    }
+}

@@ -1,0 +1,98 @@
+//! The task of one group: takes events in while there is room, does what is due, and buries the dead.
+//!
+//! Always holds: it takes in no more than its members may soon take; an event that is given up is done only once its
+//! dead letter is durable; on a full disk it waits with it. Owner: [`super::Groups`].
+
+use super::Groups;
+use super::handle::Handle;
+use super::intake::Intake;
+use crate::core::journal::Outcome;
+use crate::core::refusal::Refusal;
+use crate::core::wire::subscribe::From;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+
+/// So often it is looked whether events of other topics have passed.
+const QUIET: Duration = Duration::from_secs(30);
+/// What failed is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Looks for where a new group begins, then runs it.
+pub(super) async fn begin(groups: Arc<Groups>, handle: Arc<Handle>, from: From) {
+    let found = match groups.delivery.begin(&from) {
+        Ok(Some(beginning)) => Ok(beginning),
+        Ok(None) => groups.delivery.look_up(from).await,
+        Err(refusal) => Err(refusal),
+    };
+    match found {
+        Ok(beginning) => handle.begin(beginning.next - 1),
+        Err(refusal) => return groups.fail(&handle, &refusal),
+    }
+    run(groups, handle).await;
+}
+
+/// Runs a group for as long as the broker runs.
+pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
+    let mut intake = Intake::new(
+        groups.delivery.clone(),
+        groups.delivery.outlet(&groups.limits),
+        handle.interest.clone(),
+        handle.cursor() + 1,
+    );
+    let mut quiet = interval_at(Instant::now() + QUIET, QUIET);
+    quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut letter: Option<(u64, oneshot::Receiver<Outcome>)> = None;
+    // After a failure nothing is tried before this.
+    let mut patience = Instant::now();
+    loop {
+        let due = handle.look();
+        let is_patient = patience <= Instant::now();
+        let may_take = is_patient && handle.may_take();
+        if is_patient && letter.is_none() {
+            letter = handle.letter().map(|(seq, batch)| (seq, groups.publish(batch)));
+        }
+        let due = due.into_iter().chain((!is_patient).then_some(patience)).min();
+        tokio::select! {
+            biased;
+            () = handle.wake.notified() => {}
+            outcome = buried(&mut letter) => match (outcome, letter.take()) {
+                (Ok(Ok(_)), Some((seq, _))) => handle.buried(seq),
+                _ => patience = Instant::now() + AGAIN,
+            },
+            came = intake.next(), if may_take => match came {
+                Ok(came) => {
+                    let expired = handle.take(&came.frames, came.through);
+                    if expired > 0 {
+                        tracing::warn!(group = %handle.name, expired, "events were gone before the group had them");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, group = %handle.name, "journal: cannot be read for a group");
+                    patience = Instant::now() + AGAIN;
+                }
+            },
+            _ = quiet.tick() => if may_take && let Some(through) = intake.passed() {
+                handle.pass(through);
+            },
+            () = until(due) => {}
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn buried(
+    letter: &mut Option<(u64, oneshot::Receiver<Outcome>)>,
+) -> Result<Outcome, oneshot::error::RecvError> {
+    match letter {
+        Some((_, outcome)) => outcome.await,
+        None => std::future::pending().await,
+    }
+}

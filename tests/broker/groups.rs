@@ -1,0 +1,262 @@
+//! Consumer groups through real sockets: who gets what, again and again, until it is done or given up.
+
+use crate::subscribe::{is_quiet, limited, publish};
+use crate::support::{Broker, Guest, LocalGuest, eventually};
+use serde_json::{Value, json};
+
+/// Becomes a member; the ack, which must be the next frame.
+fn join(guest: &mut Guest, fields: &str) -> Value {
+    let ack = guest.ask(format!(r#"{{"type":"subscribe",{fields}}}"#));
+    assert_eq!((&ack["ack"], &ack["status"]), (&json!("subscribe"), &json!("ok")), "{fields}: {ack}");
+    ack
+}
+
+/// The next frame, a delivery of this group: its seq and attempt.
+fn delivery(guest: &mut Guest, group: &str) -> (u64, u64) {
+    let event = guest.receive().expect("a delivery");
+    assert_eq!((&event["type"], &event["group"]), (&json!("event"), &json!(group)), "{event}");
+    (event["seq"].as_u64().unwrap(), event["attempt"].as_u64().unwrap())
+}
+
+/// Says something of an event and waits until it is durable.
+fn say(guest: &mut Guest, kind: &str, fields: &str) -> Value {
+    guest.ask(format!(r#"{{"type":"{kind}","group":"g","confirm":true,{fields}}}"#))
+}
+
+fn ack(guest: &mut Guest, seq: u64) {
+    let answer = say(guest, "ack", &format!(r#""seq":{seq}"#));
+    assert_eq!(answer, json!({"type":"ack","ack":"ack","status":"ok","group":"g","events":1}));
+}
+
+fn code(answer: &Value) -> &str {
+    assert_eq!(answer["status"], "error", "{answer}");
+    answer["code"].as_str().unwrap()
+}
+
+#[test]
+fn what_was_published_is_delivered_and_the_cursor_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut member, mut other) = (broker.guest("a"), broker.guest("b"));
+    assert_eq!(publish(&mut other, "t.a"), 1);
+    let joined = join(&mut member, r#""topic":"t.a","group":"g","from":"earliest""#);
+    assert_eq!(
+        joined,
+        json!({"type":"ack","ack":"subscribe","status":"ok","group":"g","cursor":0,"created":true})
+    );
+    let event = member.receive().unwrap();
+    let want = json!([1, 1, 5, "b", "t.a", null, null]);
+    let said = ["seq", "attempt", "max_attempts", "vm", "topic", "payload", "sub"].map(|name| &event[name]);
+    assert_eq!(json!(said), want, "{event}");
+    publish(&mut other, "t.b");
+    publish(&mut other, "t.a");
+    assert_eq!(delivery(&mut member, "g"), (3, 1));
+    let answer = say(&mut member, "ack", r#""through":3"#);
+    assert_eq!(answer["events"], 2, "{answer}");
+    // It goes on behind what is done, after a restart of everything.
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = Broker::start(dir.path());
+    let mut other = broker.guest("b");
+    publish(&mut other, "t.a");
+    let mut member = broker.guest("a");
+    let joined = join(&mut member, r#""topic":"t.a","group":"g","from":"earliest""#);
+    assert_eq!((&joined["cursor"], &joined["created"]), (&json!(3), &json!(false)), "{joined}");
+    assert_eq!(delivery(&mut member, "g"), (4, 1));
+    ack(&mut member, 4);
+    is_quiet(&mut member);
+}
+
+#[test]
+fn a_refused_event_comes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut member, mut other) = (broker.guest("a"), broker.guest("b"));
+    join(&mut member, r#""topic":"t.b","group":"g","from":"earliest""#);
+    let seq = publish(&mut other, "t.b");
+    assert_eq!(delivery(&mut member, "g"), (seq, 1));
+    let answer = say(&mut member, "nack", r#""seq":1,"reason":"boom","delay_ms":0"#);
+    assert_eq!((&answer["ack"], &answer["status"]), (&json!("nack"), &json!("ok")), "{answer}");
+    assert_eq!(delivery(&mut member, "g"), (seq, 2));
+    ack(&mut member, seq);
+}
+
+#[test]
+fn members_share_and_who_goes_leaves_what_it_held_to_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut publisher = broker.guest("p");
+    let (mut one, mut two) = (broker.guest("a"), broker.guest("b"));
+    for member in [&mut one, &mut two] {
+        join(member, r#""topic":"t","group":"g","max_in_flight":2"#);
+    }
+    let seqs: Vec<u64> = (0..4).map(|_| publish(&mut publisher, "t")).collect();
+    let mut held: Vec<(u64, u64)> = (0..2).map(|_| delivery(&mut one, "g")).collect();
+    held.extend((0..2).map(|_| delivery(&mut two, "g")));
+    let mut all: Vec<u64> = held.iter().map(|(seq, _)| *seq).collect();
+    all.sort_unstable();
+    assert_eq!(all, seqs);
+    // More than two are held by nobody.
+    publish(&mut publisher, "t");
+    is_quiet(&mut one);
+    let (ones, twos) = (held[..2].to_vec(), held[2..].to_vec());
+    assert_eq!(code(&say(&mut one, "ack", &format!(r#""seq":{}"#, twos[0].0))), "not-held");
+    assert_eq!(code(&say(&mut one, "ack", r#""seq":99"#)), "not-delivered");
+    ack(&mut two, twos[0].0);
+    assert_eq!(delivery(&mut two, "g"), (5, 1));
+    assert_eq!(code(&say(&mut two, "ack", &format!(r#""seq":{}"#, twos[0].0))), "already-done");
+    ack(&mut two, twos[1].0);
+    ack(&mut two, 5);
+    drop(one);
+    let mut again: Vec<(u64, u64)> = (0..2).map(|_| delivery(&mut two, "g")).collect();
+    again.sort_unstable();
+    let mut want: Vec<(u64, u64)> = ones.iter().map(|(seq, _)| (*seq, 2)).collect();
+    want.sort_unstable();
+    assert_eq!(again, want);
+}
+
+#[test]
+fn what_is_not_answered_in_time_comes_again_and_is_given_up_at_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut publisher = broker.guest("p");
+    let mut member = broker.guest("a");
+    join(&mut member, r#""topic":"t","group":"g","ack_timeout_ms":50,"max_attempts":3"#);
+    let ack = publisher.ask(r#"{"type":"publish","topic":"t","id":"the-one","payload":{"n":1}}"#);
+    let seq = ack["seq"].as_u64().unwrap();
+    for attempt in 1..=3 {
+        assert_eq!(delivery(&mut member, "g"), (seq, attempt));
+    }
+    // Nobody handled it: it is in the dead letters, whole, with what was said of it.
+    let letters = || broker.log("host").into_iter().find(|line| line["topic"] == "$dlq.g");
+    let letter = eventually("the dead letter", letters);
+    assert_eq!((&letter["id"], &letter["vm"]), (&json!("dlq:g:1"), &json!("host")));
+    let payload = &letter["payload"];
+    assert_eq!((&payload["group"], &payload["attempts"]), (&json!("g"), &json!(3)), "{payload}");
+    let event = &payload["event"];
+    assert_eq!((&event["id"], &event["seq"], &event["payload"]["n"]), (&json!("the-one"), &json!(1), &json!(1)));
+    assert_eq!(payload["failures"].as_array().unwrap().len(), 3, "{payload}");
+    // The host may read them.
+    let (mut host, _) =
+        LocalGuest::greet(&broker.root.join("castra.sock"), "hello vm:host capabilities=bus-v1,host-bus\n");
+    let joined = host.ask(r#"{"type":"subscribe","topic":"$dlq.g","from":"earliest"}"#);
+    assert_eq!(joined["status"], "ok", "{joined}");
+    assert_eq!(host.receive()["payload"]["event"]["id"], "the-one");
+    // And it is done with.
+    let next = publish(&mut publisher, "t");
+    assert_eq!(delivery(&mut member, "g"), (next, 1));
+}
+
+#[test]
+fn more_time_and_an_early_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("a"));
+    join(&mut member, r#""topic":"t","group":"g","max_in_flight":1"#);
+    publish(&mut publisher, "t");
+    publish(&mut publisher, "t");
+    assert_eq!(delivery(&mut member, "g"), (1, 1));
+    let answer = say(&mut member, "in_progress", r#""seq":1"#);
+    assert_eq!((&answer["ack"], &answer["status"]), (&json!("in_progress"), &json!("ok")));
+    let answer = say(&mut member, "term", r#""seq":1,"reason":"poison""#);
+    assert_eq!((&answer["ack"], &answer["status"]), (&json!("term"), &json!("ok")));
+    assert_eq!(delivery(&mut member, "g"), (2, 1));
+    let letter = eventually("the dead letter", || {
+        broker.log("host").into_iter().find(|line| line["topic"] == "$dlq.g")
+    });
+    assert_eq!(letter["payload"]["failures"][0]["reason"], "poison");
+}
+
+#[test]
+fn an_event_is_known_by_its_id_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("a"));
+    join(&mut member, r#""topic":"t","group":"g""#);
+    publisher.ask(r#"{"type":"publish","topic":"t","id":"a\"b"}"#);
+    assert_eq!(delivery(&mut member, "g"), (1, 1));
+    assert_eq!(code(&say(&mut member, "ack", r#""id":"other""#)), "not-delivered");
+    assert_eq!(say(&mut member, "ack", r#""id":"a\"b""#)["status"], "ok");
+    assert_eq!(code(&say(&mut member, "ack", r#""seq":1"#)), "already-done");
+}
+
+#[test]
+fn events_of_one_key_come_one_after_the_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut publisher = broker.guest("p");
+    let (mut one, mut two) = (broker.guest("a"), broker.guest("b"));
+    for member in [&mut one, &mut two] {
+        join(member, r#""topic":"t","group":"g","ordered_by_key":true"#);
+    }
+    for key in ["x", "x", "x"] {
+        publisher.ask(json!({"type": "publish", "topic": "t", "key": key}).to_string());
+    }
+    let mut done = 0;
+    // One of them has the first; the other nothing.
+    for seq in 1..=3 {
+        let holder = [&mut one, &mut two].into_iter().find_map(|member| {
+            let next = member.ask(r#"{"type":"heartbeat"}"#);
+            if next["type"] == "event" {
+                assert_eq!(next["seq"], seq);
+                assert_eq!(member.receive().unwrap()["ack"], "heartbeat");
+                return Some(member);
+            }
+            None
+        });
+        ack(holder.expect("a holder"), seq);
+        done += 1;
+    }
+    assert_eq!(done, 3);
+}
+
+#[test]
+fn a_filter_selects_by_headers_and_tags() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("a"));
+    join(&mut member, r#""topic":"t","group":"g","filter":{"headers":{"kind":"x"},"tags":["red"]}"#);
+    for event in [
+        json!({"headers": {"kind": "x"}, "tags": ["blue"]}),
+        json!({"headers": {"kind": "y"}, "tags": ["red"]}),
+        json!({"payload": {"headers": {"kind": "x"}, "tags": ["red"]}}),
+        json!({"headers": {"kind": "x", "more": "1"}, "tags": ["blue", "red"]}),
+    ] {
+        let mut frame = event;
+        (frame["type"], frame["topic"]) = (json!("publish"), json!("t"));
+        publisher.ask(frame.to_string());
+    }
+    assert_eq!(delivery(&mut member, "g"), (4, 1));
+    ack(&mut member, 4);
+    drop(member);
+    // What it did not want is done as well.
+    let mut member = broker.guest("a");
+    let joined = join(&mut member, r#""topic":"t","group":"g""#);
+    assert_eq!((&joined["cursor"], &joined["differs"]), (&json!(4), &json!(["filter"])), "{joined}");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = limited(dir.path(), "subscriptions = 2");
+    let mut guest = broker.guest("a");
+    assert_eq!(code(&say(&mut guest, "ack", r#""seq":1"#)), "not-a-member");
+    for (fields, want) in [
+        (r#""topic":"t","group":"a b""#, "bad-group"),
+        (r#""topic":"t","group":"g","max_attempts":0"#, "bad-field"),
+        (r#""topic":"t","group":"g","filter":{"what":1}"#, "bad-field"),
+        (r#""topic":"t","group":"g","from":{"seq":7}"#, "seq-ahead"),
+        (r#""topic":"t","group":"g","from":{"id":"nowhere"}"#, "unknown-id"),
+        (r#""topic":"vm:other","group":"g""#, "foreign-mailbox"),
+    ] {
+        let answer = guest.ask(format!(r#"{{"type":"subscribe",{fields}}}"#));
+        assert_eq!((code(&answer), &answer["ack"]), (want, &json!("subscribe")), "{fields}: {answer}");
+    }
+    join(&mut guest, r#""topic":"t","group":"g""#);
+    assert_eq!(code(&guest.ask(r#"{"type":"subscribe","topic":"t","group":"g"}"#)), "sub-exists");
+    join(&mut guest, r#""topic":"t","group":"h""#);
+    assert_eq!(code(&guest.ask(r#"{"type":"subscribe","topic":"t","group":"i"}"#)), "too-many-subscriptions");
+    assert_eq!(code(&guest.ask(r#"{"type":"unsubscribe","group":"i"}"#)), "unknown-sub");
+    let left = guest.ask(r#"{"type":"unsubscribe","group":"g"}"#);
+    assert_eq!(left, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g"}));
+    assert_eq!(code(&say(&mut guest, "ack", r#""seq":1"#)), "not-a-member");
+}
