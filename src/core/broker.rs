@@ -11,6 +11,7 @@
 
 use super::bus::{Bus, Ending};
 use super::delivery::Delivery;
+use super::delivery::groups::Groups;
 use super::delivery::router::Router;
 use super::descriptors::raise_descriptors;
 use super::door::listen::{Doors, Handed, ListenError, Ways, named};
@@ -164,13 +165,14 @@ pub async fn run(
     status.attach(journal.clone(), logs.clone());
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
+    let groups = Groups::start(limits, delivery.clone(), journal.clone(), Default::default());
     let bus = Bus::new(
         limits.clone(),
         vms,
         recorder,
         logs.clone(),
         journal.clone(),
-        delivery,
+        (delivery, groups),
         (ended.clone(), policy.clone()),
     );
     let (alive, mut all_gone) = mpsc::channel(1);

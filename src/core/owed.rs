@@ -13,7 +13,7 @@ use super::policy::Rules;
 use super::refusal::Refusal;
 use super::topic::Topic;
 use super::wire::frame::{self, Frame};
-use super::wire::group::{Join, Word, group_of};
+use super::wire::group::{Join, Manage, Word, group_of};
 use super::wire::subscribe::{Subscribe, Unsubscribe, sub_of};
 
 /// What a refusal weighs in the window, in bytes; about what it and its ack take.
@@ -42,6 +42,8 @@ pub enum Aside {
     Join(Box<Join>),
     /// What a member of a group says.
     Word(Box<Word>),
+    /// What is asked of groups.
+    Manage(Manage),
     /// A frame about a group, of this type, that cannot be read.
     RefusedGroup(&'static str, Box<str>, Box<Refusal>),
     /// A `subscribe` or `unsubscribe`, which of them, that cannot be read; and its name, if that can.
@@ -95,6 +97,7 @@ impl Round {
             Ok(Frame::Subscribe(wish)) => return Some(Aside::Subscribe(wish)),
             Ok(Frame::Unsubscribe(sub)) => return Some(Aside::Unsubscribe(sub)),
             Ok(Frame::Join(wish)) => return Some(Aside::Join(wish)),
+            Ok(Frame::Manage(manage)) => return Some(Aside::Manage(manage)),
             Ok(Frame::Word(word)) => return Some(Aside::Word(word)),
             Ok(Frame::Forget(vm)) => return Some(Aside::Forget(vm)),
             Ok(Frame::Publish(publish)) => push(&mut self.batch, &publish)
@@ -115,7 +118,7 @@ impl Round {
                     }
                 }
             }
-            Err((kind @ ("subscribe" | "unsubscribe" | "ack" | "nack" | "in_progress" | "term"), refusal)) => {
+            Err((kind, refusal)) if !matches!(kind, "publish" | "frame" | "forget") => {
                 let refusal = Box::new(refusal);
                 return Some(match group_of(body) {
                     Some(group) => Aside::RefusedGroup(kind, group, refusal),

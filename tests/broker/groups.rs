@@ -133,7 +133,10 @@ fn what_is_not_answered_in_time_comes_again_and_is_given_up_at_last() {
     let payload = &letter["payload"];
     assert_eq!((&payload["group"], &payload["attempts"]), (&json!("g"), &json!(3)), "{payload}");
     let event = &payload["event"];
-    assert_eq!((&event["id"], &event["seq"], &event["payload"]["n"]), (&json!("the-one"), &json!(1), &json!(1)));
+    assert_eq!(
+        (&event["id"], &event["seq"], &event["payload"]["n"]),
+        (&json!("the-one"), &json!(1), &json!(1))
+    );
     assert_eq!(payload["failures"].as_array().unwrap().len(), 3, "{payload}");
     // The host may read them.
     let (mut host, _) =

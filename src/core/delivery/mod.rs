@@ -12,6 +12,7 @@
 //! Owner: `broker.rs` makes one, [`super::bus::Bus`] has it.
 
 pub mod catch_up;
+pub mod group;
 pub mod groups;
 pub mod interest;
 pub mod outlet;

@@ -7,7 +7,9 @@ use super::Session;
 use crate::core::delivery::groups::Membership;
 use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
-use crate::core::wire::group::{Join, Word, ended, leave_ack, refused};
+use crate::core::topic::Pattern;
+use crate::core::wire::group::{Join, Manage, Word, ended, leave_ack, refused, report};
+use serde_json::Value;
 
 /// The groups that a session is a member of.
 #[derive(Default)]
@@ -23,7 +25,8 @@ impl Grouping {
 
     /// Whether the membership of this number goes on.
     pub fn has(&self, number: u64) -> bool {
-        self.list.iter().any(|membership| membership.number() == number)
+        // Answers have the number 0.
+        number == 0 || self.list.iter().any(|membership| membership.number() == number)
     }
 
     /// Ends all of them.
@@ -76,6 +79,29 @@ impl Session<'_> {
         }
     }
 
+    /// Answers what is asked of groups, or sees to it that it is answered.
+    pub(super) fn manage(&mut self, manage: Manage) {
+        let (kind, group) = (manage.kind(), manage.group().to_owned());
+        match self.try_manage(manage) {
+            Ok(Some(said)) => self.output.own(|out| report(out, kind, &said)),
+            Ok(None) => {}
+            Err(refusal) => self.output.own(|out| refused(out, kind, &group, None, &refusal)),
+        }
+    }
+
+    fn try_manage(&self, manage: Manage) -> Result<Option<Value>, Refusal> {
+        let (groups, outlet) = (&self.bus.groups, &self.subscribing.outlet);
+        let may = |patterns: &[Pattern]| self.check_rights(patterns);
+        match manage {
+            Manage::List(after) => return Ok(Some(groups.list(after.as_deref(), may))),
+            Manage::Show(group) => return groups.show(&group, may).map(Some),
+            Manage::Create(wish) => groups.create(*wish, outlet, may)?,
+            Manage::Seek(group, from) => groups.seek(&group, from, outlet, may)?,
+            Manage::Remove(group) => groups.remove(&group, outlet, may)?,
+        }
+        Ok(None)
+    }
+
     /// Ends a membership.
     pub(super) fn quit(&mut self, group: &str) {
         match self.grouping.find(group) {
@@ -84,7 +110,8 @@ impl Session<'_> {
                 self.output.own(|out| leave_ack(out, group));
             }
             None => {
-                let refusal = Refusal::new("unknown-sub", format!("the session is no member of '{group:.64}'"));
+                let refusal =
+                    Refusal::new("unknown-sub", format!("the session is no member of '{group:.64}'"));
                 self.output.own(|out| refused(out, "unsubscribe", group, None, &refusal));
             }
         }
@@ -98,7 +125,8 @@ impl Session<'_> {
                 Ok(()) => self.grouping.list.push(membership),
                 Err(refusal) => {
                     let group = membership.group();
-                    self.signals.say(Signal::Unsubscribed, format_args!("group '{group}': {}", refusal.reason));
+                    self.signals
+                        .say(Signal::Unsubscribed, format_args!("group '{group}': {}", refusal.reason));
                     self.output.own(|out| ended(out, group, &refusal));
                 }
             }

@@ -178,6 +178,7 @@ impl Session<'_> {
             Aside::Unsubscribe(Unsubscribe::Sub(sub)) => self.unsubscribe(&sub),
             Aside::Unsubscribe(Unsubscribe::Group(group)) => self.quit(&group),
             Aside::Join(wish) => self.join(*wish),
+            Aside::Manage(manage) => self.manage(manage),
             Aside::Word(word) => self.say(*word),
         }
     }

@@ -4,8 +4,8 @@
 //! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
 //! frame is a [`Refusal`], never the end of the session. Owner: the session.
 
-use super::group::{Join, Say, Word, parse_word};
-use super::subscribe::{Subscribed, Unsubscribe, Subscribe, parse_subscribe, parse_unsubscribe};
+use super::group::{Join, Manage, Say, Word, parse_manage, parse_word};
+use super::subscribe::{Subscribe, Subscribed, Unsubscribe, parse_subscribe, parse_unsubscribe};
 use crate::core::event::{Batch, Draft, Publish, string_body};
 use crate::core::identity::VmName;
 use crate::core::limits::{GROUP_EVENTS, JSON_DEPTH};
@@ -34,6 +34,8 @@ pub enum Frame<'a> {
     Join(Box<Join>),
     /// What a member says of events that it holds.
     Word(Box<Word>),
+    /// What is asked of groups.
+    Manage(Manage),
     /// The host wants a VM to be remembered no longer.
     Forget(VmName),
 }
@@ -103,6 +105,11 @@ fn refused_type(body: &[u8]) -> &'static str {
             "nack" => "nack",
             "in_progress" => "in_progress",
             "term" => "term",
+            "groups" => "groups",
+            "group" => "group",
+            "group_create" => "group_create",
+            "group_seek" => "group_seek",
+            "group_remove" => "group_remove",
             _ => "frame",
         },
         _ => "frame",
@@ -161,6 +168,9 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
         Some("in_progress") => parse_word(text, Say::InProgress).map(word),
         Some("term") => parse_word(text, Say::Term).map(word),
         Some("unsubscribe") => parse_unsubscribe(text).map(Frame::Unsubscribe),
+        Some(kind @ ("groups" | "group" | "group_create" | "group_seek" | "group_remove")) => {
+            parse_manage(text, kind).map(Frame::Manage)
+        }
         Some("forget") => forgotten(fields.vm).map(Frame::Forget),
         Some(kind) => {
             Err(Refusal::new("unknown-type", format!("this broker has no frame of type '{kind:.64}'")))

@@ -4,7 +4,7 @@
 //! not as they were typed. Pure. Owner: `session/grouping.rs`, and `delivery/groups` for the events.
 
 use super::frame::{framed, refusal};
-use super::subscribe::From;
+use super::subscribe::{From, Subscribed, parse_from, parse_subscribe};
 use crate::core::event::{Text, string_body};
 use crate::core::limits::{
     ACK_SEQS, GROUP_ACK_TIMEOUT, GROUP_ATTEMPTS, GROUP_BATCH, GROUP_DELAY, GROUP_IN_FLIGHT, GROUP_NAME_BYTES,
@@ -13,6 +13,8 @@ use crate::core::limits::{
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -95,6 +97,79 @@ pub struct Word {
     pub confirm: bool,
 }
 
+/// What is asked of groups, by whoever is a member or not.
+#[derive(Debug)]
+pub enum Manage {
+    /// Those behind this name, or from the first on.
+    List(Option<String>),
+    /// How this one stands.
+    Show(Box<str>),
+    /// It is to begin, if it is not there.
+    Create(Box<Join>),
+    /// It is to go on somewhere else.
+    Seek(Box<str>, From),
+    /// It is to be no more.
+    Remove(Box<str>),
+}
+
+impl Manage {
+    /// The type of its frame.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Manage::List(_) => "groups",
+            Manage::Show(_) => "group",
+            Manage::Create(_) => "group_create",
+            Manage::Seek(..) => "group_seek",
+            Manage::Remove(_) => "group_remove",
+        }
+    }
+
+    /// The group that it is about.
+    pub fn group(&self) -> &str {
+        match self {
+            Manage::List(_) => "",
+            Manage::Show(group) | Manage::Seek(group, _) | Manage::Remove(group) => group,
+            Manage::Create(wish) => &wish.group,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Asked<'a> {
+    group: Option<String>,
+    after: Option<String>,
+    #[serde(borrow)]
+    from: Option<&'a RawValue>,
+}
+
+/// Reads the body of a frame of this type about groups.
+///
+/// # Errors
+/// `bad-field`, `duplicate-field`, `bad-group`, `bad-from`, and those of a `subscribe`.
+pub fn parse_manage(body: &str, kind: &str) -> Result<Manage, Refusal> {
+    let asked: Asked<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
+    let group = || match &asked.group {
+        Some(group) => check_name(group),
+        None => Err(Refusal::new("bad-field", format!("{kind} has a 'group'"))),
+    };
+    match kind {
+        "groups" => Ok(Manage::List(asked.after)),
+        "group" => group().map(Manage::Show),
+        "group_remove" => group().map(Manage::Remove),
+        "group_seek" => match asked.from {
+            Some(from) => Ok(Manage::Seek(group()?, parse_from(from)?)),
+            None => Err(Refusal::new("bad-from", "where the group is to go on: 'from'")),
+        },
+        _ => {
+            group()?;
+            match parse_subscribe(body)? {
+                Subscribed::Group(wish) => Ok(Manage::Create(wish)),
+                Subscribed::Alone(_) => Err(Refusal::new("bad-field", format!("{kind} has a 'group'"))),
+            }
+        }
+    }
+}
+
 impl Say {
     /// The type of its frame.
     pub fn kind(&self) -> &'static str {
@@ -118,7 +193,10 @@ pub fn check_name(name: &str) -> Result<Box<str>, Refusal> {
         && name.split('.').all(|token| !token.is_empty() && token.bytes().all(is_plain));
     if !is_good {
         let rule = "of A-Z a-z 0-9 _ - and single dots between them";
-        return Err(Refusal::new("bad-group", format!("a group's name is 1-{GROUP_NAME_BYTES} bytes {rule}")));
+        return Err(Refusal::new(
+            "bad-group",
+            format!("a group's name is 1-{GROUP_NAME_BYTES} bytes {rule}"),
+        ));
     }
     Ok(name.into())
 }
@@ -250,7 +328,9 @@ pub fn parse_word(body: &str, mut say: Say) -> Result<Word, Refusal> {
         };
         let most = GROUP_DELAY.as_millis() as u64;
         if delays.len() > GROUP_ATTEMPTS as usize || delays.iter().any(|delay| *delay > most) {
-            return Err(bad(format!("delay_ms is at most {most}, or a list of at most {GROUP_ATTEMPTS} such")));
+            return Err(bad(format!(
+                "delay_ms is at most {most}, or a list of at most {GROUP_ATTEMPTS} such"
+            )));
         }
     }
     let reason = words.reason.map(|mut reason| {
@@ -297,6 +377,17 @@ pub fn word_ack(out: &mut Vec<u8>, ack: &str, group: &str, events: usize) {
     framed(out, |out| {
         begin(out, ack, "ok", group);
         out.extend_from_slice(format!(",\"events\":{events}}}").as_bytes());
+    });
+}
+
+/// Appends the answer to a frame about groups: the fields of `report` beside the usual ones.
+pub fn report(out: &mut Vec<u8>, ack: &str, report: &Value) {
+    framed(out, |out| {
+        out.extend_from_slice(
+            format!("{{\"type\":\"ack\",\"ack\":\"{ack}\",\"status\":\"ok\",").as_bytes(),
+        );
+        // An object that is not empty.
+        out.extend_from_slice(report.to_string().trim_start_matches('{').as_bytes());
     });
 }
 
@@ -392,7 +483,10 @@ mod tests {
         assert_eq!((ack.which, ack.confirm), (Which::Seqs(vec![3, 1]), true));
         let nack = |delays| Say::Nack { delays };
         let said = word(r#"{"group":"g","id":"x","delay_ms":7,"reason":"no"}"#, nack(Vec::new())).unwrap();
-        assert_eq!((said.say, said.which, said.reason), (nack(vec![7]), Which::Id("x".into()), Some("no".into())));
+        assert_eq!(
+            (said.say, said.which, said.reason),
+            (nack(vec![7]), Which::Id("x".into()), Some("no".into()))
+        );
         let said = word(r#"{"group":"g","through":9,"delay_ms":[1,2]}"#, nack(Vec::new())).unwrap();
         assert_eq!((said.say, said.which), (nack(vec![1, 2]), Which::Through(9)));
         let long = format!(r#"{{"group":"g","seq":1,"reason":"{}"}}"#, "é".repeat(REASON_BYTES));

@@ -86,7 +86,10 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
     let from = fields.from.map_or(Ok(From::Latest), parse_from)?;
     let is_group = fields.group.is_some();
     if is_group && fields.sub.is_some() {
-        return Err(Refusal::new("bad-sub", "a member of a group is known by the group's name: leave 'sub' out"));
+        return Err(Refusal::new(
+            "bad-sub",
+            "a member of a group is known by the group's name: leave 'sub' out",
+        ));
     }
     // A member needs no other name.
     let sub = fields.sub.or(fields.group);
@@ -178,7 +181,7 @@ fn check_sub(sub: &str) -> Result<Box<str>, Refusal> {
     Ok(sub.into())
 }
 
-fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
+pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
@@ -302,7 +305,9 @@ mod tests {
             assert_eq!(parse_unsubscribe(body).unwrap(), want);
         }
         let member = parse_subscribe(r#"{"topics":["b","a"],"group":"g","from":"earliest"}"#).unwrap();
-        assert!(matches!(member, Subscribed::Group(wish) if &*wish.group == "g" && wish.from == From::Earliest));
+        assert!(
+            matches!(member, Subscribed::Group(wish) if &*wish.group == "g" && wish.from == From::Earliest)
+        );
     }
 
     #[test]

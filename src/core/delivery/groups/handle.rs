@@ -20,8 +20,11 @@ use crate::core::event::{Batch, string_body};
 use crate::core::limits::{GROUP_BYTES_HELD, GROUP_EVENTS_HELD, GROUP_MEMBER_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
-use crate::core::wire::group::{Say, Spec, Which, Word, delivery_head, join_ack, refused, word_ack};
+use crate::core::wire::group::{
+    Say, Spec, Which, Word, delivery_head, ended, join_ack, refused, report, word_ack,
+};
 use bytes::Bytes;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,6 +57,8 @@ enum Stage {
     Writing,
     /// The journal has it: it hands out.
     Durable,
+    /// It is no more, and the journal does not know.
+    Removed,
     /// It is no more.
     Gone,
 }
@@ -70,6 +75,10 @@ pub(super) struct State {
     /// For whom, once what they say is durable.
     answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
     letters: Vec<(u64, Vec<Failure>)>,
+    /// Where the task is to go on.
+    seek: Option<u64>,
+    /// Who waits for the group to be durable.
+    creators: Vec<Arc<Outlet>>,
 }
 
 struct Member {
@@ -121,6 +130,8 @@ impl Handle {
                 members: Vec::new(),
                 answers: Vec::new(),
                 letters: Vec::new(),
+                seek: None,
+                creators: Vec::new(),
             }),
             wake: Notify::new(),
             dirty,
@@ -143,10 +154,85 @@ impl Handle {
         state.members.push(Member { number, outlet, max_in_flight, differs });
         match state.stage {
             Stage::Durable => self.welcome(&mut state, false),
-            Stage::Gone => return false,
+            Stage::Gone | Stage::Removed => return false,
             Stage::Searching | Stage::Begun | Stage::Writing => {}
         }
         true
+    }
+
+    /// Tells the session with this queue once the group is durable; false when it is no more.
+    pub fn tell_created(self: &Arc<Self>, outlet: &Arc<Outlet>) -> bool {
+        let mut state = self.lock();
+        match state.stage {
+            Stage::Gone | Stage::Removed => return false,
+            Stage::Durable => self.say_created(&state, outlet, false),
+            Stage::Searching | Stage::Begun | Stage::Writing => state.creators.push(outlet.clone()),
+        }
+        true
+    }
+
+    fn say_created(&self, state: &State, outlet: &Outlet, is_created: bool) {
+        let mut out = Vec::new();
+        let said = json!({"group": self.name, "cursor": state.machine.cursor(), "created": is_created});
+        report(&mut out, "group_create", &said);
+        outlet.hold(0, out.into(), 0);
+    }
+
+    /// Goes on behind `cursor`: what is held is forgotten. The session with this queue is told once that is durable.
+    pub fn seek(self: &Arc<Self>, cursor: u64, outlet: &Arc<Outlet>) {
+        let mut state = self.lock();
+        state.machine.seek(cursor);
+        (state.lines, state.ids, state.bytes) = (HashMap::new(), HashMap::new(), 0);
+        state.letters.clear();
+        state.seek = Some(cursor + 1);
+        let mut out = Vec::new();
+        report(&mut out, "group_seek", &json!({"group": self.name, "cursor": cursor}));
+        state.answers.push((outlet.clone(), 0, out));
+        self.act(&mut state);
+    }
+
+    /// Where the task is to go on, if somewhere else.
+    pub fn take_seek(&self) -> Option<u64> {
+        self.lock().seek.take()
+    }
+
+    /// The group is no more: members are told; the session with this queue is, once that is durable.
+    pub fn remove(self: &Arc<Self>, outlet: &Arc<Outlet>) {
+        let mut state = self.lock();
+        state.stage = Stage::Removed;
+        let why = Refusal::new("group-removed", "the group was removed");
+        for member in std::mem::take(&mut state.members) {
+            let mut out = Vec::new();
+            ended(&mut out, &self.name, &why);
+            member.outlet.hold(member.number, out.into(), 0);
+        }
+        let mut out = Vec::new();
+        report(&mut out, "group_remove", &json!({"group": self.name}));
+        state.answers.push((outlet.clone(), 0, out));
+        self.list(&mut state);
+        self.wake.notify_one();
+    }
+
+    /// It is no more.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.lock().stage, Stage::Gone | Stage::Removed)
+    }
+
+    /// How it stands, `head` being the newest event and `first` the oldest.
+    pub fn report(&self, first: u64, head: u64) -> Value {
+        let state = self.lock();
+        let (counts, cursor) = (state.machine.counts(), state.machine.cursor());
+        let stalled = match state.machine.stalled() {
+            _ if cursor + 1 < first => Some("behind retention"),
+            Some(group::Stall::NoMembers) => Some("no members"),
+            Some(group::Stall::InFlightFull) => Some("in-flight full"),
+            None => None,
+        };
+        json!({
+            "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
+            "members": state.members.len(), "held": counts.held, "waiting": counts.waiting,
+            "delayed": counts.delayed, "stalled": stalled,
+        })
     }
 
     /// It begins behind `cursor`.
@@ -161,6 +247,11 @@ impl Handle {
     pub fn fail(&self, why: &Refusal) {
         let mut state = self.lock();
         state.stage = Stage::Gone;
+        for outlet in std::mem::take(&mut state.creators) {
+            let mut out = Vec::new();
+            refused(&mut out, "group_create", &self.name, None, why);
+            outlet.hold(0, out.into(), 0);
+        }
         for member in std::mem::take(&mut state.members) {
             let mut out = Vec::new();
             refused(&mut out, "subscribe", &self.name, None, why);
@@ -173,6 +264,9 @@ impl Handle {
         let mut state = self.lock();
         if state.stage == Stage::Writing {
             state.stage = Stage::Durable;
+            for outlet in std::mem::take(&mut state.creators) {
+                self.say_created(&state, &outlet, true);
+            }
             self.welcome(&mut state, true);
         }
     }
@@ -222,7 +316,7 @@ impl Handle {
                     state.lines.insert(seq, line);
                 }
             }
-            Found::Gap(_, to) => expired += state.machine.expire(to + 1),
+            Found::Gap(to) => expired += state.machine.expire(to + 1),
             Found::Other => {}
         });
         state.machine.pass(through);
@@ -318,6 +412,10 @@ impl Handle {
                 Some(self.whole(&state))
             }
             (Stage::Durable, Some(change)) => Some(What::Changed(change)),
+            (Stage::Removed, _) => {
+                state.stage = Stage::Gone;
+                Some(What::Gone(true))
+            }
             _ => None,
         };
         let record = what.map(|what| Record { group: self.name.clone(), what });
@@ -328,8 +426,7 @@ impl Handle {
     pub fn snapshot(&self) -> Option<Record> {
         let mut state = self.lock();
         let _ = state.machine.take_changes();
-        (state.stage == Stage::Durable)
-            .then(|| Record { group: self.name.clone(), what: self.whole(&state) })
+        (state.stage == Stage::Durable).then(|| Record { group: self.name.clone(), what: self.whole(&state) })
     }
 
     fn whole(&self, state: &State) -> What {
@@ -358,14 +455,18 @@ impl Handle {
             }
         }
         state.hand_out(to, &mut frames, &mut events);
-        if !state.is_listed
-            && (state.stage == Stage::Begun || state.machine.has_changes() || !state.answers.is_empty())
-        {
-            state.is_listed = true;
-            self.dirty.add(self);
+        if state.stage == Stage::Begun || state.machine.has_changes() || !state.answers.is_empty() {
+            self.list(state);
         }
         // Its timers and its room may be others.
         self.wake.notify_one();
+    }
+
+    /// There is something to write, or somebody to answer once all before it is written.
+    fn list(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::replace(&mut state.is_listed, true) {
+            self.dirty.add(self);
+        }
     }
 
     fn frame(&self, out: &mut Vec<u8>, attempt: u32, line: &[u8]) {

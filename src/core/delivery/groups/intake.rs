@@ -73,8 +73,7 @@ impl Intake {
             let reading = match &mut self.reading {
                 Some(reading) => reading,
                 None => {
-                    let plan =
-                        Plan { at: self.next, wanted: vec![(ID, self.next, self.interest.clone())] };
+                    let plan = Plan { at: self.next, wanted: vec![(ID, self.next, self.interest.clone())] };
                     self.reading.insert(Box::pin(self.delivery.read(plan, self.mark.take())))
                 }
             };

@@ -15,7 +15,8 @@ pub(super) fn topic(group: &str) -> String {
 
 /// The letter of an event whose line is `line`, from `"seq":` to its last brace.
 pub(super) fn letter(group: &str, seq: u64, line: &[u8], failures: &[Failure]) -> Batch {
-    let mut payload = format!("{{\"group\":\"{group}\",\"attempts\":{},\"failures\":", failures.len()).into_bytes();
+    let mut payload =
+        format!("{{\"group\":\"{group}\",\"attempts\":{},\"failures\":", failures.len()).into_bytes();
     let failures: Vec<_> =
         failures.iter().map(|f| json!({ "attempt": f.attempt, "reason": f.reason })).collect();
     payload.extend_from_slice(json!(failures).to_string().as_bytes());

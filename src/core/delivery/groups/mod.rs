@@ -22,11 +22,13 @@ use crate::core::journal::{Journal, Outcome};
 use crate::core::limits::{GROUPS, Limits};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
-use crate::core::wire::group::{Join, Word};
+use crate::core::wire::group::{Join, Word, refused};
+use crate::core::wire::subscribe::From;
 use handle::Handle;
 use notes::Replay;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -36,6 +38,9 @@ use super::outlet::Outlet;
 
 /// The dead letters' lane in the journal: no session has this number.
 const LANE: u64 = 0;
+
+/// So much of what is listed goes into one answer, in bytes; one group more at the most.
+const LIST_BYTES: usize = 32 * 1024;
 
 /// All groups.
 pub struct Groups {
@@ -47,6 +52,8 @@ pub struct Groups {
     /// Dead letters under way.
     letters: Arc<Semaphore>,
     members: AtomicU64,
+    /// The journal has records of groups.
+    is_used: AtomicBool,
     begun: Instant,
 }
 
@@ -64,7 +71,7 @@ impl Groups {
         journal: Arc<Journal>,
         replay: Replay,
     ) -> Arc<Self> {
-        let (dirty, begun) = (Arc::new(Dirty::default()), Instant::now());
+        let (dirty, begun, is_used) = (Arc::new(Dirty::default()), Instant::now(), replay.is_any);
         if replay.unknown > 0 {
             tracing::error!(records = replay.unknown, "groups: records of the journal are not understood");
         }
@@ -83,6 +90,7 @@ impl Groups {
             dirty,
             letters: Arc::new(Semaphore::new(GROUPS)),
             members: AtomicU64::new(0),
+            is_used: AtomicBool::new(is_used),
             begun,
         });
         tokio::spawn(writer::run(groups.clone()));
@@ -110,28 +118,132 @@ impl Groups {
     ) -> Result<Membership, Refusal> {
         let number = self.members.fetch_add(1, Relaxed) + 1;
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        let handle = match handles.get(&wish.group) {
-            Some(handle) => {
-                may(&patterns_of(&handle.spec.topics))?;
-                handle.clone()
-            }
-            None if handles.len() >= GROUPS => {
-                return Err(Refusal::new("too-many-groups", format!("there are {GROUPS} groups already")));
-            }
-            None => {
-                may(&wish.patterns)?;
-                let shared = (self.dirty.clone(), self.begun);
-                let handle =
-                    Handle::new(wish.group.clone(), wish.spec.clone(), &wish.patterns, None, shared);
-                handles.insert(wish.group, handle.clone());
-                tokio::spawn(task::begin(self.clone(), handle.clone(), wish.from));
-                handle
-            }
-        };
+        let (spec, max_in_flight) = (wish.spec.clone(), wish.max_in_flight);
+        let handle = self.find_or_begin(&mut handles, wish, may)?;
         // Under the lock of all, so that a group that fails to begin is not joined any more.
-        handle.join(number, outlet.clone(), &wish.spec, wish.max_in_flight);
+        handle.join(number, outlet.clone(), &spec, max_in_flight);
         drop(handles);
         Ok(Membership { handle, number })
+    }
+
+    fn find_or_begin(
+        self: &Arc<Self>,
+        handles: &mut BTreeMap<Box<str>, Arc<Handle>>,
+        wish: Join,
+        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+    ) -> Result<Arc<Handle>, Refusal> {
+        if let Some(handle) = handles.get(&wish.group) {
+            may(&patterns_of(&handle.spec.topics))?;
+            return Ok(handle.clone());
+        }
+        if handles.len() >= GROUPS {
+            return Err(Refusal::new("too-many-groups", format!("there are {GROUPS} groups already")));
+        }
+        may(&wish.patterns)?;
+        let shared = (self.dirty.clone(), self.begun);
+        let handle = Handle::new(wish.group.clone(), wish.spec, &wish.patterns, None, shared);
+        self.is_used.store(true, Relaxed);
+        handles.insert(wish.group, handle.clone());
+        tokio::spawn(task::begin(self.clone(), handle.clone(), wish.from));
+        Ok(handle)
+    }
+
+    fn find(&self, group: &str, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Result<Arc<Handle>, Refusal> {
+        let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(handle) = handles.get(group) else {
+            return Err(Refusal::new("unknown-group", format!("there is no group '{group}'")));
+        };
+        may(&patterns_of(&handle.spec.topics))?;
+        Ok(handle.clone())
+    }
+
+    /// How a group stands.
+    ///
+    /// # Errors
+    /// `unknown-group`, and what `may` says of its topics.
+    pub fn show(&self, group: &str, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Result<Value, Refusal> {
+        let map = self.journal.map();
+        Ok(self.find(group, may)?.report(map.first_seq(), map.durable_seq()))
+    }
+
+    /// How some groups stand whose topics `may` lets be seen: those behind the name `after`, as many as fit a frame.
+    pub fn list(&self, after: Option<&str>, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Value {
+        let map = self.journal.map();
+        let (mut groups, mut bytes, mut is_more) = (Vec::new(), 0, false);
+        for handle in self.all() {
+            if after.is_some_and(|after| *handle.name <= *after) || may(&patterns_of(&handle.spec.topics)).is_err() {
+                continue;
+            }
+            let report = handle.report(map.first_seq(), map.durable_seq());
+            bytes += report.to_string().len() + 1;
+            if bytes > LIST_BYTES && !groups.is_empty() {
+                is_more = true;
+                break;
+            }
+            groups.push(report);
+        }
+        json!({ "groups": groups, "more": is_more })
+    }
+
+    /// Begins a group, if it is not there. The session with this queue is told once it is durable.
+    ///
+    /// # Errors
+    /// As [`Groups::join`].
+    pub fn create(
+        self: &Arc<Self>,
+        wish: Join,
+        outlet: &Arc<Outlet>,
+        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        self.find_or_begin(&mut handles, wish, may)?.tell_created(outlet);
+        Ok(())
+    }
+
+    /// Has a group go on somewhere else; what its members hold is forgotten. The session with this queue is told.
+    ///
+    /// # Errors
+    /// `unknown-group`, `seq-ahead`, and what `may` says of its topics.
+    pub fn seek(
+        self: &Arc<Self>,
+        group: &str,
+        from: From,
+        outlet: &Arc<Outlet>,
+        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let (handle, outlet) = (self.find(group, may)?, outlet.clone());
+        if let Some(beginning) = self.delivery.begin(&from)? {
+            handle.seek(beginning.next - 1, &outlet);
+            return Ok(());
+        }
+        let looked_up = self.delivery.look_up(from);
+        tokio::spawn(async move {
+            match looked_up.await {
+                Ok(beginning) => handle.seek(beginning.next - 1, &outlet),
+                Err(refusal) => {
+                    let mut out = Vec::new();
+                    refused(&mut out, "group_seek", &handle.name, None, &refusal);
+                    outlet.hold(0, out.into(), 0);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Removes a group, with what it knows. The session with this queue is told once that is durable.
+    ///
+    /// # Errors
+    /// `unknown-group`, and what `may` says of its topics.
+    pub fn remove(
+        &self,
+        group: &str,
+        outlet: &Arc<Outlet>,
+        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let handle = self.find(group, may)?;
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).remove(group);
+        handle.remove(outlet);
+        Ok(())
     }
 
     fn fail(&self, handle: &Handle, why: &Refusal) {

@@ -46,8 +46,10 @@ pub struct Replay {
     groups: BTreeMap<Box<str>, (Spec, Saved)>,
     /// Of a snapshot whose end did not come yet.
     staged: Option<BTreeMap<Box<str>, (Spec, Saved)>>,
+    /// There was a record.
+    pub(super) is_any: bool,
     /// Records that were not understood.
-    pub unknown: u64,
+    pub(super) unknown: u64,
 }
 
 /// Where a record stands.
@@ -66,6 +68,7 @@ pub enum Place {
 impl Replay {
     /// Takes the next record.
     pub fn take(&mut self, place: Place, body: &[u8]) {
+        self.is_any = true;
         match place {
             Place::Begin => self.staged = Some(BTreeMap::new()),
             Place::End => {

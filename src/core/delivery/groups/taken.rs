@@ -27,8 +27,8 @@ pub(super) enum Found {
     Event(Taken),
     /// It is not for the group.
     Other,
-    /// Everything from the first to the last of these seqs is gone.
-    Gap(u64, u64),
+    /// Everything up to this seq is gone.
+    Gap(u64),
 }
 
 #[derive(Deserialize)]
@@ -37,8 +37,6 @@ struct Line<'a> {
     kind: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
-    #[serde(default)]
-    from: u64,
     #[serde(default)]
     to: u64,
     #[serde(borrow, default)]
@@ -50,7 +48,13 @@ struct Line<'a> {
 }
 
 /// Goes over `frames`, each of which begins with `head` if it is an event.
-pub(super) fn each(frames: &Bytes, head: &[u8], spec: &Spec, keys: &RandomState, mut take: impl FnMut(Found)) {
+pub(super) fn each(
+    frames: &Bytes,
+    head: &[u8],
+    spec: &Spec,
+    keys: &RandomState,
+    mut take: impl FnMut(Found),
+) {
     let wants_fields = spec.ordered_by_key || !spec.headers.is_empty() || !spec.tags.is_empty();
     let mut at = 0;
     while let Ok(Some(body)) = first_frame(&frames[at..]) {
@@ -64,14 +68,17 @@ pub(super) fn each(frames: &Bytes, head: &[u8], spec: &Spec, keys: &RandomState,
             _ => {
                 let Ok(line) = serde_json::from_slice::<Line<'_>>(body) else { continue };
                 if line.kind == "gap" {
-                    take(Found::Gap(line.from, line.to));
+                    take(Found::Gap(line.to));
                     continue;
                 }
-                let is_wanted = spec.headers.iter().all(|(name, value)| line.headers.get(name) == Some(value))
-                    && spec.tags.iter().all(|tag| line.tags.contains(tag));
+                let is_wanted =
+                    spec.headers.iter().all(|(name, value)| line.headers.get(name) == Some(value))
+                        && spec.tags.iter().all(|tag| line.tags.contains(tag));
                 let key = line.key.filter(|_| spec.ordered_by_key).map(|key| keys.hash_one(&*key));
                 take(match is_wanted {
-                    true => Found::Event(Taken { seq: line.seq, key, line: frames.slice(begin + head.len()..at) }),
+                    true => {
+                        Found::Event(Taken { seq: line.seq, key, line: frames.slice(begin + head.len()..at) })
+                    }
                     false => Found::Other,
                 });
             }
@@ -135,17 +142,19 @@ mod tests {
                 all.push(match found {
                     Found::Event(taken) => (taken.seq, taken.key.is_some()),
                     Found::Other => (0, false),
-                    Found::Gap(from, to) => (from + 100 * to, false),
+                    Found::Gap(to) => (100 * to, false),
                 });
             });
             all
         };
-        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (1209, false)]);
-        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (1209, false)]);
-        for only in [spec(false, &[("h", "1")], &[]), spec(false, &[], &["x"]), spec(false, &[("h", "1")], &["x"])] {
-            assert_eq!(found(&only), [(7, false), (0, false), (1209, false)]);
+        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (1200, false)]);
+        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (1200, false)]);
+        for only in
+            [spec(false, &[("h", "1")], &[]), spec(false, &[], &["x"]), spec(false, &[("h", "1")], &["x"])]
+        {
+            assert_eq!(found(&only), [(7, false), (0, false), (1200, false)]);
         }
-        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (1209, false)]);
+        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (1200, false)]);
         let mut lines = Vec::new();
         each(&frames, &head, &spec(false, &[], &[]), &keys, |found| {
             if let Found::Event(taken) = found {

@@ -7,7 +7,6 @@ use super::Groups;
 use super::handle::Handle;
 use super::intake::Intake;
 use crate::core::journal::Outcome;
-use crate::core::refusal::Refusal;
 use crate::core::wire::subscribe::From;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +46,13 @@ pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
     // After a failure nothing is tried before this.
     let mut patience = Instant::now();
     loop {
+        if handle.is_gone() {
+            return;
+        }
+        if let Some(next) = handle.take_seek() {
+            intake.seek(next);
+            letter = None;
+        }
         let due = handle.look();
         let is_patient = patience <= Instant::now();
         let may_take = is_patient && handle.may_take();

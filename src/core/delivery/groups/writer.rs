@@ -51,7 +51,8 @@ pub(super) async fn run(groups: Arc<Groups>) {
             notes.extend(record.map(|record| Note { class: Class::Change, body: record.encode() }));
             answers.append(&mut more);
         }
-        if groups.dirty.rotated.swap(false, Relaxed) && groups.has_any() {
+        // Without groups as well, once there were some: what was written of them is needed no longer then.
+        if groups.dirty.rotated.swap(false, Relaxed) && groups.is_used.load(Relaxed) {
             notes.push(Note { class: Class::SnapshotBegin, body: Vec::new() });
             for record in groups.all().iter().filter_map(|handle| handle.snapshot()) {
                 notes.push(Note { class: Class::SnapshotPart, body: record.encode() });
