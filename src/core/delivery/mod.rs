@@ -12,9 +12,11 @@
 //! Owner: `broker.rs` makes one, [`super::bus::Bus`] has it.
 
 pub mod catch_up;
+pub mod group;
 pub mod interest;
 pub mod outlet;
 pub mod patterns;
+pub mod redelivery;
 pub mod router;
 mod routes;
 pub mod subscription;
