@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LINES: usize = 400;
 
 /// They open no file and no socket and read no clock. The modules of `wire` are found by their folder.
-const PURE: [&str; 48] = [
+const PURE: [&str; 55] = [
     "src/core/event.rs",
     "src/core/event/string.rs",
     "src/core/topic.rs",
@@ -36,8 +36,15 @@ const PURE: [&str; 48] = [
     "src/core/refusal.rs",
     "src/core/door/hybrid/glob.rs",
     "src/core/door/hybrid/plan.rs",
+    "src/core/delivery/group.rs",
+    "src/core/delivery/group/answers.rs",
+    "src/core/delivery/group/members.rs",
+    "src/core/delivery/group/progress.rs",
+    "src/core/delivery/group/queue.rs",
+    "src/core/delivery/group/ranges.rs",
     "src/core/delivery/interest.rs",
     "src/core/delivery/patterns.rs",
+    "src/core/delivery/redelivery.rs",
     "src/core/delivery/subscription.rs",
     "src/core/session/output.rs",
     "src/core/session/pulse.rs",

@@ -94,6 +94,17 @@ pub const SEEN_IDS: usize = 256;
 pub const SEEN_VMS: usize = 10_000;
 /// … and so much of the journal's end is read for them at the start, in bytes.
 pub const SEEN_BYTES: u64 = 64 * 1024 * 1024;
+/// Events of a group that wait: for a member, for the end of a delay, for another of their key, or for their dead
+/// letter. With more, no further ones are looked at until some of them are done.
+pub const GROUP_WAITING: usize = 8192;
+/// Deliveries in vain that are remembered of an event, with their reasons: the last ones.
+pub const GROUP_FAILURES: usize = 5;
+/// An event that is nacked waits for so long after the first attempt, twice as long after each further one …
+pub const NACK_DELAY: Duration = Duration::from_millis(500);
+/// … up to this; …
+pub const NACK_DELAY_LONGEST: Duration = Duration::from_secs(30);
+/// … or as long as the nack says, up to this.
+pub const NACK_DELAY_SET: Duration = Duration::from_secs(24 * 3600);
 /// Commits that wait to be handed to subscribers, in bytes; at more the subscribers read the journal.
 pub const ROUTER_BYTES: usize = 16 * 1024 * 1024;
 /// Topics whose subscribers are remembered; with one more all are looked up anew.

@@ -10,6 +10,8 @@
 use crate::sim::{Call, Lies, Rng, SimDisk};
 use castra::core::bus::{Bus, Ending};
 use castra::core::delivery::Delivery;
+use castra::core::delivery::groups::Groups;
+use castra::core::delivery::groups::notes::Replay;
 use castra::core::delivery::router::Router;
 use castra::core::door::{Connection, Lobby};
 use castra::core::event::Event;
@@ -143,13 +145,14 @@ impl World {
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
         let policy = watch::channel(policy).1;
+        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), Replay::default());
         let bus = Arc::new(Bus::new(
             limits,
             vms,
             recorder.clone(),
             logs.clone(),
             journal.clone(),
-            delivery,
+            (delivery, groups),
             (ended, policy),
         ));
         let (alive, gone) = mpsc::channel(1);

@@ -427,6 +427,11 @@ fn limits_are_those_of_limits_rs() {
         ("OUTPUT_BYTES", limits::OUTPUT_BYTES as u64),
         ("CATCH_UP_BYTES", limits::CATCH_UP_BYTES as u64),
         ("CATCH_UP_READS", limits::CATCH_UP_READS as u64),
+        ("GROUP_WAITING", limits::GROUP_WAITING as u64),
+        ("GROUP_FAILURES", limits::GROUP_FAILURES as u64),
+        ("NACK_DELAY", limits::NACK_DELAY.as_millis() as u64),
+        ("NACK_DELAY_LONGEST", limits::NACK_DELAY_LONGEST.as_millis() as u64),
+        ("NACK_DELAY_SET", limits::NACK_DELAY_SET.as_millis() as u64),
         ("ROUTER_BYTES", limits::ROUTER_BYTES as u64),
         ("ROUTES_CACHED", limits::ROUTES_CACHED as u64),
         ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),
@@ -500,7 +505,7 @@ fn number(cell: &str) -> u64 {
     let digits: u64 = digits.replace(',', "").parse().unwrap_or_else(|_| panic!("{cell:?} is no number"));
     digits
         * match unit {
-            "" | "bytes" => 1,
+            "" | "bytes" | "ms" => 1,
             "KiB" => 1 << 10,
             "MiB" => 1 << 20,
             "GiB" => 1 << 30,

@@ -17,6 +17,7 @@ pub mod groups;
 pub mod interest;
 pub mod outlet;
 pub mod patterns;
+pub mod redelivery;
 pub mod router;
 mod routes;
 pub mod subscription;

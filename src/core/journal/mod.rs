@@ -275,39 +275,3 @@ impl<C: FnMut(Arc<Committed>) + Send, F: FnOnce(String) + Send> Observer for Cal
         }
     }
 }
-
-/// stub
-#[derive(Clone, Copy, Debug)]
-pub enum Class {
-    /// a
-    Change,
-    /// a
-    SnapshotBegin,
-    /// a
-    SnapshotPart,
-    /// a
-    SnapshotEnd,
-}
-/// stub
-#[derive(Clone, Debug)]
-pub struct Note {
-    /// a
-    pub class: Class,
-    /// b
-    pub body: Vec<u8>,
-}
-impl Journal {
-    /// stub
-    pub fn note(&self, _n: Vec<Note>) -> oneshot::Receiver<Result<(), NotCommitted>> {
-        oneshot::channel().1
-    }
-    /// stub
-    pub fn submit_reserved(
-        &self,
-        lane: u64,
-        batch: Batch,
-        permit: OwnedSemaphorePermit,
-    ) -> oneshot::Receiver<Outcome> {
-        self.submit(lane, batch, permit)
-    }
-}

@@ -383,9 +383,7 @@ pub fn word_ack(out: &mut Vec<u8>, ack: &str, group: &str, events: usize) {
 /// Appends the answer to a frame about groups: the fields of `report` beside the usual ones.
 pub fn report(out: &mut Vec<u8>, ack: &str, report: &Value) {
     framed(out, |out| {
-        out.extend_from_slice(
-            format!("{{\"type\":\"ack\",\"ack\":\"{ack}\",\"status\":\"ok\",").as_bytes(),
-        );
+        out.extend_from_slice(format!("{{\"type\":\"ack\",\"ack\":\"{ack}\",\"status\":\"ok\",").as_bytes());
         // An object that is not empty.
         out.extend_from_slice(report.to_string().trim_start_matches('{').as_bytes());
     });
@@ -521,7 +519,7 @@ mod tests {
             let mut rest = &out[..];
             for kind in ["ack", "ack", "ack", "ack", "unsubscribed", "event"] {
                 let body = crate::core::wire::codec::first_frame(rest).unwrap().unwrap();
-                let value: serde_json::Value = serde_json::from_slice(body).unwrap();
+                let value: Value = serde_json::from_slice(body).unwrap();
                 prop_assert_eq!((value["type"].as_str(), value["group"].as_str()), (Some(kind), Some(&*group)));
                 rest = &rest[4 + body.len()..];
             }

@@ -13,11 +13,14 @@ use super::letters;
 use super::notes::{Record, What};
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
-use crate::core::delivery::group::{self, Effect, Failure, Group, Refused};
+use crate::core::delivery::group::answers::{Refused, Which as These};
+use crate::core::delivery::group::progress::{Failure, Saved};
+use crate::core::delivery::group::{self, Effect, Group, Stall};
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
+use crate::core::delivery::redelivery::Delay;
 use crate::core::event::{Batch, string_body};
-use crate::core::limits::{GROUP_BYTES_HELD, GROUP_EVENTS_HELD, GROUP_MEMBER_BYTES};
+use crate::core::limits::{GROUP_BYTES_HELD, GROUP_MEMBER_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::{
@@ -77,6 +80,8 @@ pub(super) struct State {
     letters: Vec<(u64, Vec<Failure>)>,
     /// Where the task is to go on.
     seek: Option<u64>,
+    /// The cursor is to be written, though it only passed other events.
+    wants_cursor: bool,
     /// Who waits for the group to be durable.
     creators: Vec<Arc<Outlet>>,
 }
@@ -92,7 +97,7 @@ struct Member {
 /// What the writer takes.
 #[derive(Default)]
 pub(super) struct Unwritten {
-    pub record: Option<Record>,
+    pub records: Vec<Record>,
     pub answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
 }
 
@@ -102,7 +107,7 @@ impl Handle {
         name: Box<str>,
         spec: Spec,
         patterns: &[Pattern],
-        saved: Option<group::Saved>,
+        saved: Option<Saved>,
         (dirty, begun): (Arc<Dirty>, Instant),
     ) -> Arc<Self> {
         let options = group::Options {
@@ -131,6 +136,7 @@ impl Handle {
                 answers: Vec::new(),
                 letters: Vec::new(),
                 seek: None,
+                wants_cursor: false,
                 creators: Vec::new(),
             }),
             wake: Notify::new(),
@@ -173,7 +179,8 @@ impl Handle {
 
     fn say_created(&self, state: &State, outlet: &Outlet, is_created: bool) {
         let mut out = Vec::new();
-        let said = json!({"group": self.name, "cursor": state.machine.cursor(), "created": is_created});
+        let said =
+            json!({"group": self.name, "cursor": state.machine.counts().cursor, "created": is_created});
         report(&mut out, "group_create", &said);
         outlet.hold(0, out.into(), 0);
     }
@@ -221,17 +228,20 @@ impl Handle {
     /// How it stands, `head` being the newest event and `first` the oldest.
     pub fn report(&self, first: u64, head: u64) -> Value {
         let state = self.lock();
-        let (counts, cursor) = (state.machine.counts(), state.machine.cursor());
+        let counts = state.machine.counts();
+        let cursor = counts.cursor;
         let stalled = match state.machine.stalled() {
             _ if cursor + 1 < first => Some("behind retention"),
-            Some(group::Stall::NoMembers) => Some("no members"),
-            Some(group::Stall::InFlightFull) => Some("in-flight full"),
+            Some(Stall::NoMembers) => Some("no members"),
+            Some(Stall::InFlightFull) => Some("in-flight full"),
+            Some(Stall::WaitingFull) => Some("waiting full"),
             None => None,
         };
         json!({
             "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
-            "members": state.members.len(), "held": counts.held, "waiting": counts.waiting,
-            "delayed": counts.delayed, "stalled": stalled,
+            "members": state.members.len(), "held": counts.in_flight,
+            "waiting": counts.waiting + counts.behind, "delayed": counts.delayed, "dead": counts.dead,
+            "stalled": stalled,
         })
     }
 
@@ -273,14 +283,13 @@ impl Handle {
 
     /// Tells members that joined that they are, before they get anything.
     fn welcome(self: &Arc<Self>, state: &mut State, is_created: bool) {
-        let now = self.now();
         let State { members, machine, .. } = &mut *state;
         for member in members {
             let Some(differs) = member.differs.take() else { continue };
             let mut out = Vec::new();
-            join_ack(&mut out, &self.name, machine.cursor(), is_created, &differs);
+            join_ack(&mut out, &self.name, machine.counts().cursor, is_created, &differs);
             member.outlet.hold(member.number, out.into(), 0);
-            machine.join(member.number, member.max_in_flight, GROUP_MEMBER_BYTES, now);
+            machine.join(member.number, member.max_in_flight, GROUP_MEMBER_BYTES);
         }
         self.act(state);
     }
@@ -296,10 +305,7 @@ impl Handle {
     /// How many events it may take in, if any.
     pub fn may_take(&self) -> bool {
         let state = self.lock();
-        state.stage == Stage::Durable
-            && state.lines.len() < GROUP_EVENTS_HELD
-            && state.bytes < GROUP_BYTES_HELD
-            && state.machine.wants_more()
+        state.stage == Stage::Durable && state.bytes < GROUP_BYTES_HELD && state.machine.room() > 0
     }
 
     /// Takes events in, and what was looked at up to `through`.
@@ -316,7 +322,12 @@ impl Handle {
                     state.lines.insert(seq, line);
                 }
             }
-            Found::Gap(to) => expired += state.machine.expire(to + 1),
+            Found::Gap(to) => {
+                let gone = state.machine.expire(to + 1);
+                expired += gone.undelivered + gone.unseen;
+                let old: Vec<u64> = state.lines.keys().copied().filter(|seq| *seq <= to).collect();
+                old.into_iter().for_each(|seq| state.forget(&self.keys, seq));
+            }
             Found::Other => {}
         });
         state.machine.pass(through);
@@ -328,6 +339,7 @@ impl Handle {
     pub fn pass(self: &Arc<Self>, through: u64) {
         let mut state = self.lock();
         state.machine.pass(through);
+        state.wants_cursor = state.machine.unwritten_cursor() > 0;
         self.act(&mut state);
     }
 
@@ -342,11 +354,14 @@ impl Handle {
     pub fn say(self: &Arc<Self>, number: u64, word: Word) -> Vec<(Option<u64>, Refusal)> {
         let now = self.now();
         let mut state = self.lock();
-        let which = match word.which {
-            Which::Seqs(seqs) => group::Which::Seqs(seqs),
-            Which::Through(seq) => group::Which::Through(seq),
+        let seqs = match word.which {
+            Which::Seqs(seqs) => seqs,
+            Which::Through(seq) => match state.machine.held_through(number, seq) {
+                held if held.is_empty() => vec![seq],
+                held => held,
+            },
             Which::Id(id) => match state.seq_of(&self.keys, &id) {
-                Some(seq) => group::Which::Seqs(vec![seq]),
+                Some(seq) => vec![seq],
                 None => {
                     let why = format!("the group has no event of the id '{id:.64}' that waits for an answer");
                     return vec![(None, Refusal::new("not-delivered", why))];
@@ -354,30 +369,38 @@ impl Handle {
             },
         };
         let reason = word.reason.unwrap_or_default();
-        let kind = word.say.kind();
-        let machine = &mut state.machine;
-        let said = match word.say {
-            Say::Ack => machine.ack(number, which, now),
-            Say::Nack { delays } => {
-                let delays = delays.into_iter().map(Duration::from_millis).collect();
-                machine.nack(number, which, &reason, delays, now)
-            }
-            Say::InProgress => machine.in_progress(number, which, now),
-            Say::Term => machine.term(number, which, &reason, now),
+        let (kind, machine, mut refusals) = (word.say.kind(), &mut state.machine, Vec::new());
+        let mut each = |seqs: &[u64], say: &mut dyn FnMut(u64) -> Result<(), Refused>| {
+            let refused = seqs.iter().filter_map(|seq| say(*seq).err().map(|why| (*seq, why)));
+            refusals.extend(refused);
         };
-        for seq in &said.done {
-            state.forget(&self.keys, *seq);
+        match &word.say {
+            Say::Ack => {
+                let answered = machine.ack(number, These::Seqs(seqs.clone()), now);
+                refusals = answered.refused;
+                answered.taken.into_iter().for_each(|seq| state.forget(&self.keys, seq));
+            }
+            Say::InProgress => refusals = machine.in_progress(number, &seqs, now).refused,
+            Say::Term => each(&seqs, &mut |seq| machine.term(number, seq, &reason, now)),
+            Say::Nack { delays } => {
+                let delay = match delays[..] {
+                    [] => Delay::Doubling,
+                    [one] => Delay::One(one),
+                    _ => Delay::List(delays.clone()),
+                };
+                each(&seqs, &mut |seq| machine.nack(number, seq, &reason, &delay, now).map(drop));
+            }
         }
-        if word.confirm && said.refused.is_empty() {
+        if word.confirm && refusals.is_empty() {
             let mut out = Vec::new();
-            word_ack(&mut out, kind, &self.name, said.events);
+            word_ack(&mut out, kind, &self.name, seqs.len());
             let member = state.members.iter().find(|member| member.number == number);
             if let Some(outlet) = member.map(|member| member.outlet.clone()) {
                 state.answers.push((outlet, number, out));
             }
         }
         self.act(&mut state);
-        said.refused.into_iter().map(|(seq, why)| (Some(seq), refusal(seq, why))).collect()
+        refusals.into_iter().map(|(seq, why)| (Some(seq), refusal(seq, why))).collect()
     }
 
     /// A dead letter is durable.
@@ -399,38 +422,53 @@ impl Handle {
 
     /// Everything up to this seq is done.
     pub fn cursor(&self) -> u64 {
-        self.lock().machine.cursor()
+        self.lock().machine.counts().cursor
     }
 
     /// What is to be written, and who waits for it.
     pub fn unwritten(&self) -> Unwritten {
         let mut state = self.lock();
         state.is_listed = false;
-        let what = match (state.stage, state.machine.take_changes()) {
-            (Stage::Begun, _) => {
+        let mut changes = Vec::new();
+        if std::mem::take(&mut state.wants_cursor) {
+            changes.extend(state.machine.take_cursor());
+        }
+        while let Some(change) = state.machine.take_changes() {
+            changes.push(change);
+        }
+        let what = match state.stage {
+            Stage::Begun => {
                 state.stage = Stage::Writing;
-                Some(self.whole(&state))
+                self.whole(&state)
             }
-            (Stage::Durable, Some(change)) => Some(What::Changed(change)),
-            (Stage::Removed, _) => {
+            Stage::Removed => {
                 state.stage = Stage::Gone;
-                Some(What::Gone(true))
+                vec![What::Gone(true)]
             }
-            _ => None,
+            Stage::Durable => changes.into_iter().map(What::Changed).collect(),
+            Stage::Searching | Stage::Writing | Stage::Gone => Vec::new(),
         };
-        let record = what.map(|what| Record { group: self.name.clone(), what });
-        Unwritten { record, answers: std::mem::take(&mut state.answers) }
+        Unwritten { records: self.records(what), answers: std::mem::take(&mut state.answers) }
     }
 
     /// All of it, for a snapshot; what changed until now is in it.
-    pub fn snapshot(&self) -> Option<Record> {
+    pub fn snapshot(&self) -> Vec<Record> {
         let mut state = self.lock();
-        let _ = state.machine.take_changes();
-        (state.stage == Stage::Durable).then(|| Record { group: self.name.clone(), what: self.whole(&state) })
+        if state.stage != Stage::Durable {
+            return Vec::new();
+        }
+        while state.machine.take_changes().is_some() {}
+        self.records(self.whole(&state))
     }
 
-    fn whole(&self, state: &State) -> What {
-        What::Whole { spec: self.spec.clone(), state: state.machine.saved() }
+    fn whole(&self, state: &State) -> Vec<What> {
+        let saved = state.machine.saved();
+        let begins = What::Begins { spec: self.spec.clone(), cursor: saved.cursor() };
+        [begins].into_iter().chain(saved.changes().into_iter().map(What::Changed)).collect()
+    }
+
+    fn records(&self, what: Vec<What>) -> Vec<Record> {
+        what.into_iter().map(|what| Record { group: self.name.clone(), what }).collect()
     }
 
     /// Hands out what is to be delivered by now, and says that there is something to write.
@@ -448,14 +486,18 @@ impl Handle {
                     events += 1;
                     self.frame(&mut frames, attempt, line);
                 }
-                Effect::Dead { seq, failures } => {
-                    state.letters.push((seq, failures));
+                Effect::Dead { seq, attempts } => {
+                    state.letters.push((seq, attempts));
                     self.wake.notify_one();
                 }
             }
         }
         state.hand_out(to, &mut frames, &mut events);
-        if state.stage == Stage::Begun || state.machine.has_changes() || !state.answers.is_empty() {
+        if state.stage == Stage::Begun
+            || state.wants_cursor
+            || state.machine.has_changes()
+            || !state.answers.is_empty()
+        {
             self.list(state);
         }
         // Its timers and its room may be others.
@@ -515,10 +557,14 @@ impl State {
 
 fn refusal(seq: u64, why: Refused) -> Refusal {
     match why {
-        Refused::NotDelivered => {
-            Refusal::new("not-delivered", format!("event {seq} was not delivered to a member of this group"))
-        }
-        Refused::NotHeld => Refusal::new("not-held", format!("event {seq} is not held by this member")),
         Refused::AlreadyDone => Refusal::new("already-done", format!("event {seq} is done already")),
+        Refused::GivenUp => Refusal::new("already-done", format!("event {seq} is given up: a dead letter")),
+        Refused::NotHeld => Refusal::new("not-held", format!("event {seq} is not held by this member")),
+        Refused::NotDelivered => {
+            Refusal::new("not-delivered", format!("event {seq} was not delivered since the broker started"))
+        }
+        Refused::Unknown => {
+            Refusal::new("not-delivered", format!("the group has not come to an event {seq} yet"))
+        }
     }
 }

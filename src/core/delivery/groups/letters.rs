@@ -3,7 +3,7 @@
 //! Always holds: a letter has the whole event, and fits a frame; it has an id made of the group and the event's seq, so
 //! that one that is written again after a crash is a repeat. Pure. Owner: the group's task.
 
-use crate::core::delivery::group::Failure;
+use crate::core::delivery::group::progress::Failure;
 use crate::core::event::Batch;
 use crate::core::identity::VmName;
 use serde_json::json;
@@ -15,11 +15,10 @@ pub(super) fn topic(group: &str) -> String {
 
 /// The letter of an event whose line is `line`, from `"seq":` to its last brace.
 pub(super) fn letter(group: &str, seq: u64, line: &[u8], failures: &[Failure]) -> Batch {
-    let mut payload =
-        format!("{{\"group\":\"{group}\",\"attempts\":{},\"failures\":", failures.len()).into_bytes();
-    let failures: Vec<_> =
-        failures.iter().map(|f| json!({ "attempt": f.attempt, "reason": f.reason })).collect();
+    let attempts = failures.last().map_or(0, |last| last.attempt);
+    let mut payload = format!("{{\"group\":\"{group}\",\"attempts\":{attempts},\"failures\":").into_bytes();
     payload.extend_from_slice(json!(failures).to_string().as_bytes());
+
     payload.extend_from_slice(b",\"event\":{");
     payload.extend_from_slice(line);
     payload.push(b'}');

@@ -148,7 +148,11 @@ impl Groups {
         Ok(handle)
     }
 
-    fn find(&self, group: &str, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Result<Arc<Handle>, Refusal> {
+    fn find(
+        &self,
+        group: &str,
+        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+    ) -> Result<Arc<Handle>, Refusal> {
         let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = handles.get(group) else {
             return Err(Refusal::new("unknown-group", format!("there is no group '{group}'")));
@@ -161,7 +165,11 @@ impl Groups {
     ///
     /// # Errors
     /// `unknown-group`, and what `may` says of its topics.
-    pub fn show(&self, group: &str, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Result<Value, Refusal> {
+    pub fn show(
+        &self,
+        group: &str,
+        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+    ) -> Result<Value, Refusal> {
         let map = self.journal.map();
         Ok(self.find(group, may)?.report(map.first_seq(), map.durable_seq()))
     }
@@ -171,7 +179,9 @@ impl Groups {
         let map = self.journal.map();
         let (mut groups, mut bytes, mut is_more) = (Vec::new(), 0, false);
         for handle in self.all() {
-            if after.is_some_and(|after| *handle.name <= *after) || may(&patterns_of(&handle.spec.topics)).is_err() {
+            if after.is_some_and(|after| *handle.name <= *after)
+                || may(&patterns_of(&handle.spec.topics)).is_err()
+            {
                 continue;
             }
             let report = handle.report(map.first_seq(), map.durable_seq());

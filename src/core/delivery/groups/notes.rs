@@ -8,7 +8,7 @@
 //! Always holds: the records from a whole snapshot on, taken in their order, make the groups as they were; a snapshot
 //! without its end changes nothing. Pure. Owner: [`super::Groups`].
 
-use crate::core::delivery::group::{Change, Saved};
+use crate::core::delivery::group::progress::{Change, Saved};
 use crate::core::wire::group::Spec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,8 +24,8 @@ pub(super) struct Record {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum What {
-    /// It begins, or all of it as it stands.
-    Whole { spec: Spec, state: Saved },
+    /// It is this; everything through the cursor is done.
+    Begins { spec: Spec, cursor: u64 },
     /// What became otherwise.
     Changed(Change),
     /// It was removed.
@@ -89,10 +89,10 @@ impl Replay {
             _ => &mut self.groups,
         };
         match what {
-            What::Whole { spec, state } => drop(groups.insert(group, (spec, state))),
+            What::Begins { spec, cursor } => drop(groups.insert(group, (spec, Saved::new(cursor)))),
             What::Gone(_) => drop(groups.remove(&group)),
             What::Changed(change) => match groups.get_mut(&group) {
-                Some((_, state)) => state.apply(&change),
+                Some((_, state)) => state.apply(change),
                 None => self.unknown += 1,
             },
         }

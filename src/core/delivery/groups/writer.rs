@@ -6,6 +6,7 @@
 
 use super::Groups;
 use super::handle::{Handle, Unwritten};
+use super::notes::Record;
 use crate::core::journal::{Class, NotCommitted, Note};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,14 +48,15 @@ pub(super) async fn run(groups: Arc<Groups>) {
         groups.dirty.changed.notified().await;
         let (handles, mut notes, mut answers) = (groups.dirty.take(), Vec::new(), Vec::new());
         for handle in &handles {
-            let Unwritten { record, answers: mut more } = handle.unwritten();
-            notes.extend(record.map(|record| Note { class: Class::Change, body: record.encode() }));
+            let Unwritten { records, answers: mut more } = handle.unwritten();
+            let change = |record: Record| Note { class: Class::Change, body: record.encode() };
+            notes.extend(records.into_iter().map(change));
             answers.append(&mut more);
         }
         // Without groups as well, once there were some: what was written of them is needed no longer then.
         if groups.dirty.rotated.swap(false, Relaxed) && groups.is_used.load(Relaxed) {
             notes.push(Note { class: Class::SnapshotBegin, body: Vec::new() });
-            for record in groups.all().iter().filter_map(|handle| handle.snapshot()) {
+            for record in groups.all().iter().flat_map(|handle| handle.snapshot()) {
                 notes.push(Note { class: Class::SnapshotPart, body: record.encode() });
             }
             notes.push(Note { class: Class::SnapshotEnd, body: Vec::new() });

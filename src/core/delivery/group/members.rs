@@ -1,0 +1,200 @@
+//! Who takes part in a group, what each member holds, and whose turn it is.
+//!
+//! Always holds: a member holds no more than it said it can, but for one event, which always fits a member that holds
+//! nothing; those that have room take turns, one event each; whoever has none is not looked at until it gives
+//! something back. Pure. Owner: `group.rs`.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+
+/// A member of a group; whoever owns the group says which.
+pub type MemberId = u64;
+
+#[derive(Debug, Default)]
+struct Member {
+    max_in_flight: usize,
+    max_bytes: usize,
+    held: BTreeSet<u64>,
+    bytes: usize,
+    /// What timed out here and waits for its next member.
+    late: BTreeSet<u64>,
+    /// It has a turn.
+    in_turn: bool,
+}
+
+impl Member {
+    fn fits(&self, bytes: usize) -> bool {
+        let some = self.bytes.saturating_add(bytes) <= self.max_bytes;
+        self.held.is_empty() || (some && self.held.len() < self.max_in_flight)
+    }
+}
+
+/// All members.
+#[derive(Debug, Default)]
+pub struct Members {
+    all: BTreeMap<MemberId, Member>,
+    /// Whoever may have room, the next one first.
+    turns: VecDeque<MemberId>,
+    in_flight: usize,
+    places: usize,
+}
+
+impl Members {
+    /// Adds a member, or says anew what it can hold: one event at least.
+    pub fn join(&mut self, id: MemberId, max_in_flight: u32, max_bytes: usize) {
+        let member = self.all.entry(id).or_default();
+        self.places = self.places.saturating_sub(member.max_in_flight);
+        member.max_in_flight = max_in_flight.max(1) as usize;
+        member.max_bytes = max_bytes;
+        self.places = self.places.saturating_add(member.max_in_flight);
+        if !member.in_turn {
+            member.in_turn = true;
+            self.turns.push_back(id);
+        }
+    }
+
+    /// Takes a member out. What it held, in order, and what of it was late.
+    pub fn leave(&mut self, id: MemberId) -> Option<BTreeSet<u64>> {
+        let member = self.all.remove(&id)?;
+        self.turns.retain(|other| *other != id);
+        self.places = self.places.saturating_sub(member.max_in_flight);
+        self.in_flight = self.in_flight.saturating_sub(member.held.len());
+        Some(member.held)
+    }
+
+    /// Gives `seq` to the member whose turn it is and whom it fits; `None` when there is none.
+    pub fn give(&mut self, seq: u64, bytes: usize) -> Option<MemberId> {
+        while let Some(id) = self.turns.pop_front() {
+            let Some(member) = self.all.get_mut(&id) else { continue };
+            member.in_turn = false;
+            if !member.fits(bytes) {
+                continue;
+            }
+            member.held.insert(seq);
+            member.bytes = member.bytes.saturating_add(bytes);
+            self.in_flight += 1;
+            if member.held.len() < member.max_in_flight {
+                member.in_turn = true;
+                self.turns.push_back(id);
+            }
+            return Some(id);
+        }
+        None
+    }
+
+    /// A member does not hold `seq` any more.
+    pub fn release(&mut self, id: MemberId, seq: u64, bytes: usize) {
+        let Some(member) = self.all.get_mut(&id) else { return };
+        if member.held.remove(&seq) {
+            member.bytes = member.bytes.saturating_sub(bytes);
+            self.in_flight = self.in_flight.saturating_sub(1);
+            if !member.in_turn {
+                member.in_turn = true;
+                self.turns.push_back(id);
+            }
+        }
+    }
+
+    /// `seq` timed out at this member and waits.
+    pub fn late(&mut self, id: MemberId, seq: u64) {
+        if let Some(member) = self.all.get_mut(&id) {
+            member.late.insert(seq);
+        }
+    }
+
+    /// It waits no longer.
+    pub fn not_late(&mut self, id: MemberId, seq: u64) {
+        if let Some(member) = self.all.get_mut(&id) {
+            member.late.remove(&seq);
+        }
+    }
+
+    /// What a member holds or has had until its time was over, through `seq`.
+    pub fn held_through(&self, id: MemberId, seq: u64) -> Vec<u64> {
+        let of = |member: &Member| -> Vec<u64> {
+            let held = member.held.range(..=seq);
+            held.chain(member.late.range(..=seq)).copied().collect()
+        };
+        self.all.get(&id).map_or(Vec::new(), of)
+    }
+
+    /// Nobody holds anything any more.
+    pub fn release_all(&mut self) {
+        self.turns.clear();
+        for (id, member) in &mut self.all {
+            member.held.clear();
+            member.late.clear();
+            member.bytes = 0;
+            member.in_turn = true;
+            self.turns.push_back(*id);
+        }
+        self.in_flight = 0;
+    }
+
+    /// Somebody may have room.
+    pub fn have_room(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    /// How many members have a turn.
+    pub fn in_turn(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// Events that are held.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Events that could be held besides, if bytes were no matter.
+    pub fn places(&self) -> usize {
+        self.places.saturating_sub(self.in_flight)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// There is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_take_turns_as_long_as_they_have_room() {
+        let mut members = Members::default();
+        members.join(1, 2, 1000);
+        members.join(2, 100, 50);
+        members.join(3, 100, 1000);
+        let given: Vec<_> = (1..=6).map(|seq| members.give(seq, 20)).collect();
+        assert_eq!(given, [Some(1), Some(2), Some(3), Some(1), Some(2), Some(3)]);
+        // The first has two, the second 40 bytes of 50.
+        let given: Vec<_> = (7..=9).map(|seq| members.give(seq, 20)).collect();
+        assert_eq!(given, [Some(3), Some(3), Some(3)]);
+        members.release(2, 2, 20);
+        members.release(1, 1, 20);
+        let given: Vec<_> = (10..=13).map(|seq| members.give(seq, 20)).collect();
+        assert_eq!(given, [Some(3), Some(2), Some(1), Some(3)]);
+        assert_eq!((members.in_flight(), members.places()), (11, 191));
+    }
+
+    #[test]
+    fn one_event_always_fits_whoever_holds_nothing() {
+        let mut members = Members::default();
+        members.join(1, 0, 0);
+        assert_eq!(members.give(1, 60_000), Some(1));
+        assert_eq!(members.give(2, 0), None);
+        members.release(1, 1, 60_000);
+        members.release(1, 1, 60_000);
+        assert_eq!((members.in_flight(), members.give(2, 1)), (0, Some(1)));
+        assert_eq!(members.leave(1), Some(BTreeSet::from([2])));
+        assert_eq!((members.leave(1), members.give(3, 1), members.places()), (None, None, 0));
+    }
+}
