@@ -158,7 +158,10 @@ pub async fn run(
             logs.push(commit);
         };
         let known = opened.report.damage.clone();
-        let journal = opened.start(limits, committed, on_failure, floor).map_err(failed("journal"))?;
+        // Nobody keeps notes yet.
+        let rotated = || {};
+        let journal =
+            opened.start(limits, committed, rotated, on_failure, floor).map_err(failed("journal"))?;
         (Arc::new(journal), known)
     };
     status.attach(journal.clone(), logs.clone());

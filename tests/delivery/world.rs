@@ -138,7 +138,7 @@ impl World {
         let failed = |why: String| panic!("the journal failed: {why}");
         // Nothing holds retention back.
         let floor = Arc::new(AtomicU64::new(u64::MAX));
-        let journal = Arc::new(opened.start(&limits, committed, failed, floor).unwrap());
+        let journal = Arc::new(opened.start(&limits, committed, || {}, failed, floor).unwrap());
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
