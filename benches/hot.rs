@@ -84,7 +84,7 @@ fn routing(c: &mut Criterion) {
     let (commits, committed) = std::sync::mpsc::channel();
     let hand_over = move |commit| drop(commits.send(commit));
     let floor = Arc::new(AtomicU64::new(0));
-    let journal = opened.start(&Limits::default(), hand_over, |_| {}, floor).unwrap();
+    let journal = opened.start(&Limits::default(), hand_over, || {}, |_| {}, floor).unwrap();
     let bytes = Arc::new(Semaphore::new(1));
     let mut next = 1;
     let mut group = c.benchmark_group("route");

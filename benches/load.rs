@@ -219,8 +219,9 @@ async fn commits(vms: usize, body: &[u8], time: Duration) {
     let view = LogView::open(&root, &limits, table, (1, 0), &|seq| opened.reader(seq)).unwrap();
     let logs = Logs::start(view, &limits, opened.readers()).unwrap();
     let (sink, floor) = (logs.clone(), logs.floor());
-    let journal =
-        opened.start(&limits, move |commit| sink.push(commit), |error| panic!("{error}"), floor).unwrap();
+    let journal = opened
+        .start(&limits, move |commit| sink.push(commit), || {}, |error| panic!("{error}"), floor)
+        .unwrap();
     let permits = Arc::new(Semaphore::new(64));
     let publish: Publish<'_> = serde_json::from_slice(body).unwrap();
     let (names, mut ids) = ((0..vms).map(|i| VmName::parse(&format!("vm{i}")).unwrap()), IdSource::new(1));

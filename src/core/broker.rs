@@ -11,7 +11,8 @@
 
 use super::bus::{Bus, Ending};
 use super::delivery::Delivery;
-use super::delivery::groups::Groups;
+use super::delivery::groups::notes::Replay;
+use super::delivery::groups::{Dirty, Groups};
 use super::delivery::router::Router;
 use super::descriptors::raise_descriptors;
 use super::door::listen::{Doors, Handed, ListenError, Ways, named};
@@ -129,7 +130,7 @@ pub async fn run(
         tokio::task::spawn_blocking(move || recover(&root, &limits, journal_id, vms, &status))
     };
     tokio::pin!(shutdown);
-    let (opened, view) = tokio::select! {
+    let (opened, view, replay) = tokio::select! {
         recovered = recovery => recovered.map_err(|e| failed("recovery")(io::Error::other(e)))??,
         () = &mut shutdown => {
             status.end();
@@ -148,6 +149,7 @@ pub async fn run(
             ending.send_replace(Ending::JournalFailed);
         }
     };
+    let dirty = Arc::<Dirty>::default();
     let router =
         Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
     let (journal, known) = {
@@ -159,13 +161,18 @@ pub async fn run(
             logs.push(commit);
         };
         let known = opened.report.damage.clone();
-        let journal = opened.start(limits, committed, on_failure, floor).map_err(failed("journal"))?;
+        let rotated = {
+            let dirty = dirty.clone();
+            move || dirty.rotated()
+        };
+        let journal =
+            opened.start(limits, committed, rotated, on_failure, floor).map_err(failed("journal"))?;
         (Arc::new(journal), known)
     };
     status.attach(journal.clone(), logs.clone());
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
-    let groups = Groups::start(limits, delivery.clone(), journal.clone(), Default::default());
+    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty);
     let bus = Bus::new(
         limits.clone(),
         vms,
@@ -238,7 +245,7 @@ fn recover(
     journal_id: u128,
     vms: Arc<VmTable>,
     status: &StatusKeeper,
-) -> Result<(Opened, LogView), BrokerError> {
+) -> Result<(Opened, LogView, Replay), BrokerError> {
     let disk = Arc::new(RealDisk::new(root.journal()));
     let opened = Opened::open(disk, journal_id, limits.segment_bytes)?;
     let (map, report) = (opened.map().clone(), &opened.report);
@@ -247,7 +254,10 @@ fn recover(
     tracing::info!(first_seq = reach.0, head_seq = reach.1, rewritten, damage, "journal: open");
     report.damage.iter().for_each(|damage| status.damaged(&damage.to_string()));
     let view = LogView::open(root, limits, vms, reach, &|seq| opened.reader(seq))?;
-    Ok((opened, view))
+    let mut replay = Replay::default();
+    let read = opened.notes(|class, body| replay.take(class, body)).map_err(failed("groups"))?;
+    read.iter().for_each(|damage| status.damaged(&damage.to_string()));
+    Ok((opened, view, replay))
 }
 
 /// Raises the soft limit of descriptors to the hard one; how many of them connections may have. Logs get a

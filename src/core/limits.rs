@@ -73,6 +73,11 @@ pub const SEGMENT_MIN_BYTES: u64 = 1024 * 1024;
 /// A session's events enter the journal in batches that stop growing at this size, in bytes. A frame
 /// adds 512 KiB at most, so a batch always fits the smallest segment.
 pub const BATCH_BYTES: usize = 128 * 1024;
+/// The longest note of the journal (what is kept there beside the events), in bytes.
+pub const NOTE_BYTES: usize = EVENT_BYTES;
+/// The end of every segment is for notes and dead letters, so that consumers go on when there is no next segment, in
+/// bytes; of a small segment the eighth part.
+pub const RESERVED_BYTES: u64 = 1024 * 1024;
 /// One commit takes whole rounds, a batch of every session that waits, until it has this much, in bytes.
 pub const COMMIT_BYTES: usize = 4 * 1024 * 1024;
 /// Frames for one feed are handed to its subscribers in pieces of so many events at the most …

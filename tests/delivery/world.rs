@@ -10,8 +10,8 @@
 use crate::sim::{Call, Lies, Rng, SimDisk};
 use castra::core::bus::{Bus, Ending};
 use castra::core::delivery::Delivery;
-use castra::core::delivery::groups::Groups;
 use castra::core::delivery::groups::notes::Replay;
+use castra::core::delivery::groups::{Dirty, Groups};
 use castra::core::delivery::router::Router;
 use castra::core::door::{Connection, Lobby};
 use castra::core::event::Event;
@@ -140,12 +140,13 @@ impl World {
         let failed = |why: String| panic!("the journal failed: {why}");
         // Nothing holds retention back.
         let floor = Arc::new(AtomicU64::new(u64::MAX));
-        let journal = Arc::new(opened.start(&limits, committed, failed, floor).unwrap());
+        let dirty = Arc::<Dirty>::default();
+        let journal = Arc::new(opened.start(&limits, committed, || {}, failed, floor).unwrap());
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
         let policy = watch::channel(policy).1;
-        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), Replay::default());
+        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), Replay::default(), dirty);
         let bus = Arc::new(Bus::new(
             limits,
             vms,

@@ -229,7 +229,7 @@ fn a_running_journal_is_asked() {
     let opened = Opened::open(Arc::new(disk), JOURNAL, 1 << 20).unwrap();
     assert_eq!(opened.seq_at(0).unwrap(), SeqAt { seq: 1, gap: None });
     let journal = opened
-        .start(&Limits::default(), |_| {}, |error| panic!("{error}"), Arc::new(AtomicU64::new(0)))
+        .start(&Limits::default(), |_| {}, || {}, |error| panic!("{error}"), Arc::new(AtomicU64::new(0)))
         .unwrap();
     assert_eq!(journal.seq_at(u64::MAX).unwrap(), SeqAt { seq: 1, gap: None });
     assert_eq!(journal.seq_after_id("a").unwrap(), None);

@@ -141,6 +141,7 @@ fn stuck(segment_bytes: u64, events: usize) -> (Gated, Receiver<Outcome>) {
         .start(
             &limits,
             move |_| done.change(|syncs| syncs.done += 1),
+            || {},
             |error| panic!("{error}"),
             Arc::new(AtomicU64::new(0)),
         )

@@ -7,13 +7,16 @@
 //! one every waiting publisher is told `outcome-unknown`, once, and the process ends (invariant 3); a session's
 //! next batch is in the first commit that begins after it came, whatever the others send. Only a round that is
 //! larger than a segment takes a commit for each segment. After a refusal for want of room everything is refused for
-//! [`FULL_TIME`], so that what a publisher had under way behind a refused event is not stored before it. A repeat (`seen.rs`) is answered once what it repeats is
-//! durable, and takes no room. Owner: [`super::Journal`].
+//! [`FULL_TIME`], so that what a publisher had under way behind a refused event is not stored before it. A repeat
+//! (`seen.rs`) is answered once what it repeats is durable, and takes no room. Notes, and batches that are marked for it,
+//! are not refused with the publishers: while there is no next segment they have the reserve of this one. A call of notes
+//! stands in one segment if one can hold it. Owner: [`super::Journal`].
 
-use super::inbox::{Next, Rounds};
+use super::inbox::{Next, Round, Rounds};
+use super::notes::{Class, Note};
 use super::repeats::Seqs;
 use super::spare::Spares;
-use super::writer::{CommitError, Committed, Writer};
+use super::writer::{CommitError, Committed, Share, Writer, batch_bytes, note_bytes};
 use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
 use crate::core::limits::{COMMIT_BYTES, FULL_TIME};
@@ -58,12 +61,22 @@ pub(super) struct Submission {
     pub reply: oneshot::Sender<Outcome>,
     /// Its share of the bytes that may be under way in all.
     pub permit: OwnedSemaphorePermit,
+    /// How much of a segment it may take.
+    pub share: Share,
+}
+
+/// Notes on their way to the disk.
+pub(super) struct NoteCall {
+    pub notes: Vec<Note>,
+    pub reply: oneshot::Sender<Result<(), NotCommitted>>,
 }
 
 /// What a commit tells the rest.
 pub(super) trait Observer: Send {
     /// These events are durable. May wait when the views are too far behind.
     fn committed(&mut self, committed: Arc<Committed>);
+    /// A segment begins that has no snapshot of the notes yet. Must not wait.
+    fn rotated(&mut self);
     /// The journal is dead.
     fn failed(&mut self, error: &std::io::Error);
 }
@@ -75,6 +88,8 @@ pub(super) struct CommitLoop<O> {
     pub observer: O,
     /// Pushed and not yet committed, with the seqs each will have.
     pub waiting: Vec<(Seqs, Submission)>,
+    /// The same for calls of notes, those whose last note is pushed.
+    pub noted: Vec<oneshot::Sender<Result<(), NotCommitted>>>,
     pub dead: bool,
     /// A batch found no room: nothing is taken before this.
     pub full_until: Option<Instant>,
@@ -84,12 +99,17 @@ impl<O: Observer> CommitLoop<O> {
     /// Until the inbox ends and all that waited in it is committed.
     pub fn run(mut self) {
         let mut idle = true;
+        if self.writer.has_segment() {
+            // Recovery has begun it.
+            self.observer.rotated();
+        }
         loop {
             match self.rounds.next((!idle).then_some(IDLE)) {
                 Next::Round(round) => {
                     self.take(round);
                     self.gather();
-                    self.commit();
+                    // Whoever waited has been told.
+                    let _ = self.commit();
                     idle = false;
                 }
                 Next::Quiet => {
@@ -111,14 +131,24 @@ impl<O: Observer> CommitLoop<O> {
         }
     }
 
-    /// Takes a round, in one segment if one can hold it: then it is in one commit.
-    fn take(&mut self, round: Vec<Submission>) {
-        if !self.dead && self.writer.wants_next(round.iter().map(|submission| &submission.batch)) {
-            self.commit();
-            // Without a spare all of it is refused.
-            let _ = self.next_segment();
+    /// Takes a round, its batches in one segment if one can hold them: then they are in one commit.
+    fn take(&mut self, round: Round) {
+        let Round { batches, notes } = round;
+        let publishers = batches.iter().filter(|submission| submission.share == Share::Common);
+        if !self.dead && self.writer.wants_next(publishers.map(|submission| &submission.batch)) {
+            let _ = self.commit();
+            if self.next_segment(true) == Err(NotCommitted::DiskFull) {
+                // All of it is refused.
+                self.full();
+            }
         }
-        round.into_iter().for_each(|submission| self.accept(submission));
+        batches.into_iter().for_each(|submission| self.accept(submission));
+        if let Some(NoteCall { notes, reply }) = notes {
+            match self.push_notes(&notes) {
+                Ok(()) => self.noted.push(reply),
+                Err(reason) => answer(reply, Err(reason)),
+            }
+        }
     }
 
     fn accept(&mut self, submission: Submission) {
@@ -126,26 +156,80 @@ impl<O: Observer> CommitLoop<O> {
             return refuse(submission, NotCommitted::Unknown);
         }
         let Some(mut submission) = self.answer_repeats(submission) else { return };
-        if self.full_until.is_some_and(|until| Instant::now() < until) {
-            return refuse(submission, NotCommitted::DiskFull);
+        let (bytes, share) = (batch_bytes(&submission.batch), submission.share);
+        if share == Share::Common {
+            if self.full_until.is_some_and(|until| Instant::now() < until) {
+                return refuse(submission, NotCommitted::DiskFull);
+            }
+            self.full_until = None;
         }
-        self.full_until = None;
-        if !self.writer.has_room(&submission.batch) {
-            self.commit();
+        if !self.fits(bytes, share) {
+            let _ = self.commit();
             // What it repeats was waiting, perhaps, and is durable now.
             match self.answer_repeats(submission) {
                 Some(rest) => submission = rest,
                 None => return,
             }
-            if let Err(reason) = self.next_segment() {
+            if let Err(reason) = self.make_room(bytes, share, true) {
+                if reason == NotCommitted::DiskFull && share == Share::Common {
+                    self.full();
+                }
                 return refuse(submission, reason);
-            }
-            if !self.writer.has_room(&submission.batch) {
-                return refuse(submission, self.full());
             }
         }
         let seqs = self.writer.push(&submission.batch, wall_ms());
         self.waiting.push((seqs, submission));
+    }
+
+    /// All of a call, or an error; what was pushed of it before that may be stored.
+    fn push_notes(&mut self, notes: &[Note]) -> Result<(), NotCommitted> {
+        if self.dead {
+            return Err(NotCommitted::Unknown);
+        }
+        // Then one is on its way into the segment that begins.
+        let tell = notes.iter().all(|note| note.class() != Class::SnapshotBegin);
+        if !notes.is_empty() && !self.writer.has_segment() {
+            self.next_segment(tell)?;
+        }
+        let whole: u64 = notes.iter().map(note_bytes).sum();
+        let together = self.writer.would_fit(whole);
+        if together && !self.fits(whole, Share::Reserved) {
+            let _ = self.commit();
+            self.make_room(whole, Share::Reserved, tell)?;
+        }
+        for (i, note) in notes.iter().enumerate() {
+            let bytes = note_bytes(note);
+            let fits = match together {
+                true => self.writer.fits(bytes, Share::Reserved),
+                false => self.fits(bytes, Share::Reserved),
+            };
+            if !fits || self.writer.pending_bytes() >= COMMIT_BYTES {
+                let committed = self.commit();
+                // What was refused with others is none of it.
+                if i > 0 {
+                    committed?;
+                }
+                self.make_room(bytes, Share::Reserved, tell)?;
+            }
+            self.writer.push_note(note);
+        }
+        Ok(())
+    }
+
+    /// Whether records of so many bytes fit what is pushed. The reserve is only for when there is no next segment.
+    fn fits(&self, bytes: u64, share: Share) -> bool {
+        self.writer.fits(bytes, Share::Common)
+            || (share == Share::Reserved && self.spares.failed() && self.writer.fits(bytes, share))
+    }
+
+    /// Begins the next segment if that helps. Nothing may be pushed and not committed.
+    fn make_room(&mut self, bytes: u64, share: Share, tell: bool) -> Result<(), NotCommitted> {
+        let begun = if !self.dead && self.fits(bytes, share) { Ok(()) } else { self.next_segment(tell) };
+        match begun {
+            Err(NotCommitted::Unknown) => begun,
+            _ if self.writer.fits(bytes, share) => Ok(()),
+            _ => Err(NotCommitted::DiskFull),
+        }
     }
 
     /// What repeats only what is durable needs no room and no commit; anything else comes back.
@@ -157,14 +241,19 @@ impl<O: Observer> CommitLoop<O> {
         None
     }
 
-    fn next_segment(&mut self) -> Result<(), NotCommitted> {
+    fn next_segment(&mut self, tell: bool) -> Result<(), NotCommitted> {
         if self.dead {
             return Err(NotCommitted::Unknown);
         }
-        let Some(spare) = self.spares.take() else { return Err(self.full()) };
+        let Some(spare) = self.spares.take() else { return Err(NotCommitted::DiskFull) };
         match self.writer.rotate(spare) {
-            Ok(()) => Ok(()),
-            Err(CommitError::DiskFull) => Err(self.full()),
+            Ok(()) => {
+                if tell {
+                    self.observer.rotated();
+                }
+                Ok(())
+            }
+            Err(CommitError::DiskFull) => Err(NotCommitted::DiskFull),
             Err(CommitError::Failed(error)) => {
                 self.die(&error);
                 Err(NotCommitted::Unknown)
@@ -172,27 +261,43 @@ impl<O: Observer> CommitLoop<O> {
         }
     }
 
-    fn commit(&mut self) {
-        if self.waiting.is_empty() {
-            return;
+    /// Commits what was pushed and tells whoever waits for it.
+    fn commit(&mut self) -> Result<(), NotCommitted> {
+        if self.dead {
+            return Err(NotCommitted::Unknown);
+        }
+        if self.waiting.is_empty() && self.noted.is_empty() && self.writer.pending_bytes() == 0 {
+            return Ok(());
         }
         match self.writer.commit() {
             Ok(committed) => {
                 self.waiting.drain(..).for_each(|(seqs, submission)| settle(seqs, submission));
-                self.observer.committed(committed);
+                self.noted.drain(..).for_each(|reply| answer(reply, Ok(())));
+                if committed.first_seq().is_some() {
+                    self.observer.committed(committed);
+                }
+                Ok(())
             }
             Err(CommitError::DiskFull) => {
-                let reason = self.full();
-                self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, reason));
+                self.full();
+                self.refuse_all(NotCommitted::DiskFull);
+                Err(NotCommitted::DiskFull)
             }
-            Err(CommitError::Failed(error)) => self.die(&error),
+            Err(CommitError::Failed(error)) => {
+                self.die(&error);
+                Err(NotCommitted::Unknown)
+            }
         }
     }
 
-    /// There is no room.
-    fn full(&mut self) -> NotCommitted {
+    /// There is no room for publishers.
+    fn full(&mut self) {
         self.full_until = Some(Instant::now() + FULL_TIME);
-        NotCommitted::DiskFull
+    }
+
+    fn refuse_all(&mut self, reason: NotCommitted) {
+        self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, reason));
+        self.noted.drain(..).for_each(|reply| answer(reply, Err(reason)));
     }
 
     fn mark(&mut self) {
@@ -205,16 +310,21 @@ impl<O: Observer> CommitLoop<O> {
 
     fn die(&mut self, error: &std::io::Error) {
         self.dead = true;
-        self.waiting.drain(..).for_each(|(_, submission)| refuse(submission, NotCommitted::Unknown));
+        self.refuse_all(NotCommitted::Unknown);
         self.observer.failed(error);
     }
 }
 
 fn settle(seqs: Seqs, submission: Submission) {
-    let Submission { batch, reply, permit } = submission;
+    let Submission { batch, reply, permit, .. } = submission;
     // A session that is gone wants no receipt.
     let _ = reply.send(Ok(Receipt { seqs, batch }));
     drop(permit);
+}
+
+fn answer(reply: oneshot::Sender<Result<(), NotCommitted>>, outcome: Result<(), NotCommitted>) {
+    // Whoever asked may be gone.
+    let _ = reply.send(outcome);
 }
 
 fn refuse(submission: Submission, reason: NotCommitted) {

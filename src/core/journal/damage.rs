@@ -5,6 +5,7 @@
 //! [`super::Journal::check_sealed`] for the others, `inspect.rs` for all.
 
 use super::disk::Disk;
+use super::notes::Class;
 use super::record::{Kind, salt, size};
 use super::scan::Scanner;
 use super::segment::{HEADER_BYTES, Map, Segment, segment_name};
@@ -88,6 +89,8 @@ pub(super) fn check_sealed(
 pub enum Found<'a> {
     /// An event that can be read.
     Event(Event<'a>),
+    /// A note that can be read, and its lsn.
+    Note(u64, Class, &'a [u8]),
     /// Records that were durable and cannot be read.
     Lost(Damage),
     /// So many bytes of segments were read since the last time this was said.
@@ -116,9 +119,13 @@ pub(super) fn check(
                     each(lost(at, lsn..head.lsn, seq..head.first_seq().max(seq)))?;
                 }
                 (at, lsn, seq) = (record.at + size(record.body.len()) as u64, head.lsn + 1, head.seq + 1);
-                if head.kind == Kind::Event {
-                    let (line, layout) = (record.body, head.layout);
-                    each(Found::Event(Event { seq: head.seq, ts: head.ts, line, layout }))?;
+                match head.kind {
+                    Kind::Event => {
+                        let (line, layout) = (record.body, head.layout);
+                        each(Found::Event(Event { seq: head.seq, ts: head.ts, line, layout }))?;
+                    }
+                    Kind::Note(class) => each(Found::Note(head.lsn, class, record.body))?,
+                    Kind::Marker => {}
                 }
                 if at - said >= SAY_BYTES {
                     each(Found::Bytes(at - said))?;

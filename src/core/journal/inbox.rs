@@ -2,15 +2,18 @@
 //!
 //! ```text
 //! sessions ──submit(lane)──▶ Inbox ═ lanes ═ Rounds ──round by round──▶ commit.rs
+//! groups   ──────note──────▶       ═ calls ═
 //! ```
 //!
 //! Always holds: what was submitted before the end is handed out; what comes after it, and what waits when
 //! [`Rounds`] is gone (a thread that panicked too), is dropped with its reply, which says so. Not bounded here:
-//! every submission holds a permit of the bytes that may be under way. Owner: [`super::Journal`] has the one end,
+//! every submission holds a permit of the bytes that may be under way; whoever writes notes has one call under way at a
+//! time, and each round takes one. Owner: [`super::Journal`] has the one end,
 //! `commit.rs` the other.
 
-use super::commit::Submission;
+use super::commit::{NoteCall, Submission};
 use super::turns::Turns;
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -23,12 +26,19 @@ pub(super) struct Rounds(Arc<Shared>);
 
 /// What [`Rounds::next`] came to.
 pub(super) enum Next {
-    /// One submission of every lane that waits.
-    Round(Vec<Submission>),
+    /// What waits in front.
+    Round(Round),
     /// Nothing came for so long.
     Quiet,
     /// Nothing will come any more.
     End,
+}
+
+/// One submission of every lane that waits, and one call of notes.
+#[derive(Default)]
+pub(super) struct Round {
+    pub batches: Vec<Submission>,
+    pub notes: Option<NoteCall>,
 }
 
 #[derive(Default)]
@@ -40,6 +50,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     turns: Turns<Submission>,
+    notes: VecDeque<NoteCall>,
     probes: Vec<oneshot::Sender<()>>,
     ended: bool,
     /// Nobody takes any more.
@@ -50,7 +61,15 @@ struct State {
 
 impl State {
     fn is_quiet(&self) -> bool {
-        self.turns.is_empty() && self.probes.is_empty() && !self.ended
+        self.turns.is_empty() && self.notes.is_empty() && self.probes.is_empty() && !self.ended
+    }
+
+    fn take(&mut self) -> Option<Round> {
+        let (batches, notes) = (self.turns.take(), self.notes.pop_front());
+        if batches.is_none() && notes.is_none() {
+            return None;
+        }
+        Some(Round { batches: batches.unwrap_or_default(), notes })
     }
 
     fn answer_probes(&mut self) {
@@ -94,6 +113,15 @@ impl Inbox {
         });
     }
 
+    /// Puts notes behind those that wait.
+    pub fn note(&self, call: NoteCall) {
+        self.0.tell(|state| {
+            if !state.ended {
+                state.notes.push_back(call);
+            }
+        });
+    }
+
     /// Is answered when the commit thread comes round.
     pub fn probe(&self, alive: oneshot::Sender<()>) {
         self.0.tell(|state| {
@@ -121,7 +149,7 @@ impl Rounds {
         let mut state = self.0.lock();
         loop {
             state.answer_probes();
-            if let Some(round) = state.turns.take() {
+            if let Some(round) = state.take() {
                 return Next::Round(round);
             }
             if state.ended {
@@ -143,10 +171,10 @@ impl Rounds {
     }
 
     /// The next round, if anything waits.
-    pub fn try_next(&self) -> Option<Vec<Submission>> {
+    pub fn try_next(&self) -> Option<Round> {
         let mut state = self.0.lock();
         state.answer_probes();
-        state.turns.take()
+        state.take()
     }
 }
 
@@ -154,7 +182,11 @@ impl Drop for Rounds {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         (state.ended, state.gone) = (true, true);
-        let left = (std::mem::take(&mut state.turns), std::mem::take(&mut state.probes));
+        let left = (
+            std::mem::take(&mut state.turns),
+            std::mem::take(&mut state.notes),
+            std::mem::take(&mut state.probes),
+        );
         // Their receivers are woken without the lock.
         drop(state);
         drop(left);

@@ -50,7 +50,7 @@ impl Inspection {
             last.end = walked.valid_end;
         }
         damage.retain(|damage| damage.lsns.is_empty());
-        let next = walked.as_ref().map_or(Next { lsn: 1, seq: 1, ts: 0 }, |walked| walked.next);
+        let next = walked.as_ref().map_or(Next { lsn: 1, seq: 1, ..Next::default() }, |walked| walked.next);
         let mut lost = None;
         if unreadable.is_some() || next.seq <= stored {
             let newest = segments.last().map_or(segment_name(1), |last| segment_name(last.first_lsn));

@@ -8,10 +8,12 @@
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records, `look.rs` what
 //! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs` and `seen.rs` which
-//! events are repeats, `refill.rs` the same after a start. Owner: `broker.rs`.
+//! events are repeats, `refill.rs` the same after a start; `notes.rs` what others keep here, `replay.rs` the same after a
+//! start. Owner: `broker.rs`.
 
 pub mod aligned;
 mod commit;
+mod committed;
 mod damage;
 pub mod disk;
 pub mod held;
@@ -19,11 +21,13 @@ mod inbox;
 pub mod inspect;
 mod look;
 mod lookup;
+pub mod notes;
 pub mod read;
 pub mod record;
 mod recover;
 mod refill;
 mod repeats;
+mod replay;
 pub mod retain;
 mod scan;
 mod seen;
@@ -36,13 +40,14 @@ pub use commit::{NotCommitted, Outcome, Receipt};
 pub use damage::{Damage, Found};
 pub use look::OpenError;
 pub use lookup::SeqAt;
+pub use notes::{Class, Note, NoteTooLong};
 pub use recover::Report;
 pub use repeats::Seqs;
 
 use super::clock::wall_ms;
 use super::event::Batch;
 use super::limits::Limits;
-use commit::{CommitLoop, Observer, Submission};
+use commit::{CommitLoop, NoteCall, Observer, Submission};
 use disk::Disk;
 use inbox::Inbox;
 use read::Reader;
@@ -53,7 +58,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use writer::{Committed, Writer};
+use writer::{Committed, Share, Writer};
 
 /// A journal that was recovered and is not written yet: the time to bring the views up to date.
 pub struct Opened {
@@ -114,13 +119,24 @@ impl Opened {
         damage::check_sealed(&*self.disk, &self.map, pause, each);
     }
 
+    /// Hands out the notes that are needed, in their order: the newest whole snapshot (its begin, its parts, its end) and
+    /// every change behind it; without such a snapshot every change. What of the segments that were read is damaged
+    /// comes back: a note may have been there, and a snapshot that it hits is left out.
+    ///
+    /// # Errors
+    /// A segment cannot be opened or read.
+    pub fn notes(&self, mut each: impl FnMut(Class, &[u8])) -> io::Result<Vec<Damage>> {
+        replay::replay(&*self.disk, &self.map, &self.report.next, &mut each)
+    }
+
     /// The writer alone, without threads: for tests that drive it step by step.
     pub fn into_writer(self) -> Writer {
         self.writer
     }
 
-    /// Starts the threads. `committed` gets every commit, in order, and may wait to slow publishers down;
-    /// `failed` is called once when the disk failed; `floor` is the seq that retention may not pass.
+    /// Starts the threads. `committed` gets every commit with events, in order, and may wait to slow publishers down;
+    /// `rotated` is called when a segment begins, and must not wait: whoever keeps notes then writes a snapshot of all
+    /// that they say, in one call (not when it began in the middle of such a call). `failed` is called once when the disk failed; `floor` is the seq that retention may not pass.
     ///
     /// # Errors
     /// A thread cannot be had.
@@ -128,19 +144,21 @@ impl Opened {
         self,
         limits: &Limits,
         committed: impl FnMut(Arc<Committed>) + Send + 'static,
+        rotated: impl FnMut() + Send + 'static,
         failed: impl FnOnce(String) + Send + 'static,
         floor: Arc<AtomicU64>,
     ) -> io::Result<Journal> {
         let Opened { disk, map, writer, .. } = self;
         let spares = Arc::new(Spares::default());
         let (inbox, rounds) = inbox::open();
-        let observer = Callbacks { committed, failed: Some(failed) };
+        let observer = Callbacks { committed, rotated, failed: Some(failed) };
         let commit = CommitLoop {
             writer,
             spares: spares.clone(),
             rounds,
             observer,
             waiting: Vec::new(),
+            noted: Vec::new(),
             dead: false,
             full_until: None,
         };
@@ -151,8 +169,11 @@ impl Opened {
             let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
             let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
             let retain = move |disk: &dyn Disk| {
-                let floor = floor.load(Ordering::Relaxed);
-                let gone = retain::expired(&map.segments(), wall_ms(), retain_bytes, retain_age, floor);
+                let (floor, segments) = (floor.load(Ordering::Relaxed), map.segments());
+                // Asked for later: what it does not need any more is in these segments, and the first note of all is
+                // in none of them but the newest.
+                let notes = map.notes().from;
+                let gone = retain::expired(&segments, wall_ms(), retain_bytes, retain_age, floor, notes);
                 if let Err(error) = retain::apply(disk, &map, gone) {
                     tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }
@@ -184,9 +205,39 @@ impl Journal {
         batch: Batch,
         permit: OwnedSemaphorePermit,
     ) -> oneshot::Receiver<Outcome> {
+        self.submit_to(Share::Common, lane, batch, permit)
+    }
+
+    /// The same for what must not be refused with the publishers while there is no next segment: it may take the end of
+    /// this one that is kept for such batches and for notes.
+    pub fn submit_reserved(
+        &self,
+        lane: u64,
+        batch: Batch,
+        permit: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<Outcome> {
+        self.submit_to(Share::Reserved, lane, batch, permit)
+    }
+
+    fn submit_to(
+        &self,
+        share: Share,
+        lane: u64,
+        batch: Batch,
+        permit: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<Outcome> {
         let (reply, outcome) = oneshot::channel();
         // After the end the submission is dropped with its reply, which says so.
-        self.inbox.submit(lane, Submission { batch, reply, permit });
+        self.inbox.submit(lane, Submission { batch, reply, permit, share });
+        outcome
+    }
+
+    /// Writes notes, in their order and behind those of the calls before; `Ok` when all of them are durable. A refused
+    /// call has stored nothing, but for one larger than a segment: of that one the first notes may be stored. After the
+    /// end the receiver fails. Nothing bounds what waits here: have one call under way at a time.
+    pub fn note(&self, notes: Vec<Note>) -> oneshot::Receiver<Result<(), NotCommitted>> {
+        let (reply, outcome) = oneshot::channel();
+        self.inbox.note(NoteCall { notes, reply });
         outcome
     }
 
@@ -248,13 +299,14 @@ impl Journal {
     }
 }
 
-struct Callbacks<C, F: FnOnce(String)> {
+struct Callbacks<C, R, F: FnOnce(String)> {
     committed: C,
+    rotated: R,
     failed: Option<F>,
 }
 
 /// A commit thread that panics is a journal that failed, not a broker that goes on without one.
-impl<C, F: FnOnce(String)> Drop for Callbacks<C, F> {
+impl<C, R, F: FnOnce(String)> Drop for Callbacks<C, R, F> {
     fn drop(&mut self) {
         if std::thread::panicking()
             && let Some(failed) = self.failed.take()
@@ -264,9 +316,18 @@ impl<C, F: FnOnce(String)> Drop for Callbacks<C, F> {
     }
 }
 
-impl<C: FnMut(Arc<Committed>) + Send, F: FnOnce(String) + Send> Observer for Callbacks<C, F> {
+impl<C, R, F> Observer for Callbacks<C, R, F>
+where
+    C: FnMut(Arc<Committed>) + Send,
+    R: FnMut() + Send,
+    F: FnOnce(String) + Send,
+{
     fn committed(&mut self, committed: Arc<Committed>) {
         (self.committed)(committed);
+    }
+
+    fn rotated(&mut self) {
+        (self.rotated)();
     }
 
     fn failed(&mut self, error: &io::Error) {

@@ -191,7 +191,7 @@ impl Reader {
                 Ok(file) => {
                     let mut scanner = Scanner::new(file, salt(self.map.journal, segment.first_lsn));
                     let lsns = segment.first_lsn..next.map_or(u64::MAX, |next| next.first_lsn);
-                    seek(&mut scanner, segment.end, &lsns, |head| head.seq <= self.next_seq)?;
+                    seek(&mut scanner, segment.end, &lsns, |head| head.first_seq() <= self.next_seq)?;
                     self.place = Some(Place { segment, next, scanner });
                     return Ok(None);
                 }
@@ -209,10 +209,10 @@ impl Reader {
     }
 }
 
-/// Goes to an event that is `before`, at most about a window before the first that is not; its seq. `None`, and at the
-/// segment's first record, when there is no such event or no more than a window. `before` must hold for all events up to
-/// some place and for none behind it. What is damaged is not asked: it lies before the place only if a valid event
-/// behind it does.
+/// Goes to a record that is `before`, at most about a window before the first that is not; the seq of the first event
+/// there. `None`, and at the segment's first record, when there is no such record or no more than a window. `before`
+/// must hold for all records up to some place and for none behind it. What is damaged is not asked: it lies before the
+/// place only if a valid record behind it does.
 pub(super) fn seek(
     scanner: &mut Scanner,
     end: u64,
@@ -223,8 +223,8 @@ pub(super) fn seek(
     let (mut low, mut high, mut seq) = (HEADER_BYTES, end.max(HEADER_BYTES), None);
     while high - low > WINDOW as u64 {
         let middle = (low + (high - low) / 2) & !7;
-        match first_event(scanner, middle, high, lsns)? {
-            Some((at, head)) if before(&head) => (low, seq) = (at, Some(head.seq)),
+        match first_record(scanner, middle, high, lsns)? {
+            Some((at, head)) if before(&head) => (low, seq) = (at, Some(head.first_seq())),
             _ => high = middle,
         }
     }
@@ -232,24 +232,18 @@ pub(super) fn seek(
     Ok(seq)
 }
 
-/// The first event at or behind `from`, before `end`, and its place.
-pub(super) fn first_event(
+/// The first record at or behind `from`, before `end`, and its place.
+pub(super) fn first_record(
     scanner: &mut Scanner,
     from: u64,
     end: u64,
     lsns: &Range<u64>,
 ) -> io::Result<Option<(u64, Head)>> {
     scanner.go(from - 8);
-    while scanner.resync(end, lsns.clone())? {
-        while let Some(Record { head, at, .. }) = scanner.next()? {
-            if at >= end || !lsns.contains(&head.lsn) {
-                // Behind the segment's records.
-                return Ok(None);
-            }
-            if head.kind == Kind::Event {
-                return Ok(Some((at, head)));
-            }
-        }
+    if !scanner.resync(end, lsns.clone())? {
+        return Ok(None);
     }
-    Ok(None)
+    // None is behind the segment's records.
+    let record = scanner.next()?.filter(|record| record.at < end && lsns.contains(&record.head.lsn));
+    Ok(record.map(|Record { head, at, .. }| (at, head)))
 }

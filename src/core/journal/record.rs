@@ -7,14 +7,15 @@
 //! 24  u64  ts          32  u64  synced: the last lsn known durable when this was written
 //! 40  u8   kind        41  u8   flags (1: joined with the next record, both or none;
 //!                             2: the publisher gave the id)
-//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  0
+//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  class of a note
 //! 48       body, then zeros up to a multiple of 8
 //! ```
 //!
 //! All numbers little-endian. The body of an event is its line ([`crate::core::event`]), newline included;
-//! a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with
+//! that of a note ([`super::notes`]) its owner's bytes; a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with
 //! this salt, but for one chance in 2^32. Pure. Owner: `commit.rs` writes, `scan.rs` reads.
 
+use super::notes::Class;
 use crate::core::event::Layout;
 use crate::core::limits::EVENT_BYTES;
 
@@ -31,9 +32,31 @@ const OWN_ID: u8 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An event, with a seq.
-    Event = 1,
+    Event,
     /// Nothing but its `synced`: carries durability over the last batch when the journal falls idle.
-    Marker = 2,
+    Marker,
+    /// What somebody else keeps here.
+    Note(Class),
+}
+
+impl Kind {
+    /// The bytes 40 and 47.
+    fn bytes(self) -> (u8, u8) {
+        match self {
+            Kind::Event => (1, 0),
+            Kind::Marker => (2, 0),
+            Kind::Note(class) => (3, class as u8),
+        }
+    }
+
+    fn from_bytes(kind: u8, class: u8) -> Option<Self> {
+        match kind {
+            1 => Some(Kind::Event),
+            2 => Some(Kind::Marker),
+            3 => Class::from_byte(class).map(Kind::Note),
+            _ => None,
+        }
+    }
 }
 
 /// A record's fixed part.
@@ -97,7 +120,7 @@ pub fn encode(out: &mut Vec<u8>, salt: u32, head: &Head, parts: [&[u8]; 2]) {
     fixed[16..24].copy_from_slice(&head.seq.to_le_bytes());
     fixed[24..32].copy_from_slice(&head.ts.to_le_bytes());
     fixed[32..40].copy_from_slice(&head.synced.to_le_bytes());
-    fixed[40] = head.kind as u8;
+    (fixed[40], fixed[47]) = head.kind.bytes();
     fixed[41] = if head.joined { JOINED } else { 0 } | if head.layout.own_id { OWN_ID } else { 0 };
     fixed[42..44].copy_from_slice(&head.layout.vm_at.to_le_bytes());
     fixed[44..46].copy_from_slice(&head.layout.topic_len.to_le_bytes());
@@ -125,11 +148,7 @@ pub fn decode(bytes: &[u8], salt: u32) -> Decoded<'_> {
     let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
     let u16_at = |at: usize| u16::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
     let length = u32_at(4) as usize;
-    let kind = match fixed[40] {
-        1 => Kind::Event,
-        2 => Kind::Marker,
-        _ => return Decoded::Bad,
-    };
+    let Some(kind) = Kind::from_bytes(fixed[40], fixed[47]) else { return Decoded::Bad };
     if length > BODY_BYTES || (kind == Kind::Event && u64_at(16) == 0) {
         return Decoded::Bad;
     }
@@ -169,13 +188,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_decodes_and_nothing_else(
-            body in vec(any::<u8>(), 0..200), lsn in 1u64.., salt in any::<u32>(), bit in any::<proptest::sample::Index>(), cut in any::<proptest::sample::Index>()
+            body in vec(any::<u8>(), 0..200), lsn in 1u64.., class in 0u8..6, salt in any::<u32>(), bit in any::<proptest::sample::Index>(), cut in any::<proptest::sample::Index>()
         ) {
             let lsn = lsn.min(u64::MAX - 5);
             let mut out = Vec::new();
-            encode(&mut out, salt, &head(lsn, Kind::Event), [&body[..body.len() / 2], &body[body.len() / 2..]]);
+            let kind = Class::from_byte(class).map_or(if class == 0 { Kind::Event } else { Kind::Marker }, Kind::Note);
+            encode(&mut out, salt, &head(lsn, kind), [&body[..body.len() / 2], &body[body.len() / 2..]]);
             prop_assert_eq!(out.len(), size(body.len()));
-            prop_assert_eq!(decode(&out, salt), Decoded::Record(head(lsn, Kind::Event), &body, out.len()));
+            prop_assert_eq!(decode(&out, salt), Decoded::Record(head(lsn, kind), &body, out.len()));
             prop_assert_eq!(peek_lsn(&out), Some(lsn));
             prop_assert_eq!(decode(&out, salt ^ 1), Decoded::Bad);
             let written = HEAD_BYTES + body.len();

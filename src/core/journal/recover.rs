@@ -54,9 +54,9 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     disk.sync_dir().map_err(failed("sync the folder"))?;
     let Look { segments: mut sealed, damage, walked } = look(disk, journal)?;
     let (Some(walked), Some(last)) = (walked, sealed.last_mut()) else {
-        let next = Next { lsn: 1, seq: 1, ts: 0 };
+        let next = Next { lsn: 1, seq: 1, ..Next::default() };
         let report = Report { damage, rewritten: 0, next };
-        return Ok(Recovered { map: Map::new(journal, Vec::new(), 0), report, rewritten: None });
+        return Ok(Recovered { map: Map::new(journal, Vec::new(), 0, next.notes), report, rewritten: None });
     };
     last.end = walked.known_end;
     let last = *last;
@@ -75,14 +75,14 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     if walked.tail.is_empty() {
         shrink()?;
         return Ok(Recovered {
-            map: Map::new(journal, sealed, walked.next.seq - 1),
+            map: Map::new(journal, sealed, walked.next.seq - 1, walked.next.notes),
             report,
             rewritten: None,
         });
     }
     let rewritten = rewrite(disk, journal, spare_bytes, &walked)?;
     let segment = rewritten.segment;
-    let map = Map::new(journal, sealed, walked.next.seq - 1);
+    let map = Map::new(journal, sealed, walked.next.seq - 1, walked.next.notes);
     if segment.first_lsn != last.first_lsn {
         shrink()?;
     }
@@ -104,6 +104,7 @@ fn rewrite(
         synced_lsn: walked.next.lsn - 1,
         synced_seq: walked.next.seq - 1,
         ts: walked.known.ts,
+        notes: walked.known.notes,
     };
     let mut bytes = Vec::new();
     for (head, body) in &walked.tail {

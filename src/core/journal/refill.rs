@@ -6,7 +6,7 @@
 //! again. A snapshot of the table in each segment will close that gap. Owner: [`super::Opened::open`].
 
 use super::disk::Disk;
-use super::read::{Read, Reader, first_event};
+use super::read::{Read, Reader, first_record};
 use super::record::salt;
 use super::scan::{Scanner, WINDOW};
 use super::seen::Seen;
@@ -46,9 +46,9 @@ fn begin(disk: &dyn Disk, map: &Map) -> io::Result<u64> {
         let lsns = segment.first_lsn..next.map_or(u64::MAX, |next| next.first_lsn);
         let file = disk.open(&segment_name(segment.first_lsn))?;
         let mut scanner = Scanner::new(file, salt(map.journal, segment.first_lsn));
-        let first = first_event(&mut scanner, (segment.end - left) & !7, segment.end, &lsns)?;
+        let first = first_record(&mut scanner, (segment.end - left) & !7, segment.end, &lsns)?;
         let behind = next.map_or(map.durable_seq() + 1, |next| next.first_seq);
-        return Ok(first.map_or(behind, |(_, head)| head.seq));
+        return Ok(first.map_or(behind, |(_, head)| head.first_seq()));
     }
     Ok(1)
 }

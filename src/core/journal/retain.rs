@@ -1,22 +1,30 @@
 //! Retention: which of the oldest segments go.
 //!
 //! Always holds: whole segments only, never the newest, never one with an event beyond `floor` (what the
-//! views have not reached). Pure, but for `apply`. Owner: the journal's keeper thread.
+//! views have not reached), nor with notes that the next start needs. Pure, but for `apply`. Owner: the journal's keeper thread.
 
 use super::disk::Disk;
 use super::segment::{Map, Segment, segment_name};
 use std::io;
 
 /// How many of the oldest segments may go. `now` and the ages are milliseconds; `floor` is the last seq
-/// that every view has.
-pub fn expired(segments: &[Segment], now: u64, max_bytes: u64, max_age: u64, floor: u64) -> usize {
+/// that every view has; the replay of notes begins at the lsn `notes`, 0 when there are none.
+pub fn expired(
+    segments: &[Segment],
+    now: u64,
+    max_bytes: u64,
+    max_age: u64,
+    floor: u64,
+    notes: u64,
+) -> usize {
     let mut bytes: u64 = segments.iter().map(|s| s.end).sum();
     segments
         .windows(2)
         .take_while(|pair| {
             let (segment, next) = (pair[0], pair[1]);
             let old = next.ts.saturating_add(max_age) < now && next.ts > 0;
-            let gone = next.first_seq.saturating_sub(1) <= floor && (bytes > max_bytes || old);
+            let free = next.first_seq.saturating_sub(1) <= floor && (notes == 0 || next.first_lsn <= notes);
+            let gone = free && (bytes > max_bytes || old);
             bytes -= segment.end;
             gone
         })
@@ -61,23 +69,26 @@ mod tests {
     #[test]
     fn by_size_by_age_and_never_past_the_floor() {
         let four = segments(&[100, 100, 100, 100]);
-        assert_eq!(expired(&four, 0, 400, u64::MAX, 99), 0);
-        assert_eq!(expired(&four, 0, 399, u64::MAX, 99), 1);
-        assert_eq!(expired(&four, 0, 0, u64::MAX, 99), 3);
-        assert_eq!(expired(&four, 0, 0, u64::MAX, 19), 1);
-        assert_eq!(expired(&four, 2501, u64::MAX, 500, 99), 2);
-        assert_eq!(expired(&[], 0, 0, 0, 0), 0);
+        assert_eq!(expired(&four, 0, 400, u64::MAX, 99, 0), 0);
+        assert_eq!(expired(&four, 0, 399, u64::MAX, 99, 0), 1);
+        assert_eq!(expired(&four, 0, 0, u64::MAX, 99, 0), 3);
+        assert_eq!(expired(&four, 0, 0, u64::MAX, 19, 0), 1);
+        assert_eq!(expired(&four, 2501, u64::MAX, 500, 99, 0), 2);
+        assert_eq!(expired(&[], 0, 0, 0, 0, 0), 0);
+        // The first record of a segment, the last of the one before it, and the first of all.
+        assert_eq!([21, 20, 1].map(|notes| expired(&four, 0, 0, u64::MAX, 99, notes)), [2, 1, 0]);
     }
 
     proptest! {
         #[test]
-        fn what_is_kept_fits_or_is_needed(ends in proptest::collection::vec(1u64..100, 1..9), max in 0u64..500, floor in 0u64..99) {
+        fn what_is_kept_fits_or_is_needed(ends in proptest::collection::vec(1u64..100, 1..9), max in 0u64..500, floor in 0u64..99, notes in 0u64..99) {
             let all = segments(&ends);
-            let gone = expired(&all, 0, max, u64::MAX, floor);
+            let gone = expired(&all, 0, max, u64::MAX, floor, notes);
             let kept: u64 = all[gone..].iter().map(|s| s.end).sum();
             prop_assert!(gone < all.len());
-            prop_assert!(kept <= max || gone + 1 == all.len() || all[gone + 1].first_seq > floor + 1);
-            prop_assert!(gone == 0 || all[gone].first_seq <= floor + 1);
+            let needed = |next: &Segment| next.first_seq > floor + 1 || (notes > 0 && next.first_lsn > notes);
+            prop_assert!(kept <= max || gone + 1 == all.len() || needed(&all[gone + 1]));
+            prop_assert!(gone == 0 || !needed(&all[gone]));
         }
     }
 }

@@ -17,7 +17,7 @@ const PAGE: usize = 4096;
 pub struct Record<'a> {
     /// Its fixed part.
     pub head: Head,
-    /// An event's line; empty for others.
+    /// An event's line, or a note's bytes; empty for others.
     pub body: &'a [u8],
     /// Where it begins in the file.
     pub at: u64,
@@ -59,7 +59,7 @@ impl Scanner {
     /// Only what makes all reading pointless: unreadable pages are no records.
     pub fn next(&mut self) -> io::Result<Option<Record<'_>>> {
         let mut need = HEAD_BYTES;
-        loop {
+        let (head, length) = loop {
             let have = self.fill(need)?;
             if have < need {
                 return Ok(None);
@@ -67,16 +67,10 @@ impl Scanner {
             match decode(&self.window[self.offset()..], self.salt) {
                 Decoded::Short(n) => need = n,
                 Decoded::Blank | Decoded::Bad => return Ok(None),
-                Decoded::Record(..) => break,
+                Decoded::Record(head, body, _) => break (head, body.len()),
             }
-        }
-        let at = self.at;
-        // Decoded twice only in the eyes of the borrow checker: the first borrow cannot leave the loop.
-        let offset = self.offset();
-        let (head, length) = match decode(&self.window[offset..], self.salt) {
-            Decoded::Record(head, body, _) => (head, body.len()),
-            _ => return Ok(None),
         };
+        let (at, offset) = (self.at, self.offset());
         self.at += size(length) as u64;
         let body = &self.window[offset + HEAD_BYTES..offset + HEAD_BYTES + length];
         Ok(Some(Record { head, body, at }))

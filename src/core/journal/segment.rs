@@ -6,25 +6,34 @@
 //!  0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of 8 … 12 and 16 … 72
 //! 16  u128     journal id    32  u64  first lsn          40  u64  first seq
 //! 48  u64      synced lsn    56  u64  synced seq         64  u64  ts
+//! 72  u64      notes lsn     80  u64  snapshot lsn       88  u32  CRC-32C of 72 … 88, begun with that at 12
 //! ```
 //!
 //! `synced …`: what was durable, in this file or before it, when the file got its name; `ts`: no event
-//! before this segment is younger. Always holds: a file has its name only after its header is durable;
+//! before this segment is younger; `notes lsn` and `snapshot lsn`: the [`Trail`] of the notes before this segment.
+//! Version 1 ends before them and has no notes; it is read, and no longer written. The first CRC leaves them out, so
+//! that a program that knows only version 1 sees a whole header of a later one, and refuses it. Always holds: a file has its name only after its header is durable;
 //! a segment's records end where the next segment begins, whatever bytes follow in the file; segments are
 //! sealed by the next one and never written again. Owner: `writer.rs` adds, `retain.rs` removes.
 
 use super::aligned::Aligned;
 use super::disk::{Disk, DiskFile};
+use super::look::Next;
+use super::notes::Trail;
 use super::record::salt;
 use std::io;
 use std::sync::{PoisonError, RwLock};
 
 /// Before the first record, in bytes.
 pub const HEADER_BYTES: u64 = 4096;
-/// The version of segments and records.
-pub const VERSION: u32 = 1;
+/// The version of segments and records that are written.
+pub const VERSION: u32 = 2;
+/// The oldest that is read.
+const OLDEST: u32 = 1;
 const MAGIC: &[u8; 8] = b"castra\0J";
-const WRITTEN: usize = 72;
+/// What every version has.
+const COMMON: usize = 72;
+const WRITTEN: usize = 92;
 
 /// A segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +50,8 @@ pub struct Header {
     pub synced_seq: u64,
     /// No event before it has a later ts.
     pub ts: u64,
+    /// Where the notes before it stand.
+    pub notes: Trail,
 }
 
 /// Why a header cannot be used.
@@ -50,7 +61,7 @@ pub enum HeaderError {
     #[error("its header is damaged")]
     Damaged,
     /// Of a format this program does not know.
-    #[error("it has format version {0}, this castra reads {VERSION}")]
+    #[error("it has format version {0}, this castra reads {OLDEST} to {VERSION}")]
     Version(u32),
 }
 
@@ -75,8 +86,12 @@ impl Header {
         for (i, number) in numbers.iter().enumerate() {
             out[32 + 8 * i..40 + 8 * i].copy_from_slice(&number.to_le_bytes());
         }
+        out[72..80].copy_from_slice(&self.notes.from.to_le_bytes());
+        out[80..88].copy_from_slice(&self.notes.open.to_le_bytes());
         let crc = crc(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
+        let notes = crc32c::crc32c_append(crc, &out[COMMON..88]);
+        out[88..].copy_from_slice(&notes.to_le_bytes());
         out
     }
 
@@ -85,15 +100,17 @@ impl Header {
     /// # Errors
     /// [`HeaderError`]; a version is believed only when the rest is whole.
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
-        let fixed = bytes.first_chunk::<WRITTEN>().ok_or(HeaderError::Damaged)?;
+        let fixed = bytes.first_chunk::<COMMON>().ok_or(HeaderError::Damaged)?;
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
         if fixed[..8] != MAGIC[..] || crc(fixed) != u32_at(12) {
             return Err(HeaderError::Damaged);
         }
-        if u32_at(8) != VERSION {
-            return Err(HeaderError::Version(u32_at(8)));
-        }
+        let notes = match u32_at(8) {
+            1 => Trail::default(),
+            VERSION => notes(bytes, u32_at(12)).ok_or(HeaderError::Damaged)?,
+            other => return Err(HeaderError::Version(other)),
+        };
         Ok(Header {
             journal: u128::from_le_bytes(std::array::from_fn(|i| fixed[16 + i])),
             first_lsn: u64_at(32),
@@ -101,6 +118,7 @@ impl Header {
             synced_lsn: u64_at(48),
             synced_seq: u64_at(56),
             ts: u64_at(64),
+            notes,
         })
     }
 
@@ -115,8 +133,18 @@ impl Header {
     }
 }
 
-fn crc(header: &[u8; WRITTEN]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..])
+/// Of what every version has.
+fn crc(header: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..COMMON])
+}
+
+/// What version 2 has behind it.
+fn notes(header: &[u8], crc: u32) -> Option<Trail> {
+    let fixed = header.first_chunk::<WRITTEN>()?;
+    let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
+    let said = u32::from_le_bytes(std::array::from_fn(|i| fixed[88 + i]));
+    let whole = crc32c::crc32c_append(crc, &fixed[COMMON..88]) == said;
+    whole.then(|| Trail { from: u64_at(72), open: u64_at(80) })
 }
 
 /// `<first lsn, 20 digits>.seg`.
@@ -148,6 +176,7 @@ struct State {
     segments: Vec<Segment>,
     durable_seq: u64,
     newest_ts: u64,
+    notes: Trail,
 }
 
 /// The journal's map: which segments there are and how far they are durable. Shared by the one writer
@@ -161,8 +190,8 @@ pub struct Map {
 
 impl Map {
     /// A map of these segments, oldest first.
-    pub fn new(journal: u128, segments: Vec<Segment>, durable_seq: u64) -> Self {
-        Map { journal, state: RwLock::new(State { segments, durable_seq, newest_ts: 0 }) }
+    pub fn new(journal: u128, segments: Vec<Segment>, durable_seq: u64, notes: Trail) -> Self {
+        Map { journal, state: RwLock::new(State { segments, durable_seq, newest_ts: 0, notes }) }
     }
 
     fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
@@ -181,6 +210,11 @@ impl Map {
     /// The newest ts that this process gave, in milliseconds; 0 when it gave none.
     pub fn newest_ts(&self) -> u64 {
         self.read(|s| s.newest_ts)
+    }
+
+    /// Where the notes stand that are durable.
+    pub fn notes(&self) -> Trail {
+        self.read(|s| s.notes)
     }
 
     /// All segments, oldest first.
@@ -209,10 +243,10 @@ impl Map {
         self.read(|s| s.segments.first().map_or(s.durable_seq + 1, |segment| segment.first_seq))
     }
 
-    /// The newest segment's records end at `end`, and events up to `durable_seq` are durable; `newest_ts` is theirs.
-    pub(super) fn advance(&self, end: u64, durable_seq: u64, newest_ts: u64) {
+    /// The newest segment's records end at `end`, and those before `next` are durable.
+    pub(super) fn advance(&self, end: u64, next: &Next) {
         self.write(|s| {
-            (s.durable_seq, s.newest_ts) = (durable_seq, newest_ts);
+            (s.durable_seq, s.newest_ts, s.notes) = (next.seq - 1, next.ts, next.notes);
             if let Some(last) = s.segments.last_mut() {
                 last.end = end;
             }
@@ -259,8 +293,15 @@ mod tests {
 
     #[test]
     fn headers() {
-        let header =
-            Header { journal: 7 << 90, first_lsn: 42, first_seq: 40, synced_lsn: 45, synced_seq: 41, ts: 9 };
+        let header = Header {
+            journal: 7 << 90,
+            first_lsn: 42,
+            first_seq: 40,
+            synced_lsn: 45,
+            synced_seq: 41,
+            ts: 9,
+            notes: Trail { from: 30, open: 41 },
+        };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Ok(header));
         assert_eq!(
@@ -273,11 +314,21 @@ mod tests {
             assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged));
         }
         let mut newer = bytes;
-        newer[8] = 2;
+        newer[8] = 3;
         let crc = crc(&newer);
         newer[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Header::decode(&newer), Err(HeaderError::Version(2)));
-        assert_eq!(Header::decode(&bytes[..71]), Err(HeaderError::Damaged));
+        assert_eq!(Header::decode(&newer), Err(HeaderError::Version(3)));
+        for cut in [71, 72, 91] {
+            assert_eq!(Header::decode(&bytes[..cut]), Err(HeaderError::Damaged));
+        }
+        // As it was written before there were notes: nothing behind its 72 bytes counts.
+        let mut older = bytes;
+        older[8] = 1;
+        let crc = super::crc(&older);
+        older[12..16].copy_from_slice(&crc.to_le_bytes());
+        let without = Header { notes: Trail::default(), ..header };
+        assert_eq!(Header::decode(&older), Ok(without));
+        assert_eq!(Header::decode(&older[..72]), Ok(without));
         for name in ["spare", "42.seg", "0000000000000000004x.seg", "00000000000000000042.seg2"] {
             assert_eq!(parse_name(name), None);
         }

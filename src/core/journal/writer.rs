@@ -1,4 +1,4 @@
-//! The one writer: encodes events into the newest segment and makes them durable.
+//! The one writer: encodes events and notes into the newest segment and makes them durable.
 //!
 //! ```text
 //! begin ──push*──▶ commit: write, fdatasync ──▶ durable, handed to the views as one `Committed`
@@ -8,20 +8,24 @@
 //! ```
 //!
 //! Always holds: nothing is durable in the map before its fdatasync returned 0 (invariant 1); after a
-//! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4).
+//! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4); the last
+//! bytes of a segment, its *reserve*, hold only what was asked for with [`Share::Reserved`].
 //! No thread, no clock: `commit.rs` owns it and runs it, the model test in `tests/journal` drives it.
 
 use super::aligned::Aligned;
+pub use super::committed::Committed;
+use super::committed::{Placed, free_chunk};
 use super::disk::Disk;
 use super::look::Next;
+use super::notes::Note;
 use super::record::{self, Head, Kind, encode};
 use super::recover::Rewritten;
 use super::repeats::Seqs;
 use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
-use crate::core::event::{Batch, Event, Layout};
-use crate::core::limits::EVENT_BYTES;
+use crate::core::event::{Batch, Layout};
+use crate::core::limits::{EVENT_BYTES, RESERVED_BYTES};
 use std::io;
 use std::sync::Arc;
 
@@ -36,52 +40,13 @@ pub enum CommitError {
     Failed(#[from] io::Error),
 }
 
-/// Events that one fdatasync made durable, for the views.
-#[derive(Clone, Debug, Default)]
-pub struct Committed {
-    bytes: Vec<u8>,
-    events: Vec<Placed>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Placed {
-    seq: u64,
-    ts: u64,
-    at: u32,
-    len: u32,
-    layout: Layout,
-}
-
-impl Committed {
-    /// The events, in order.
-    pub fn events(&self) -> impl Iterator<Item = Event<'_>> {
-        self.events_from(0)
-    }
-
-    fn event(&self, placed: &Placed) -> Event<'_> {
-        let line = &self.bytes[placed.at as usize..(placed.at + placed.len) as usize];
-        Event { seq: placed.seq, ts: placed.ts, line, layout: placed.layout }
-    }
-
-    /// The events but for so many, in order.
-    pub fn events_from(&self, skip: usize) -> impl Iterator<Item = Event<'_>> {
-        self.events.get(skip..).unwrap_or_default().iter().map(|e| self.event(e))
-    }
-
-    /// The first event's seq.
-    pub fn first_seq(&self) -> Option<u64> {
-        self.events.first().map(|e| e.seq)
-    }
-
-    /// The last event's seq.
-    pub fn last_seq(&self) -> Option<u64> {
-        self.events.last().map(|e| e.seq)
-    }
-
-    /// How much it holds, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
+/// How much of a segment is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All but the reserve.
+    Common,
+    /// All: so that consumers go on while there is no next segment and publishers are refused.
+    Reserved,
 }
 
 struct Active {
@@ -98,7 +63,8 @@ pub struct Writer {
     map: Arc<Map>,
     active: Option<Active>,
     next: Next,
-    durable_lsn: u64,
+    /// Behind what is durable.
+    durable: Next,
     poisoned: bool,
     /// A marker says that everything is durable; nothing came after it.
     marked: bool,
@@ -126,13 +92,12 @@ impl Writer {
             rest,
         });
         let chunk = Arc::default();
-        let durable_lsn = next.lsn - 1;
         Writer {
             disk,
             map,
             active,
             next,
-            durable_lsn,
+            durable: next,
             poisoned: false,
             marked: true,
             seen,
@@ -149,19 +114,29 @@ impl Writer {
 
     /// Whether `batch` fits behind what was pushed; if not, commit and begin the next segment.
     pub fn has_room(&self, batch: &Batch) -> bool {
-        self.active.as_ref().is_some_and(|active| worst(batch) <= self.left(active))
+        self.fits(batch_bytes(batch), Share::Common)
+    }
+
+    /// The same for records of so many `bytes`, in that part of the segment.
+    pub fn fits(&self, bytes: u64, share: Share) -> bool {
+        let left = |active: &Active| room(&active.spare, active.end + self.chunk.bytes.len() as u64, share);
+        self.active.as_ref().is_some_and(|active| bytes <= left(active))
+    }
+
+    /// Whether records of so many `bytes` would fit a segment as large as this, if there were nothing else in it.
+    pub fn would_fit(&self, bytes: u64) -> bool {
+        self.active.as_ref().is_some_and(|active| bytes <= room(&active.spare, HEADER_BYTES, Share::Common))
     }
 
     /// Whether these `batches` do not fit behind what was pushed and would all fit a segment as large as this.
     pub fn wants_next<'a>(&self, batches: impl Iterator<Item = &'a Batch>) -> bool {
-        self.active.as_ref().is_some_and(|active| {
-            let bytes: u64 = batches.map(worst).sum();
-            bytes > self.left(active) && bytes <= room(&active.spare, HEADER_BYTES)
-        })
+        let bytes: u64 = batches.map(batch_bytes).sum();
+        self.would_fit(bytes) && !self.fits(bytes, Share::Common)
     }
 
-    fn left(&self, active: &Active) -> u64 {
-        room(&active.spare, active.end + self.chunk.bytes.len() as u64)
+    /// There is a segment that is written.
+    pub fn has_segment(&self) -> bool {
+        self.active.is_some()
     }
 
     /// Bytes pushed and not committed.
@@ -200,7 +175,7 @@ impl Writer {
                 lsn: self.next.lsn,
                 seq: self.next.seq,
                 ts: self.next.ts,
-                synced: self.durable_lsn,
+                synced: self.durable.lsn - 1,
                 kind: Kind::Event,
                 joined: seqs.goes_on(batch.drafts(), i),
                 layout,
@@ -217,6 +192,26 @@ impl Writer {
         seqs
     }
 
+    /// Encodes a note behind what was pushed.
+    ///
+    /// Call only when its [`note_bytes`] fit.
+    pub fn push_note(&mut self, note: &Note) {
+        let Some(active) = &self.active else { return };
+        let chunk = free_chunk(&mut self.chunk, &mut self.used);
+        let head = Head {
+            lsn: self.next.lsn,
+            seq: self.next.seq - 1,
+            ts: self.next.ts,
+            synced: self.durable.lsn - 1,
+            kind: Kind::Note(note.class()),
+            joined: false,
+            layout: Layout::default(),
+        };
+        encode(&mut chunk.bytes, active.salt, &head, [note.body(), b""]);
+        self.next = self.next.behind(&head);
+        self.marked = false;
+    }
+
     /// Writes and syncs what was pushed. On `Ok` it is durable, and comes back for the views.
     ///
     /// # Errors
@@ -226,15 +221,13 @@ impl Writer {
         if chunk.bytes.is_empty() {
             return Ok(chunk);
         }
-        let first = chunk.first_seq().unwrap_or(self.next.seq);
         let written = self.write(&chunk.bytes);
         match written {
             Ok(()) => self.seen.keep(),
             Err(_) => self.seen.forget(),
         }
         if let Err(CommitError::DiskFull) = written {
-            self.next.lsn -= self.next.seq - first;
-            self.next.seq = first;
+            self.take_back();
         }
         written?;
         self.used.push(chunk.clone());
@@ -265,9 +258,14 @@ impl Writer {
         active.end += bytes.len() as u64;
         active.rest.clear();
         active.rest.extend_from_slice(self.blocks.rest());
-        self.durable_lsn = self.next.lsn - 1;
-        self.map.advance(active.end, self.next.seq - 1, self.next.ts);
+        self.durable = self.next;
+        self.map.advance(active.end, &self.next);
         Ok(())
+    }
+
+    /// What was refused leaves nothing behind but its time.
+    fn take_back(&mut self) {
+        self.next = Next { ts: self.next.ts, ..self.durable };
     }
 
     /// A write found no space: the segment ends before it. What reached the file must not come back after a
@@ -300,7 +298,7 @@ impl Writer {
             lsn: self.next.lsn,
             seq: self.next.seq - 1,
             ts: self.next.ts,
-            synced: self.durable_lsn,
+            synced: self.durable.lsn - 1,
             kind: Kind::Marker,
             joined: false,
             layout: Layout::default(),
@@ -310,7 +308,7 @@ impl Writer {
         self.next.lsn += 1;
         match self.write(&bytes) {
             Ok(()) => self.marked = true,
-            Err(CommitError::DiskFull) => self.next.lsn -= 1,
+            Err(CommitError::DiskFull) => self.take_back(),
             failed => return failed,
         }
         Ok(())
@@ -332,6 +330,7 @@ impl Writer {
             synced_lsn: self.next.lsn - 1,
             synced_seq: self.next.seq - 1,
             ts: self.next.ts,
+            notes: self.next.notes,
         };
         match activate(&*self.disk, &*spare.file, spare.name, &header) {
             Ok(()) => {}
@@ -357,31 +356,21 @@ impl Writer {
 }
 
 /// What records behind `end` may take of a segment; a marker must fit behind them.
-fn room(spare: &Spare, end: u64) -> u64 {
-    spare.bytes.saturating_sub(end + record::size(0) as u64)
+fn room(spare: &Spare, end: u64, share: Share) -> u64 {
+    let reserve = if share == Share::Common { RESERVED_BYTES.min(spare.bytes / 8) } else { 0 };
+    spare.bytes.saturating_sub(end + record::size(0) as u64 + reserve)
+}
+
+/// What the record of `note` takes.
+pub fn note_bytes(note: &Note) -> u64 {
+    record::size(note.body().len()) as u64
 }
 
 /// What the records of `batch` take at the most.
-fn worst(batch: &Batch) -> u64 {
+pub fn batch_bytes(batch: &Batch) -> u64 {
     (batch.bytes() + batch.len() * (record::HEAD_BYTES + 64)) as u64
 }
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// The chunk being filled; begins as a used one that nobody reads any more.
-fn free_chunk<'a>(chunk: &'a mut Arc<Committed>, used: &mut Vec<Arc<Committed>>) -> &'a mut Committed {
-    if chunk.bytes.is_empty()
-        && let Some(i) = used.iter_mut().position(|old| Arc::get_mut(old).is_some())
-    {
-        *chunk = used.swap_remove(i);
-        if let Some(old) = Arc::get_mut(chunk) {
-            old.bytes.clear();
-            old.events.clear();
-        }
-        // Those still read are freed by their readers; only a few are kept for reuse.
-        used.truncate(4);
-    }
-    Arc::make_mut(chunk)
 }

@@ -8,7 +8,7 @@ use super::subscribe::{From, Subscribed, parse_from, parse_subscribe};
 use crate::core::event::{Text, string_body};
 use crate::core::limits::{
     ACK_SEQS, GROUP_ACK_TIMEOUT, GROUP_ATTEMPTS, GROUP_BATCH, GROUP_DELAY, GROUP_IN_FLIGHT, GROUP_NAME_BYTES,
-    ID_BYTES, REASON_BYTES,
+    HEADER_BYTES, HEADERS, ID_BYTES, REASON_BYTES, TAG_BYTES, TAGS,
 };
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
@@ -240,6 +240,15 @@ pub fn parse_join(body: &str, patterns: Vec<Pattern>, from: From) -> Result<Join
     let mut topics: Vec<String> = patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
     topics.sort_unstable();
     topics.dedup();
+    let bytes: usize = filter.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let tag_bytes: usize = filter.tags.iter().map(String::len).sum();
+    if filter.headers.len() > HEADERS
+        || bytes > HEADER_BYTES
+        || filter.tags.len() > TAGS
+        || tag_bytes > TAG_BYTES
+    {
+        return Err(Refusal::new("bad-field", "a filter is at most as much as an event may have"));
+    }
     let mut tags = filter.tags;
     tags.sort_unstable();
     tags.dedup();

@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
-use writer::Dirty;
+pub use writer::Dirty;
 
 use super::outlet::Outlet;
 
@@ -64,14 +64,15 @@ pub struct Membership {
 }
 
 impl Groups {
-    /// The groups that the journal has, running.
+    /// The groups that the journal has, running; `dirty` is told when a segment begins.
     pub fn start(
         limits: &Limits,
         delivery: Arc<Delivery>,
         journal: Arc<Journal>,
         replay: Replay,
+        dirty: Arc<Dirty>,
     ) -> Arc<Self> {
-        let (dirty, begun, is_used) = (Arc::new(Dirty::default()), Instant::now(), replay.is_any);
+        let (begun, is_used) = (Instant::now(), replay.is_any);
         if replay.unknown > 0 {
             tracing::error!(records = replay.unknown, "groups: records of the journal are not understood");
         }
@@ -98,11 +99,6 @@ impl Groups {
             tokio::spawn(task::run(groups.clone(), handle));
         }
         groups
-    }
-
-    /// A segment has begun: all groups are to be written down in it.
-    pub fn rotated(&self) {
-        self.dirty.rotated();
     }
 
     /// Makes the session with this queue a member of a group, which begins if it is not there; `may` says whether it may

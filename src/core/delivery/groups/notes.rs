@@ -9,6 +9,7 @@
 //! without its end changes nothing. Pure. Owner: [`super::Groups`].
 
 use crate::core::delivery::group::progress::{Change, Saved};
+use crate::core::journal::Class;
 use crate::core::wire::group::Spec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -52,40 +53,27 @@ pub struct Replay {
     pub(super) unknown: u64,
 }
 
-/// Where a record stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// A snapshot begins.
-    Begin,
-    /// In a snapshot.
-    Part,
-    /// It ends.
-    End,
-    /// Elsewhere.
-    Change,
-}
-
 impl Replay {
     /// Takes the next record.
-    pub fn take(&mut self, place: Place, body: &[u8]) {
+    pub fn take(&mut self, class: Class, body: &[u8]) {
         self.is_any = true;
-        match place {
-            Place::Begin => self.staged = Some(BTreeMap::new()),
-            Place::End => {
+        match class {
+            Class::SnapshotBegin => self.staged = Some(BTreeMap::new()),
+            Class::SnapshotEnd => {
                 if let Some(staged) = self.staged.take() {
                     self.groups = staged;
                 }
             }
-            Place::Part | Place::Change => match serde_json::from_slice(body) {
-                Ok(record) => self.apply(place, record),
+            Class::SnapshotPart | Class::Change => match serde_json::from_slice(body) {
+                Ok(record) => self.apply(class, record),
                 Err(_) => self.unknown += 1,
             },
         }
     }
 
-    fn apply(&mut self, place: Place, Record { group, what }: Record) {
-        let groups = match (place, &mut self.staged) {
-            (Place::Part, Some(staged)) => staged,
+    fn apply(&mut self, class: Class, Record { group, what }: Record) {
+        let groups = match (class, &mut self.staged) {
+            (Class::SnapshotPart, Some(staged)) => staged,
             _ => &mut self.groups,
         };
         match what {

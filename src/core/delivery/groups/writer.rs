@@ -6,7 +6,6 @@
 
 use super::Groups;
 use super::handle::{Handle, Unwritten};
-use super::notes::Record;
 use crate::core::journal::{Class, NotCommitted, Note};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +18,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 
 /// Groups of which something is to be written.
 #[derive(Default)]
-pub(super) struct Dirty {
+pub struct Dirty {
     handles: Mutex<Vec<Arc<Handle>>>,
     changed: Notify,
     /// A segment has begun.
@@ -27,11 +26,12 @@ pub(super) struct Dirty {
 }
 
 impl Dirty {
-    pub fn add(&self, handle: &Arc<Handle>) {
+    pub(super) fn add(&self, handle: &Arc<Handle>) {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner).push(handle.clone());
         self.changed.notify_one();
     }
 
+    /// A segment has begun: all groups are to be written down in it.
     pub fn rotated(&self) {
         self.rotated.store(true, Relaxed);
         self.changed.notify_one();
@@ -47,19 +47,23 @@ pub(super) async fn run(groups: Arc<Groups>) {
     loop {
         groups.dirty.changed.notified().await;
         let (handles, mut notes, mut answers) = (groups.dirty.take(), Vec::new(), Vec::new());
+        let mut note = |class, body: Vec<u8>| match Note::new(class, body) {
+            Ok(note) => notes.push(note),
+            // What a group is and what changes is bounded: there is none so long.
+            Err(error) => tracing::error!(%error, "groups: a record is not written"),
+        };
         for handle in &handles {
             let Unwritten { records, answers: mut more } = handle.unwritten();
-            let change = |record: Record| Note { class: Class::Change, body: record.encode() };
-            notes.extend(records.into_iter().map(change));
+            records.iter().for_each(|record| note(Class::Change, record.encode()));
             answers.append(&mut more);
         }
         // Without groups as well, once there were some: what was written of them is needed no longer then.
         if groups.dirty.rotated.swap(false, Relaxed) && groups.is_used.load(Relaxed) {
-            notes.push(Note { class: Class::SnapshotBegin, body: Vec::new() });
+            note(Class::SnapshotBegin, Vec::new());
             for record in groups.all().iter().flat_map(|handle| handle.snapshot()) {
-                notes.push(Note { class: Class::SnapshotPart, body: record.encode() });
+                note(Class::SnapshotPart, record.encode());
             }
-            notes.push(Note { class: Class::SnapshotEnd, body: Vec::new() });
+            note(Class::SnapshotEnd, Vec::new());
         }
         if !notes.is_empty() && !write(&groups, notes).await {
             return;
