@@ -357,3 +357,44 @@ fn the_largest_batch_fits_the_smallest_segment() {
         }
     }
 }
+
+/// How long opening takes at the end of 1 GiB: run it by hand. Snapshots of 4 MiB, a change of 1 kB for each 20 events.
+#[test]
+#[ignore = "writes 1 GiB and prints figures"]
+fn opening_at_the_end_of_a_gib() {
+    for notes in [false, true] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(castra::core::journal::disk::RealDisk::new(dir.path()));
+        let bytes = Limits::default().segment_bytes;
+        let opened = castra::core::journal::Opened::open(disk.clone(), JOURNAL, bytes).unwrap();
+        let map = opened.map().clone();
+        let mut writer = opened.into_writer();
+        for n in 0.. {
+            let batch = events(200, 150);
+            if !writer.has_room(&batch) {
+                let enough = map.segments().len() > 16;
+                if enough {
+                    break;
+                }
+                writer.rotate(spare::make(&*disk, bytes, n).unwrap()).unwrap();
+                let snapshot = if notes { snapshot(n as u64, 70, 60_000) } else { Vec::new() };
+                snapshot.iter().for_each(|note| writer.push_note(note));
+            }
+            writer.push(&batch, 1);
+            for n in 0..if notes { 10 } else { 0 } {
+                writer.push_note(&change(n, 1000));
+            }
+            writer.commit().unwrap();
+        }
+        writer.mark().unwrap();
+        drop(writer);
+        for _ in 0..4 {
+            let begun = Instant::now();
+            let opened = castra::core::journal::Opened::open(disk.clone(), JOURNAL, bytes).unwrap();
+            let (open, mut count) = (begun.elapsed(), 0);
+            opened.notes(|_, _| count += 1).unwrap();
+            let replay = begun.elapsed() - open;
+            println!("notes {notes}: open {open:.1?}, replay {replay:.1?} of {count} notes");
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! that was stuck and its own; a lane's batches get seqs in their order. Only where a round is larger than a
 //! segment does every segment that it goes into take one more.
 
-use crate::model::JOURNAL;
+use crate::model::{JOURNAL, most};
 use crate::sim::{Lies, Rng, SimDisk};
 use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
@@ -189,8 +189,9 @@ fn batch(sizes: &[usize]) -> Batch {
 fn schedule(seed: u64) -> Result<(), TestCaseError> {
     let mut rng = Rng(seed);
     let segment = [1 << 20, 3 << 20, 12 << 20][rng.below(3) as usize];
+    let room = most(segment) as u64;
     // Often there is little left of the segment, so that a round comes to its end.
-    let (journal, _first) = stuck(segment, 1 + rng.below(segment / 40_400 - 1) as usize);
+    let (journal, _first) = stuck(segment, 1 + rng.below(room / 40_400 - 1) as usize);
     let (lanes, most) = (1 + rng.below(24), 1 + rng.below(4) as usize);
     let batches = rng.below(120);
     let slow_at = rng.below(batches + 1);
@@ -226,7 +227,7 @@ fn schedule(seed: u64) -> Result<(), TestCaseError> {
         }
     };
     // The first round, whole, is in one segment unless it is larger than one.
-    let largest = lanes * most as u64 * 40_200 + 10_000 > segment;
+    let largest = lanes * most as u64 * 40_200 + 10_000 > room;
     let more = if largest { journal.journal.map().segments().len() - begun_at } else { 0 };
     prop_assert!(syncs <= 2 + more as u64, "seed {seed}: durable after {syncs} syncs");
     journal.open();

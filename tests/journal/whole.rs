@@ -199,7 +199,8 @@ fn ids_are_known_from_the_last_64_mib() {
         writer.commit().unwrap();
     }
     drop(writer);
-    let writer = open(&disk.cut(&mut rng, Cut::Nothing), bytes).unwrap().into_writer();
+    // No power cut: the zeros at the end of a segment that was sealed and not synced would count as read.
+    let writer = open(&disk, bytes).unwrap().into_writer();
     let known: Vec<Option<u64>> =
         (0..80).map(|n| writer.repeats(&named(n)).map(|seqs| seqs.highest(1))).collect();
     let first = known.iter().position(Option::is_some).unwrap();
