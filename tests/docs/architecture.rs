@@ -2,6 +2,7 @@
 
 use crate::markdown::{blocks, code, hex, read, root, table};
 use castra::core::event::Layout;
+use castra::core::journal::notes::{Class, Trail};
 use castra::core::journal::record::{self, Decoded, HEAD_BYTES, Head, Kind};
 use castra::core::journal::segment::{HEADER_BYTES, Header, VERSION};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,7 @@ fn a_segments_header_is_as_mapped() {
         synced_lsn: 13,
         synced_seq: 14,
         ts: 15,
+        notes: Trail { from: 16, open: 17 },
     };
     let bytes = header.encode();
     for (name, at) in byte_map("Segment header") {
@@ -50,6 +52,12 @@ fn a_segments_header_is_as_mapped() {
             "synced lsn" => header.synced_lsn.to_le_bytes().into(),
             "synced seq" => header.synced_seq.to_le_bytes().into(),
             "ts" => header.ts.to_le_bytes().into(),
+            "notes lsn" => header.notes.from.to_le_bytes().into(),
+            "snapshot lsn" => header.notes.open.to_le_bytes().into(),
+            "notes crc" => {
+                let crc = u32::from_le_bytes(bytes[12..16].try_into().unwrap());
+                crc32c::crc32c_append(crc, &bytes[72..88]).to_le_bytes().into()
+            }
             other => panic!("{DOC}: a segment's header has no {other:?}"),
         };
         assert_eq!(bytes[at.clone()], want, "{DOC}, Segment header: {name} at {at:?}");
@@ -77,7 +85,7 @@ fn a_record_is_as_mapped() {
             "vm at" => layout.vm_at.to_le_bytes().into(),
             "topic length" => layout.topic_len.to_le_bytes().into(),
             "vm length" => vec![layout.vm_len],
-            "zero" => vec![0],
+            "class of a note" => vec![0],
             body if body.starts_with("body") => {
                 assert_eq!((at.start, &bytes[at.start..]), (HEAD_BYTES, &b"abc\0\0\0\0\0"[..]));
                 continue;
@@ -86,7 +94,17 @@ fn a_record_is_as_mapped() {
         };
         assert_eq!(bytes[at.clone()], want, "{DOC}, Record: {name} at {at:?}");
     }
+    let classes = [Class::Change, Class::SnapshotBegin, Class::SnapshotPart, Class::SnapshotEnd];
+    for (kind, want) in [(Kind::Marker, (2, 0))]
+        .into_iter()
+        .chain(classes.into_iter().zip(1..).map(|(class, number)| (Kind::Note(class), (3, number))))
+    {
+        bytes.clear();
+        record::encode(&mut bytes, 7, &Head { kind, ..head }, [b"", b""]);
+        assert_eq!((bytes[40], bytes[47]), want, "{kind:?}");
+    }
     let text = read(DOC);
+    assert!(text.contains("at most 61,440 bytes") && castra::core::limits::NOTE_BYTES == 61_440);
     assert!(text.contains("multiple of 8 bytes") && record::ALIGN == 8);
     assert!(text.contains("at most 61,441 bytes") && record::BODY_BYTES == 61_441);
 }

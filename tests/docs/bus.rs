@@ -437,6 +437,8 @@ fn limits_are_those_of_limits_rs() {
         ("SEGMENT_MIN_BYTES", limits::SEGMENT_MIN_BYTES),
         ("BATCH_BYTES", limits::BATCH_BYTES as u64),
         ("COMMIT_BYTES", limits::COMMIT_BYTES as u64),
+        ("RESERVED_BYTES", limits::RESERVED_BYTES),
+        ("NOTE_BYTES", limits::NOTE_BYTES as u64),
         ("WINDOW_SHARE", limits::WINDOW_SHARE as u64),
         ("LOG_BYTES", limits::LOG_BYTES),
         ("LOG_FILES", u64::from(limits::LOG_FILES)),

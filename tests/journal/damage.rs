@@ -5,15 +5,18 @@
 //! no seq is used twice afterwards. *Known durable* in the newest segment is what its header or a record
 //! that can still be read says was synced: beyond that a hit cannot be told from a torn tail.
 
-use crate::model::{JOURNAL, Model, draw_batch, open};
+use crate::model::{JOURNAL, Model, draw_batch, draw_notes, most, open, push_note, replayed};
 use crate::sim::{Cut, Lies, PAGE, Rng, SECTOR, SimDisk};
-use castra::core::journal::Opened;
 use castra::core::journal::read::Read;
 use castra::core::journal::record::{Decoded, HEAD_BYTES, Head, Kind, decode, salt};
 use castra::core::journal::segment::{HEADER_BYTES, Header, parse_name, segment_name};
+use castra::core::journal::{Class, Note, Opened};
 use castra::core::journal::{Damage, retain, spare};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+
+/// What is written of a header, in bytes.
+const HEADER: u64 = 92;
 
 /// A journal that was written by several processes, and what it holds.
 fn build(rng: &mut Rng) -> (SimDisk, Model, u64) {
@@ -25,7 +28,7 @@ fn build(rng: &mut Rng) -> (SimDisk, Model, u64) {
         let map = opened.map().clone();
         let mut writer = opened.into_writer();
         for turn in 0..3 + rng.below(25) {
-            let (batch, parts) = draw_batch(rng, bytes as usize - 4096 - 48);
+            let (batch, parts) = draw_batch(rng, most(bytes));
             if !writer.has_room(&batch) {
                 writer.commit().unwrap();
                 model.ack();
@@ -34,6 +37,9 @@ fn build(rng: &mut Rng) -> (SimDisk, Model, u64) {
             let now = model.ts + 1;
             model.push(&batch, &parts, now);
             writer.push(&batch, now);
+            if rng.one_in(3) {
+                draw_notes(rng, 200).iter().all(|note| push_note(&mut writer, &mut model, note));
+            }
             if rng.one_in(2) {
                 writer.commit().unwrap();
                 model.ack();
@@ -48,7 +54,9 @@ fn build(rng: &mut Rng) -> (SimDisk, Model, u64) {
             writer.mark().unwrap();
         }
         if rng.one_in(4) {
-            let gone = map.segments().len() / 3;
+            let (segments, from) = (map.segments(), map.notes().from);
+            let free = segments.iter().skip(1).filter(|next| from == 0 || next.first_lsn <= from).count();
+            let gone = free.min(segments.len() / 3);
             retain::apply(&disk, &map, gone).unwrap();
         }
         model.first = (map.first_seq(), map.first_seq());
@@ -104,13 +112,13 @@ enum Blow {
 
 fn strike(rng: &mut Rng, file: &File, keep: bool) -> Blow {
     let end = file.records.last().map_or(HEADER_BYTES as usize, |record| record.range.end);
-    let at = if rng.one_in(5) { rng.below(72) as usize } else { rng.below(end as u64) as usize };
-    let at = if rng.one_in(2) || at < 72 { at } else { at.max(HEADER_BYTES as usize) };
+    let at = if rng.one_in(5) { rng.below(HEADER) as usize } else { rng.below(end as u64) as usize };
+    let at = if rng.one_in(2) || at < HEADER as usize { at } else { at.max(HEADER_BYTES as usize) };
     let mut bytes = file.bytes.clone();
     let long = [1, 8, 100, 600, 5000][rng.below(5) as usize];
     let to = (at + 1 + rng.below(long) as usize).min(bytes.len());
     if rng.one_in(8) {
-        bytes[rng.below(72) as usize] ^= 16;
+        bytes[rng.below(HEADER) as usize] ^= 16;
     }
     match rng.below(8) {
         0..2 => bytes[at] ^= 1 << rng.below(8),
@@ -161,7 +169,7 @@ fn expect(files: &[File], blows: &BTreeMap<usize, Blow>) -> Expected {
         let hit = |range: &Range<usize>| blow.is_some_and(|blow| blow.hits(file, range));
         let seq = |record: &Written| (record.head.kind == Kind::Event).then_some(record.head.seq);
         let (lost, kept): (Vec<_>, Vec<_>) = file.records.iter().partition(|record| hit(&record.range));
-        let header = !hit(&(0..72));
+        let header = !hit(&(0..HEADER as usize));
         if !header && !matches!(blow, Some(Blow::Removed)) {
             expected.headers.push(file.name.clone());
         }
@@ -225,6 +233,47 @@ fn same(what: &str, got: &BTreeSet<u64>, want: &BTreeSet<u64>) -> Result<(), Str
     }
 }
 
+/// What is replayed was written, in that order, and no snapshot lacks a note; nothing is missing where nothing that
+/// it needs was hit.
+fn check_notes(
+    opened: &Opened,
+    model: &Model,
+    files: &[File],
+    blows: &BTreeMap<usize, Blow>,
+) -> Result<(), String> {
+    let mut got = Vec::new();
+    let lost = opened.notes(|class, body| got.push(Note::new(class, body.to_vec()).unwrap()));
+    let lost = lost.map_err(|e| e.to_string())?;
+    let mut rest = model.notes.iter();
+    if let Some(note) = got.iter().find(|note| !rest.any(|written| written == *note)) {
+        return Err(format!("{:?} is replayed, and no note or not in its place", note.class()));
+    }
+    for pair in got.windows(2) {
+        use Class::{Change, SnapshotBegin, SnapshotEnd, SnapshotPart};
+        let open = matches!(pair[0].class(), SnapshotBegin | SnapshotPart);
+        let fits = match pair[1].class() {
+            Change | SnapshotBegin => !open,
+            SnapshotPart | SnapshotEnd => open,
+        };
+        if !fits {
+            return Err(format!("{:?} follows {:?}", pair[1].class(), pair[0].class()));
+        }
+    }
+    let is_open = |note: &Note| matches!(note.class(), Class::SnapshotBegin | Class::SnapshotPart);
+    if got.last().is_some_and(is_open) {
+        return Err("a snapshot has no end".into());
+    }
+    let hit = |(i, file): (usize, &File)| {
+        let blow = blows.get(&i);
+        file.records.iter().any(|record| blow.is_some_and(|blow| blow.hits(file, &record.range)))
+    };
+    let whole = !files.iter().enumerate().any(hit);
+    if whole && (got != replayed(&model.notes) || !lost.is_empty()) {
+        return Err("no record was hit, and a note is missing".into());
+    }
+    Ok(())
+}
+
 fn case(seed: u64) -> Result<bool, String> {
     let mut rng = Rng(seed);
     let (disk, mut model, bytes) = build(&mut rng);
@@ -268,6 +317,7 @@ fn case(seed: u64) -> Result<bool, String> {
     let mut found = opened.report.damage.clone();
     opened.check_sealed(|| true, |damage| found.push(damage));
     check(&opened, &model, 0, &found, "first")?;
+    check_notes(&opened, &model, &files, &blows)?;
     for name in &expected.headers {
         if !found.iter().any(|damage| damage.segment == *name) {
             return Err(format!("the header of {name} is not reported"));
@@ -288,6 +338,7 @@ fn case(seed: u64) -> Result<bool, String> {
     let mut found = opened.report.damage.clone();
     opened.check_sealed(|| true, |damage| found.push(damage));
     check(&opened, &model, 0, &found, "again")?;
+    check_notes(&opened, &model, &files, &blows).map_err(|e| format!("again: {e}"))?;
     let durable = opened.map().durable_seq();
     let mut writer = opened.into_writer();
     model.acked.truncate(durable as usize);
@@ -295,7 +346,7 @@ fn case(seed: u64) -> Result<bool, String> {
         // Given up: never read, so it does not matter which.
         model.acked.push(model.acked[0].clone());
     }
-    let (batch, parts) = draw_batch(&mut rng, bytes as usize - 4096 - 48);
+    let (batch, parts) = draw_batch(&mut rng, most(bytes));
     if !writer.has_room(&batch) {
         writer.rotate(spare::find_or_make(&again, bytes, 4096).unwrap()).unwrap();
     }

@@ -8,13 +8,15 @@
 //! `commit` returned `Ok`; a batch that was refused is forgotten by the model at once, so it must never
 //! appear, not even after a crash. While `commit` runs, before it says `DiskFull`, it may.
 
-use crate::model::{Model, Part, Sent, draw_batch, draw_repeats, open, survives};
+use crate::model::{
+    Model, Part, Sent, draw_batch, draw_notes, draw_repeats, most, open, push_note, survives,
+};
 use crate::sim::{Call, Cut, Hook, Lies, Rng, SimDisk};
 use castra::core::event::Batch;
 use castra::core::journal::read::Reader;
 use castra::core::journal::segment::Map;
 use castra::core::journal::spare::{self, Spare};
-use castra::core::journal::writer::{CommitError, Writer};
+use castra::core::journal::writer::{CommitError, Share, Writer, note_bytes};
 use castra::core::journal::{Opened, retain};
 use std::sync::{Arc, Mutex};
 
@@ -38,6 +40,10 @@ pub struct Done {
     pub rotations: u64,
     /// Events that were sent again and not written again.
     pub repeats: u64,
+    /// Notes that were acked.
+    pub notes: u64,
+    /// Notes that were acked in the reserve, where a publisher had no room.
+    pub reserved: u64,
     pub trace: u64,
 }
 
@@ -51,6 +57,8 @@ impl Done {
         self.lives += other.lives;
         self.rotations += other.rotations;
         self.repeats += other.repeats;
+        self.notes += other.notes;
+        self.reserved += other.reserved;
     }
 }
 
@@ -260,7 +268,8 @@ impl Life {
     fn step(&mut self, rng: &mut Rng) -> Result<(), End> {
         self.now = (self.now + rng.below(40)).saturating_sub(rng.below(30));
         match rng.below(24) {
-            0..10 => self.publish(rng).map(drop),
+            0..8 => self.publish(rng).map(drop),
+            8..10 => self.note(rng).map(drop),
             10..16 => self.commit().map(drop),
             16..18 => self.commit().and_then(|_| self.mark()),
             18 => self.prepare(),
@@ -299,7 +308,7 @@ impl Life {
 
     /// As `CommitLoop::accept` does it; false when it was refused.
     fn publish(&mut self, rng: &mut Rng) -> Result<bool, End> {
-        let (batch, parts) = draw_repeats(rng, self.bytes as usize - 4096 - 48, Some(&mut self.sent));
+        let (batch, parts) = draw_repeats(rng, most(self.bytes), Some(&mut self.sent));
         if self.is_answered(&batch, &parts)? {
             return Ok(true);
         }
@@ -316,6 +325,41 @@ impl Life {
         }
         self.push(&batch, &parts)?;
         Ok(true)
+    }
+
+    /// As `CommitLoop::push_notes` does it, but for calls that fit a segment; false when it was refused.
+    fn note(&mut self, rng: &mut Rng) -> Result<bool, End> {
+        let notes = draw_notes(rng, most(self.bytes));
+        for (i, note) in notes.iter().enumerate() {
+            let bytes = note_bytes(note);
+            let mut fits = self.writer.fits(bytes, Share::Common);
+            if !fits || rng.one_in(12) {
+                let stored = self.commit()?;
+                if i > 0 && !stored {
+                    return Ok(false);
+                }
+                if !fits && self.prepare_and_rotate()? {
+                    fits = self.writer.fits(bytes, Share::Common);
+                }
+            }
+            let reserved = !fits && self.writer.fits(bytes, Share::Reserved);
+            if !self.model_note(note) {
+                self.done.refused += 1;
+                return Ok(false);
+            }
+            self.done.reserved += u64::from(reserved);
+        }
+        Ok(true)
+    }
+
+    fn model_note(&mut self, note: &castra::core::journal::Note) -> bool {
+        // The model is told before the journal is.
+        push_note(&mut self.writer, &mut self.context.lock().unwrap().model, note)
+    }
+
+    fn prepare_and_rotate(&mut self) -> Result<bool, End> {
+        self.prepare()?;
+        self.rotate()
     }
 
     /// It repeats what is acked and nothing else: the answer needs no commit and no room.
@@ -344,6 +388,7 @@ impl Life {
     fn commit(&mut self) -> Result<bool, End> {
         match self.writer.commit() {
             Ok(committed) => {
+                self.done.notes += self.model(|model| model.notes_in_flight.len() as u64);
                 self.model(Model::ack);
                 let (durable, acked) = (self.map.durable_seq(), self.model(|m| m.acked.len() as u64));
                 self.done.acked = acked;
@@ -353,7 +398,7 @@ impl Life {
                 Ok(true)
             }
             Err(CommitError::DiskFull) => {
-                self.model(|model| model.in_flight.clear());
+                self.model(Model::refuse);
                 self.done.refused += 1;
                 let (next, acked) = (self.writer.next_seq(), self.model(|m| m.acked.len() as u64));
                 if next != acked + 1 {
@@ -403,7 +448,7 @@ impl Life {
         let keep = rng.below(5 * self.bytes);
         let floor =
             if rng.one_in(4) { rng.below(self.map.durable_seq() + 1) } else { self.map.durable_seq() };
-        let gone = retain::expired(&segments, self.now, keep, 1 << 40, floor);
+        let gone = retain::expired(&segments, self.now, keep, 1 << 40, floor, self.map.notes().from);
         if gone == 0 {
             return Ok(());
         }
@@ -428,6 +473,9 @@ impl Life {
         let mut refused = false;
         for _ in 0..rng.below(12) {
             refused |= !self.publish(rng)?;
+            if rng.one_in(3) {
+                self.note(rng)?;
+            }
             if rng.one_in(2) {
                 self.commit()?;
             }
@@ -455,6 +503,7 @@ impl Life {
         if pushed {
             self.writer.push(&batch, self.now);
         }
+        draw_notes(&mut rng, 300).iter().for_each(|note| self.writer.push_note(note));
         let committed = self.writer.commit();
         let marked = self.writer.mark();
         let ok = rotated.is_some_and(|r| r.is_ok()) || (pushed && committed.is_ok());

@@ -6,10 +6,11 @@
 //! behind it stand at most the first of the batch under way, whole publishes only, and nothing that was
 //! refused; what was served once is served again after the next crash. Live readers never pass the acks. What is sent
 //! again with an id of its publisher's, to the same process or the next, has the first seq and is there once, if the
-//! first was stored; else it is new.
+//! first was stored; else it is new. Notes stand among the events: those that were acked are replayed in their order, from
+//! the newest whole snapshot on.
 //!
-//! `sim.rs` is the disk, `model.rs` the check, `history.rs` the lives; `damage.rs`, `lookup.rs`, `turns.rs` and `whole.rs`
-//! are tests of their own. `CASTRA_CRASH_POINTS=n` checks more; `CASTRA_SEED=n` replays one history (or damaged journal).
+//! `sim.rs` is the disk, `model.rs` the check, `history.rs` the lives; `damage.rs`, `lookup.rs`, `notes.rs`, `turns.rs` and
+//! `whole.rs` are tests of their own. `CASTRA_CRASH_POINTS=n` checks more; `CASTRA_SEED=n` replays one history (or damaged journal).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -17,6 +18,7 @@ mod damage;
 mod history;
 mod lookup;
 mod model;
+mod notes;
 mod sim;
 mod turns;
 mod whole;
@@ -67,6 +69,7 @@ fn acked_is_never_lost_and_refused_never_comes_back() {
     let (total, histories) = (total.into_inner().unwrap(), next.load(Ordering::Relaxed) - 1);
     println!("{histories} histories in {:.1?}: {total:?}", began.elapsed());
     assert!(total.acked > 0 && total.refused > 0 && total.failed > 0 && total.retained > 0);
+    assert!(total.notes > total.acked / 20 && total.reserved > 0, "{} notes", total.notes);
     assert!(total.repeats > total.acked / 20, "{} repeats of {} events", total.repeats, total.acked);
 }
 

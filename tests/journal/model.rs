@@ -7,8 +7,9 @@ use crate::sim::{Cut, Rng, SimDisk};
 use castra::core::event::{Batch, Publish, Text};
 use castra::core::identity::VmName;
 use castra::core::journal::read::{Read, Reader};
-use castra::core::journal::{Opened, Seqs};
-use castra::core::limits::SEEN_IDS;
+use castra::core::journal::writer::{Share, Writer, note_bytes};
+use castra::core::journal::{Class, Note, Opened, Seqs};
+use castra::core::limits::{RESERVED_BYTES, SEEN_IDS};
 use std::sync::Arc;
 
 pub const JOURNAL: u128 = 0xca57_4a00_1234_5678_9abc_def0_1122_3344;
@@ -46,6 +47,10 @@ pub struct Model {
     pub acked: Vec<Line>,
     /// Pushed, neither acked nor refused.
     pub in_flight: Vec<Line>,
+    /// The notes that were acked, in order.
+    pub notes: Vec<Note>,
+    /// Those that were pushed, each with how many of `in_flight` stand before it.
+    pub notes_in_flight: Vec<(Note, usize)>,
     /// A crash was before anybody was told about `in_flight`, and it did not come back. It may one crash
     /// later, as long as nothing was pushed since: the cut that took it out was not durable itself.
     pub stale: bool,
@@ -116,6 +121,46 @@ pub fn draw_repeats(rng: &mut Rng, most: usize, mut sent: Option<&mut Sent>) -> 
     (batch, parts)
 }
 
+/// What the largest batch of a segment of so many bytes takes at the most, with its estimate.
+pub fn most(bytes: u64) -> usize {
+    (bytes - 4096 - 48 - RESERVED_BYTES.min(bytes / 8)) as usize
+}
+
+/// A call of notes: some changes, or a snapshot, or a part of one. No two bodies are alike.
+pub fn draw_notes(rng: &mut Rng, most: usize) -> Vec<Note> {
+    use Class::{Change, SnapshotBegin, SnapshotEnd, SnapshotPart};
+    let classes = match rng.below(12) {
+        0..7 => vec![Change; 1 + rng.below(3) as usize],
+        7..11 => {
+            let parts = [0, 1, 1, 2, 4, 9][rng.below(6) as usize];
+            [vec![SnapshotBegin], vec![SnapshotPart; parts], vec![SnapshotEnd]].concat()
+        }
+        // Nobody does that; it must do no harm. Only how a call begins is promised: not in the middle of a snapshot.
+        _ => {
+            let first = if rng.one_in(2) { Change } else { SnapshotBegin };
+            let others = (0..rng.below(4)).filter_map(|_| Class::from_byte(1 + rng.below(4) as u8));
+            std::iter::once(first).chain(others).collect()
+        }
+    };
+    let mut body = |_| {
+        let size = if rng.one_in(4) { rng.below(most as u64 / 2) } else { rng.below(60) };
+        [&rng.next().to_le_bytes()[..], &vec![7; size as usize]].concat()
+    };
+    classes.into_iter().map(|class| Note::new(class, body(class)).unwrap()).collect()
+}
+
+/// What of these notes a start hands out: the newest whole snapshot, and the changes behind it.
+pub fn replayed(notes: &[Note]) -> Vec<Note> {
+    let is = |at: usize, class| notes[at].class() == class;
+    let whole = (0..notes.len()).rev().filter(|end| is(*end, Class::SnapshotEnd)).find_map(|end| {
+        let begin = (0..end).rev().find(|at| !is(*at, Class::SnapshotPart))?;
+        is(begin, Class::SnapshotBegin).then_some((begin, end + 1))
+    });
+    let (begin, end) = whole.unwrap_or((0, 0));
+    let changes = notes[end..].iter().filter(|note| note.class() == Class::Change);
+    notes[begin..end].iter().chain(changes).cloned().collect()
+}
+
 impl Model {
     pub fn new() -> Self {
         Model { first: (1, 1), ..Model::default() }
@@ -123,9 +168,7 @@ impl Model {
 
     /// The batch is under way, pushed at `now`; the seq of each event, and whether it is a repeat.
     pub fn push(&mut self, batch: &Batch, parts: &[Part], now: u64) -> Vec<(u64, bool)> {
-        if std::mem::take(&mut self.stale) {
-            self.in_flight.clear();
-        }
+        self.begin();
         self.ts = self.ts.max(now);
         let (mut seqs, mut group) = (Vec::new(), self.in_flight.len());
         for (draft, part) in batch.drafts().iter().zip(parts) {
@@ -150,6 +193,25 @@ impl Model {
         seqs
     }
 
+    /// The note is under way.
+    pub fn push_note(&mut self, note: &Note) {
+        self.begin();
+        self.notes_in_flight.push((note.clone(), self.in_flight.len()));
+    }
+
+    /// What did not come back is gone for good once something is pushed.
+    fn begin(&mut self) {
+        if std::mem::take(&mut self.stale) {
+            self.refuse();
+        }
+    }
+
+    /// What was under way was refused.
+    pub fn refuse(&mut self) {
+        self.in_flight.clear();
+        self.notes_in_flight.clear();
+    }
+
     /// The event that this id was first given to, among the last that its VM gave.
     fn repeated(&self, vm: &str, own_id: Option<&str>) -> Option<u64> {
         let lines = (1..).zip(self.acked.iter().chain(&self.in_flight).filter(|_| own_id.is_some()));
@@ -162,7 +224,8 @@ impl Model {
 
     /// What a writer says of a batch before it is pushed: it is all repeats of what was acked, or not.
     pub fn check_repeats(&self, said: Option<Seqs>, parts: &[Part]) -> Result<bool, String> {
-        let acked = Model { in_flight: Vec::new(), ..self.clone() };
+        let mut acked = self.clone();
+        acked.refuse();
         let all: Option<Vec<(u64, bool)>> = parts
             .iter()
             .map(|part| acked.repeated(&part.vm, part.own_id.as_deref()).map(|seq| (seq, true)))
@@ -178,17 +241,47 @@ impl Model {
     pub fn ack(&mut self) {
         if !self.stale {
             self.acked.append(&mut self.in_flight);
+            self.notes.extend(self.notes_in_flight.drain(..).map(|(note, _)| note));
         }
     }
 
-    /// A recovery served events up to `last`: from now on they count as acked.
-    pub fn adopt(&mut self, opened: &Opened, last: u64) {
+    /// A recovery served events up to `last`, and so many of the notes that were under way: from now on they count as
+    /// acked.
+    pub fn adopt(&mut self, opened: &Opened, (last, notes): (u64, usize)) {
         self.known_from = opened.map().first_seq();
         let more = (last as usize).saturating_sub(self.acked.len());
-        self.stale = more == 0;
-        if more > 0 {
+        self.stale = more == 0 && notes == 0;
+        if !self.stale {
             self.acked.extend(self.in_flight.drain(..).take(more));
+            self.notes.extend(self.notes_in_flight.drain(..).take(notes).map(|(note, _)| note));
         }
+    }
+
+    /// How many of the notes under way were recovered beside the events up to `last`: those of the longest beginning
+    /// of what was pushed that explains what is replayed; of two that do the shorter, for what shows nowhere may not be
+    /// there.
+    fn check_notes(&self, opened: &Opened, last: u64) -> Result<usize, String> {
+        let (mut got, events) = (Vec::new(), last as usize - self.acked.len());
+        let damage = opened.notes(|class, body| got.push(Note::new(class, body.to_vec()).unwrap()));
+        if !damage.map_err(|e| format!("reading the notes: {e}"))?.is_empty() {
+            return Err("damage among the notes".into());
+        }
+        // A note before an event that came back came back, and one behind an event that did not did not.
+        let before = self.notes_in_flight.iter().filter(|(_, at)| *at < events).count();
+        let through = self.notes_in_flight.iter().filter(|(_, at)| *at <= events).count();
+        let said = |count: usize| {
+            let under_way = self.notes_in_flight[..count].iter().map(|(note, _)| note.clone());
+            replayed(&self.notes.iter().cloned().chain(under_way).collect::<Vec<_>>())
+        };
+        let explains = (before..=through).rev().find(|count| said(*count) == got);
+        let Some(longest) = explains else {
+            let show = |notes: &[Note]| {
+                notes.iter().map(|n| format!("{:?} {:02x?}", n.class(), &n.body()[..4])).collect::<Vec<_>>()
+            };
+            let (got, least, most) = (show(&got), show(&said(before)), show(&said(through)));
+            return Err(format!("the notes are {got:?}, they should be from {least:?} to {most:?}"));
+        };
+        Ok((before..=longest).find(|count| said(*count) == got).unwrap_or(longest))
     }
 
     fn line(&self, seq: u64) -> Option<&Line> {
@@ -244,8 +337,8 @@ impl Model {
         }
     }
 
-    /// What `opened` serves is what it must; the last seq.
-    pub fn check(&self, opened: &Opened, rng: &mut Rng) -> Result<u64, String> {
+    /// What `opened` serves is what it must; the last seq, and how many of the notes under way it has.
+    pub fn check(&self, opened: &Opened, rng: &mut Rng) -> Result<(u64, usize), String> {
         if !opened.report.damage.is_empty() {
             return Err(format!("damage is reported: {:?}", opened.report.damage));
         }
@@ -272,7 +365,7 @@ impl Model {
             let mut reader = opened.reader(from);
             self.follow(&mut reader, first, last, 4, rng).map_err(|e| format!("from {from}: {e}"))?;
         }
-        Ok(last)
+        Ok((last, self.check_notes(opened, last)?))
     }
 }
 
@@ -313,7 +406,7 @@ pub fn survives(disk: &SimDisk, model: &Model, bytes: u64, rng: &mut Rng, depth:
     let second = disk.cut(rng, Cut::Nothing);
     let opened = open(&second, bytes).map_err(|e| format!("the second time: {e}"))?;
     let served = model.check(&opened, rng).map_err(|e| format!("the second time: {e}"))?;
-    match served == model.acked.len() as u64 || model.stale {
+    match served == (model.acked.len() as u64, 0) || model.stale {
         true => Ok(tried),
         false => Err("the second time more is served".into()),
     }
@@ -332,8 +425,8 @@ fn write_on(
     let first = opened.map().first_seq();
     let mut writer = opened.into_writer();
     let (batch, parts) = match rng.one_in(2) {
-        true => sent_again(sent, bytes as usize - 4096 - 48),
-        false => draw_batch(rng, bytes as usize - 4096 - 48),
+        true => sent_again(sent, most(bytes)),
+        false => draw_batch(rng, most(bytes)),
     };
     if model.check_repeats(writer.repeats(&batch), &parts)? {
         return Ok(());
@@ -342,6 +435,15 @@ fn write_on(
         let spare =
             castra::core::journal::spare::find_or_make(disk, bytes, 4096).map_err(|e| e.to_string())?;
         writer.rotate(spare).map_err(|e| e.to_string())?;
+    }
+    let notes = if rng.one_in(2) { draw_notes(rng, 300) } else { Vec::new() };
+    for note in &notes {
+        push_note(&mut writer, model, note);
+    }
+    if !writer.has_room(&batch) {
+        writer.commit().map_err(|e| e.to_string())?;
+        model.ack();
+        return Ok(());
     }
     let now = model.ts + 1;
     let seqs = model.push(&batch, &parts, now);
@@ -355,6 +457,16 @@ fn write_on(
     }
     let last = model.acked.len() as u64;
     model.follow(&mut reader, first, last, u64::MAX, rng)
+}
+
+/// Pushes the note where there is room for it.
+pub fn push_note(writer: &mut Writer, model: &mut Model, note: &Note) -> bool {
+    let fits = writer.fits(note_bytes(note), Share::Reserved);
+    if fits {
+        model.push_note(note);
+        writer.push_note(note);
+    }
+    fits
 }
 
 /// The newest events that have ids of their own, of one publisher after the other, as if none had been acked.

@@ -5,13 +5,13 @@
 //! that was stuck and its own; a lane's batches get seqs in their order. Only where a round is larger than a
 //! segment does every segment that it goes into take one more.
 
-use crate::model::JOURNAL;
+use crate::model::{JOURNAL, most};
 use crate::sim::{Lies, Rng, SimDisk};
 use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
 use castra::core::journal::disk::{Disk, DiskFile};
 use castra::core::journal::segment::HEADER_BYTES;
-use castra::core::journal::{Journal, Opened, Outcome};
+use castra::core::journal::{Class, Journal, Note, Opened, Outcome};
 use castra::core::limits::Limits;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -189,8 +189,9 @@ fn batch(sizes: &[usize]) -> Batch {
 fn schedule(seed: u64) -> Result<(), TestCaseError> {
     let mut rng = Rng(seed);
     let segment = [1 << 20, 3 << 20, 12 << 20][rng.below(3) as usize];
+    let room = most(segment) as u64;
     // Often there is little left of the segment, so that a round comes to its end.
-    let (journal, _first) = stuck(segment, 1 + rng.below(segment / 40_400 - 1) as usize);
+    let (journal, _first) = stuck(segment, 1 + rng.below(room / 40_400 - 1) as usize);
     let (lanes, most) = (1 + rng.below(24), 1 + rng.below(4) as usize);
     let batches = rng.below(120);
     let slow_at = rng.below(batches + 1);
@@ -226,7 +227,7 @@ fn schedule(seed: u64) -> Result<(), TestCaseError> {
         }
     };
     // The first round, whole, is in one segment unless it is larger than one.
-    let largest = lanes * most as u64 * 40_200 + 10_000 > segment;
+    let largest = lanes * most as u64 * 40_200 + 10_000 > room;
     let more = if largest { journal.journal.map().segments().len() - begun_at } else { 0 };
     prop_assert!(syncs <= 2 + more as u64, "seed {seed}: durable after {syncs} syncs");
     journal.open();
@@ -271,6 +272,28 @@ fn one_event_behind_a_flood_is_in_the_next_commit() {
     );
     journal.open();
     journal.journal.stop();
+}
+
+/// Notes and events that wait together are one commit; each round takes one call, in their order.
+#[test]
+fn notes_are_in_the_next_commit() {
+    let (journal, _first) = stuck(12 << 20, 1);
+    let note = |n: u8| vec![Note::new(Class::Change, vec![n; 1000]).unwrap()];
+    let mut flood: Vec<_> = (0..64).map(|i| journal.submit(1 + i % 16, batch(&[40_000; 3]))).collect();
+    let mut calls: Vec<_> = (0..3).map(|n| journal.journal.note(note(n))).collect();
+    let mut slow = journal.submit(SLOW, batch(&[10]));
+    journal.release();
+    assert!(calls[0].try_recv().is_err(), "the commit that was stuck began before it came");
+    journal.gate.wait_until(|syncs| syncs.begun == 2);
+    journal.release();
+    assert_eq!(calls[0].try_recv().unwrap(), Ok(()));
+    assert_eq!(slow.try_recv().unwrap().unwrap().batch.len(), 1);
+    let rounds = flood.iter_mut().map(|outcome| outcome.try_recv().is_ok()).filter(|ok| *ok).count() / 16;
+    let noted = 1 + calls[1..].iter_mut().map(|call| call.try_recv().is_ok()).filter(|ok| *ok).count();
+    assert_eq!((rounds, noted), (3, 3), "4 MiB are reached in the third round");
+    journal.open();
+    journal.journal.stop();
+    assert!(journal.journal.note(note(9)).blocking_recv().is_err(), "after the end");
 }
 
 /// What was submitted before the end is committed; what comes after it is dropped with its reply.

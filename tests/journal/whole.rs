@@ -43,7 +43,7 @@ fn any_seq_is_found_in_large_segments() {
     drop(writer);
     let disk = disk.cut(&mut rng, Cut::Nothing);
     let opened = open(&disk, bytes).unwrap();
-    let last = model.check(&opened, &mut rng).unwrap();
+    let (last, _) = model.check(&opened, &mut rng).unwrap();
     assert_eq!(last, model.acked.len() as u64);
     assert!(opened.map().segments().len() > 3, "{}", opened.map().segments().len());
     for _ in 0..1500 {
@@ -91,6 +91,7 @@ fn start(disk: &SimDisk, bytes: u64) -> Running {
         move |batch| {
             c.fetch_add(batch.events().count(), Ordering::SeqCst);
         },
+        || {},
         move |_| {
             f.fetch_add(1, Ordering::SeqCst);
         },
@@ -198,7 +199,8 @@ fn ids_are_known_from_the_last_64_mib() {
         writer.commit().unwrap();
     }
     drop(writer);
-    let writer = open(&disk.cut(&mut rng, Cut::Nothing), bytes).unwrap().into_writer();
+    // No power cut: the zeros at the end of a segment that was sealed and not synced would count as read.
+    let writer = open(&disk, bytes).unwrap().into_writer();
     let known: Vec<Option<u64>> =
         (0..80).map(|n| writer.repeats(&named(n)).map(|seqs| seqs.highest(1))).collect();
     let first = known.iter().position(Option::is_some).unwrap();

@@ -197,20 +197,23 @@ impl<O: Observer> CommitLoop<O> {
             let _ = self.commit();
             self.make_room(whole, Share::Reserved, tell)?;
         }
+        let mut pushed = 0;
         for (i, note) in notes.iter().enumerate() {
             let bytes = note_bytes(note);
             let fits = match together {
                 true => self.writer.fits(bytes, Share::Reserved),
                 false => self.fits(bytes, Share::Reserved),
             };
-            if !fits || self.writer.pending_bytes() >= COMMIT_BYTES {
+            if !fits || pushed >= COMMIT_BYTES as u64 {
                 let committed = self.commit();
                 // What was refused with others is none of it.
                 if i > 0 {
                     committed?;
                 }
                 self.make_room(bytes, Share::Reserved, tell)?;
+                pushed = 0;
             }
+            pushed += bytes;
             self.writer.push_note(note);
         }
         Ok(())
