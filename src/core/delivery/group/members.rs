@@ -110,13 +110,13 @@ impl Members {
         }
     }
 
-    /// What a member holds or has had until its time was over, through `seq`.
+    /// What a member holds or has had until its time was over, through `seq`, in order.
     pub fn held_through(&self, id: MemberId, seq: u64) -> Vec<u64> {
-        let of = |member: &Member| -> Vec<u64> {
-            let held = member.held.range(..=seq);
-            held.chain(member.late.range(..=seq)).copied().collect()
-        };
-        self.all.get(&id).map_or(Vec::new(), of)
+        let Some(member) = self.all.get(&id) else { return Vec::new() };
+        let held = member.held.range(..=seq);
+        let mut all: Vec<u64> = held.chain(member.late.range(..=seq)).copied().collect();
+        all.sort_unstable();
+        all
     }
 
     /// Nobody holds anything any more.
