@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Always holds: [`Saved`] after all changes that were taken is what the group has, but for a cursor that moved over
-//! events which are not the group's; a change is about [`CHANGE_BYTES`] of JSON at the most; a change that is applied
-//! twice changes nothing. Pure. Owner: `group.rs`.
+//! events which are not the group's; a change is about [`CHANGE_BYTES`] of JSON at the most; changes apply in the
+//! order in which they were taken, and one that is applied twice in a row changes nothing. Pure. Owner: `group.rs`.
 
 use super::ranges::Ranges;
 use crate::core::limits::{GROUP_FAILURES, REASON_BYTES};
