@@ -717,6 +717,7 @@ mod tests {
         fn write(&mut self, group: &mut Group, disk: &mut Saved, cursor: bool) {
             let mut write = |change: Option<Change>| {
                 let Some(change) = change else { return false };
+                assert!(change.done.iter().all(|(first, _)| *first > change.cursor + 1), "{change:?}");
                 let note = serde_json::to_string(&change).unwrap();
                 disk.apply(serde_json::from_str(&note).unwrap());
                 true

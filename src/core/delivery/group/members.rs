@@ -196,5 +196,9 @@ mod tests {
         assert_eq!((members.in_flight(), members.give(2, 1)), (0, Some(1)));
         assert_eq!(members.leave(1), Some(BTreeSet::from([2])));
         assert_eq!((members.leave(1), members.give(3, 1), members.places()), (None, None, 0));
+        members.join(1, 1, 1);
+        members.leave(1);
+        members.join(1, 1, 1);
+        assert_eq!(members.in_turn(), 1, "whoever comes back has one turn, not two");
     }
 }

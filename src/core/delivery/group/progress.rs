@@ -317,4 +317,20 @@ mod tests {
         let json = serde_json::to_string(&disk).unwrap();
         assert_eq!(serde_json::from_str::<Saved>(&json).unwrap(), disk);
     }
+
+    #[test]
+    fn what_is_done_has_no_failures_whatever_a_note_says() {
+        let mut saved = Saved::new(3);
+        saved.apply(Change { cursor: 3, done: vec![(5, 6)], ..Change::default() });
+        let failures = vec![Failure { attempt: 1, cause: Cause::Timeout, reason: String::new() }];
+        let failed = [3, 4, 5].map(|seq| (seq, failures.clone())).to_vec();
+        saved.apply(Change { cursor: 2, failed, ..Change::default() });
+        assert_eq!([3, 4, 5].map(|seq| saved.failures(seq).len()), [0, 1, 0]);
+        saved.apply(Change { cursor: 4, ..Change::default() });
+        assert_eq!((saved, saved_json()), (Saved::new(6), r#"{"cursor":6,"anew":true}"#.to_owned()));
+    }
+
+    fn saved_json() -> String {
+        serde_json::to_string(&Saved::new(6)).unwrap()
+    }
 }
