@@ -559,7 +559,7 @@ mod tests {
             let same = |other: &u64| self.stream[*other as usize].key == key;
             self.options.ordered_by_key
                 && key.is_some()
-                && self.seqs(|state| state != State::Done).iter().take_while(|o| **o < seq).any(|o| same(o))
+                && self.seqs(|state| state != State::Done).iter().take_while(|o| **o < seq).any(same)
         }
 
         /// What goes out next.
@@ -668,7 +668,7 @@ mod tests {
                 let Given { wanted, key, bytes } = self.stream[seq as usize];
                 if !wanted {
                     // Not every one is said by itself.
-                    if seq % 3 > 0 || seq == STREAM {
+                    if !seq.is_multiple_of(3) || seq == STREAM {
                         group.pass(seq);
                         self.looked = seq;
                     }
