@@ -165,3 +165,60 @@ impl Group {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::super::tests::{MS, ack, delivered, group};
+    use super::*;
+
+    #[test]
+    fn an_answer_that_does_not_count_says_why() {
+        let mut group = group(Options::default(), &[(1, 1), (2, 1)], 4);
+        group.step(MS(0));
+        assert_eq!(ack(&mut group, 2, 1), Err(Refused::NotHeld));
+        assert_eq!(ack(&mut group, 7, 1), Err(Refused::NotHeld));
+        assert_eq!(ack(&mut group, 1, 3), Err(Refused::NotDelivered));
+        assert_eq!(ack(&mut group, 1, 5), Err(Refused::Unknown));
+        assert_eq!(ack(&mut group, 1, u64::MAX), Err(Refused::Unknown));
+        assert_eq!(ack(&mut group, 1, 1), Ok(()));
+        assert_eq!(ack(&mut group, 1, 1), Err(Refused::AlreadyDone));
+        assert_eq!(ack(&mut group, 1, 0), Err(Refused::AlreadyDone));
+        assert_eq!(group.nack(1, 1, "", &Delay::Doubling, MS(0)), Err(Refused::AlreadyDone));
+        assert_eq!(group.term(1, 2, "", MS(0)), Err(Refused::NotHeld));
+        assert_eq!(group.term(2, 2, "broken", MS(0)), Ok(()));
+        assert_eq!(ack(&mut group, 2, 2), Err(Refused::GivenUp));
+        assert_eq!(group.ack(1, Which::Through(2), MS(0)).refused, [(2, Refused::GivenUp)]);
+        assert_eq!(group.in_progress(1, &[3], MS(0)).refused, [(3, Refused::NotDelivered)]);
+    }
+
+    #[test]
+    fn a_late_ack_counts_until_another_is_given_the_event() {
+        let mut group = group(Options::default(), &[(1, 3)], 3);
+        group.step(MS(0));
+        group.in_progress(1, &[3], MS(10));
+        assert_eq!(group.next(), Some(MS(30_000)));
+        group.join(1, 1, 0);
+        let effects = group.step(MS(30_000));
+        assert_eq!(delivered(&effects), [], "it still holds the third");
+        assert_eq!(group.in_progress(1, &[1], MS(30_000)).refused, [(1, Refused::NotHeld)]);
+        assert_eq!(ack(&mut group, 2, 1), Err(Refused::NotHeld));
+        assert_eq!(ack(&mut group, 1, 1), Ok(()));
+        group.join(2, 1, 0);
+        assert_eq!(delivered(&group.step(MS(30_001))), [(2, 2, 2)]);
+        assert_eq!(ack(&mut group, 1, 2), Err(Refused::NotHeld));
+    }
+
+    #[test]
+    fn through_is_all_that_was_given_late_or_not() {
+        let mut group = group(Options::default(), &[(1, 4)], 4);
+        group.step(MS(0));
+        group.join(1, 1, 0);
+        assert_eq!(delivered(&group.step(MS(30_000))), [(1, 1, 2)]);
+        let answered = group.ack(1, Which::Through(3), MS(30_000));
+        assert_eq!(answered, Answered { taken: vec![1, 2, 3], refused: vec![] });
+        assert_eq!(delivered(&group.step(MS(30_000))), [(1, 4, 2)]);
+        let answered = group.ack(1, Which::Through(3), MS(30_000));
+        assert_eq!(answered.refused, [(3, Refused::AlreadyDone)]);
+    }
+}

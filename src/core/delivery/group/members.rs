@@ -110,13 +110,13 @@ impl Members {
         }
     }
 
-    /// What a member holds or has had until its time was over, through `seq`.
+    /// What a member holds or has had until its time was over, through `seq`, in order.
     pub fn held_through(&self, id: MemberId, seq: u64) -> Vec<u64> {
-        let of = |member: &Member| -> Vec<u64> {
-            let held = member.held.range(..=seq);
-            held.chain(member.late.range(..=seq)).copied().collect()
-        };
-        self.all.get(&id).map_or(Vec::new(), of)
+        let Some(member) = self.all.get(&id) else { return Vec::new() };
+        let held = member.held.range(..=seq);
+        let mut all: Vec<u64> = held.chain(member.late.range(..=seq)).copied().collect();
+        all.sort_unstable();
+        all
     }
 
     /// Nobody holds anything any more.
@@ -196,5 +196,9 @@ mod tests {
         assert_eq!((members.in_flight(), members.give(2, 1)), (0, Some(1)));
         assert_eq!(members.leave(1), Some(BTreeSet::from([2])));
         assert_eq!((members.leave(1), members.give(3, 1), members.places()), (None, None, 0));
+        members.join(1, 1, 1);
+        members.leave(1);
+        members.join(1, 1, 1);
+        assert_eq!(members.in_turn(), 1, "whoever comes back has one turn, not two");
     }
 }

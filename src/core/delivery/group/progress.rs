@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Always holds: [`Saved`] after all changes that were taken is what the group has, but for a cursor that moved over
-//! events which are not the group's; a change is about [`CHANGE_BYTES`] of JSON at the most; a change that is applied
-//! twice changes nothing. Pure. Owner: `group.rs`.
+//! events which are not the group's; a change is about [`CHANGE_BYTES`] of JSON at the most; changes apply in the
+//! order in which they were taken, and one that is applied twice in a row changes nothing. Pure. Owner: `group.rs`.
 
 use super::ranges::Ranges;
 use crate::core::limits::{GROUP_FAILURES, REASON_BYTES};
@@ -282,4 +282,60 @@ impl Unwritten {
 fn one_line(reason: &str) -> String {
     let cut = &reason[..reason.floor_char_boundary(REASON_BYTES)];
     cut.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::super::tests::{MS, ack, group};
+    use super::*;
+    use crate::core::delivery::redelivery::Delay;
+
+    const CHANGE_LIMIT: usize = 48 * 1024;
+
+    #[test]
+    fn much_that_changed_is_written_in_parts() {
+        let mut group = group(Options { batch: 10_000, ..Options::default() }, &[(1, 4000)], 4000);
+        let mut disk = Saved::default();
+        group.step(MS(0));
+        for seq in 1..=2000 {
+            assert_eq!(ack(&mut group, 1, 2 * seq), Ok(()));
+            let reason = "\"".repeat(300);
+            assert!(group.nack(1, 2 * seq - 1, &reason, &Delay::One(60_000), MS(0)).is_ok());
+        }
+        let mut notes = 0;
+        while let Some(change) = group.take_changes() {
+            let note = serde_json::to_vec(&change).unwrap();
+            assert!(note.len() < CHANGE_LIMIT, "{}", note.len());
+            disk.apply(serde_json::from_slice(&note).unwrap());
+            notes += 1;
+        }
+        assert!(notes > 20);
+        assert_eq!(disk, *group.saved());
+        let mut again = Saved::default();
+        for change in disk.changes() {
+            assert!(serde_json::to_vec(&change).unwrap().len() < CHANGE_LIMIT);
+            again.apply(change.clone());
+            again.apply(Change { anew: false, ..change });
+        }
+        assert_eq!(again, disk);
+        let json = serde_json::to_string(&disk).unwrap();
+        assert_eq!(serde_json::from_str::<Saved>(&json).unwrap(), disk);
+    }
+
+    #[test]
+    fn what_is_done_has_no_failures_whatever_a_note_says() {
+        let mut saved = Saved::new(3);
+        saved.apply(Change { cursor: 3, done: vec![(5, 6)], ..Change::default() });
+        let failures = vec![Failure { attempt: 1, cause: Cause::Timeout, reason: String::new() }];
+        let failed = [3, 4, 5].map(|seq| (seq, failures.clone())).to_vec();
+        saved.apply(Change { cursor: 2, failed, ..Change::default() });
+        assert_eq!([3, 4, 5].map(|seq| saved.failures(seq).len()), [0, 1, 0]);
+        saved.apply(Change { cursor: 4, ..Change::default() });
+        assert_eq!((saved, saved_json()), (Saved::new(6), r#"{"cursor":6,"anew":true}"#.to_owned()));
+    }
+
+    fn saved_json() -> String {
+        serde_json::to_string(&Saved::new(6)).unwrap()
+    }
 }

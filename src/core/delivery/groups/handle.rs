@@ -14,8 +14,9 @@ use super::notes::{Record, What};
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
 use crate::core::delivery::group::answers::{Refused, Which as These};
+use crate::core::delivery::group::figures::Stall;
 use crate::core::delivery::group::progress::{Failure, Saved};
-use crate::core::delivery::group::{self, Effect, Group, Stall};
+use crate::core::delivery::group::{self, Effect, Group};
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::delivery::redelivery::Delay;
@@ -195,7 +196,7 @@ impl Handle {
         let mut out = Vec::new();
         report(&mut out, "group_seek", &json!({"group": self.name, "cursor": cursor}));
         state.answers.push((outlet.clone(), 0, out));
-        self.act(&mut state);
+        self.stir(&mut state);
     }
 
     /// Where the task is to go on, if somewhere else.
@@ -250,7 +251,7 @@ impl Handle {
         let mut state = self.lock();
         state.machine.seek(cursor);
         state.stage = Stage::Begun;
-        self.act(&mut state);
+        self.stir(&mut state);
     }
 
     /// It cannot begin: its members are told, and it is gone.
@@ -291,7 +292,7 @@ impl Handle {
             member.outlet.hold(member.number, out.into(), 0);
             machine.join(member.number, member.max_in_flight, GROUP_MEMBER_BYTES);
         }
-        self.act(state);
+        self.stir(state);
     }
 
     /// A member goes.
@@ -299,7 +300,7 @@ impl Handle {
         let mut state = self.lock();
         state.members.retain(|member| member.number != number);
         state.machine.leave(number, self.now());
-        self.act(&mut state);
+        self.stir(&mut state);
     }
 
     /// How many events it may take in, if any.
@@ -399,7 +400,7 @@ impl Handle {
                 state.answers.push((outlet, number, out));
             }
         }
-        self.act(&mut state);
+        self.stir(&mut state);
         refusals.into_iter().map(|(seq, why)| (Some(seq), refusal(seq, why))).collect()
     }
 
@@ -488,7 +489,6 @@ impl Handle {
                 }
                 Effect::Dead { seq, attempts } => {
                     state.letters.push((seq, attempts));
-                    self.wake.notify_one();
                 }
             }
         }
@@ -500,7 +500,11 @@ impl Handle {
         {
             self.list(state);
         }
-        // Its timers and its room may be others.
+    }
+
+    /// The same, for whoever is not the task: its timers and its room may be others.
+    fn stir(self: &Arc<Self>, state: &mut State) {
+        self.act(state);
         self.wake.notify_one();
     }
 

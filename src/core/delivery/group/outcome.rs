@@ -1,0 +1,153 @@
+//! What becomes of a delivery: the event is done, goes out again, or is dead.
+//!
+//! Always holds: an event leaves the group only when it is done, and takes all that is known of it along: its place with
+//! a member or in the queue, its timer, its failures; the cursor stands before the oldest event that is there. Pure.
+//! Owner: `group.rs`.
+
+use super::members::MemberId;
+use super::progress::Cause;
+use super::{Event, Group, Place};
+use std::time::Duration;
+
+impl Group {
+    /// The dead letter of `seq` is durable: it is done.
+    pub fn buried(&mut self, seq: u64) {
+        if let Some(Event { place: Place::Dead, .. }) = self.events.get(&seq) {
+            self.finish(seq);
+        }
+    }
+
+    /// A delivery of `seq`, which no timer and no member has any more, was in vain.
+    pub(super) fn fail(
+        &mut self,
+        seq: u64,
+        cause: Cause,
+        reason: &str,
+        delay: Duration,
+        late: Option<MemberId>,
+    ) {
+        let Some(event) = self.events.get_mut(&seq) else { return };
+        event.failed = self.progress.fail(seq, cause, reason);
+        if cause == Cause::Term || event.failed >= self.options.max_attempts.max(1) {
+            event.place = Place::Dead;
+            self.dead += 1;
+            self.dying.push_back(seq);
+        } else if delay.is_zero() {
+            event.place = Place::Waiting { late };
+            self.queue.again(seq);
+            if let Some(member) = late {
+                self.members.late(member, seq);
+            }
+        } else {
+            let until = self.now.saturating_add(delay);
+            event.place = Place::Delayed { until };
+            self.timers.set(until, seq);
+            self.delayed += 1;
+        }
+    }
+
+    /// `seq` is done.
+    pub(super) fn finish(&mut self, seq: u64) {
+        if self.detach(seq).is_none() {
+            return;
+        }
+        let before = self.events.range(..seq).next_back();
+        let Some((before, _)) = before else { return self.advance(true) };
+        let after = self.events.range(seq..).next();
+        let last = after.map_or(self.looked, |(after, _)| after.saturating_sub(1));
+        self.progress.finish(before.saturating_add(1), last);
+    }
+
+    /// Takes `seq` out of wherever it is.
+    pub(super) fn detach(&mut self, seq: u64) -> Option<Event> {
+        let event = self.events.remove(&seq)?;
+        match event.place {
+            Place::Held { member, until } => {
+                self.timers.clear(until, seq);
+                self.members.release(member, seq, event.bytes);
+            }
+            Place::Waiting { late } => {
+                self.queue.not_again(seq);
+                if let Some(member) = late {
+                    self.members.not_late(member, seq);
+                }
+            }
+            Place::Delayed { until } => {
+                self.timers.clear(until, seq);
+                self.delayed = self.delayed.saturating_sub(1);
+            }
+            Place::Dead => self.dead = self.dead.saturating_sub(1),
+            Place::Behind => {}
+        }
+        if let Some(key) = event.key
+            && let Some(next) = self.queue.left(seq, key)
+            && let Some(behind) = self.events.get_mut(&next)
+            && let Place::Behind = behind.place
+        {
+            behind.place = Place::Waiting { late: None };
+            self.queue.again(next);
+        }
+        Some(event)
+    }
+
+    /// The cursor goes to the first event that is not done; `owed` when that is to be written soon.
+    pub(super) fn advance(&mut self, owed: bool) {
+        let first = self.events.first_key_value();
+        let done = first.map_or(self.looked, |(first, _)| first.saturating_sub(1));
+        self.progress.advance(done, owed);
+        self.looked = self.looked.max(self.progress.saved().cursor());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::answers::{Fate, Refused};
+    use super::super::progress::Failure;
+    use super::super::tests::{MS, ack, delivered, group};
+    use super::super::{Effect, Options};
+    use super::*;
+    use crate::core::delivery::redelivery::Delay;
+
+    #[test]
+    fn an_event_is_dead_after_its_last_attempt_and_done_when_buried() {
+        let options = Options { max_attempts: 3, ..Options::default() };
+        let mut group = group(options, &[(1, 9)], 2);
+        group.step(MS(0));
+        let again = Ok(Fate::Again { after: MS(500) });
+        assert_eq!(group.nack(1, 1, "no\nroom", &Delay::Doubling, MS(0)), again);
+        assert_eq!(ack(&mut group, 1, 1), Err(Refused::NotHeld));
+        assert_eq!((group.step(MS(499)), group.next()), (vec![], Some(MS(500))));
+        assert_eq!(delivered(&group.step(MS(500))), [(1, 1, 2)]);
+        group.join(2, 1, 0);
+        group.leave(1, MS(600));
+        assert_eq!(delivered(&group.step(MS(600))), [(2, 1, 3)], "what went out before goes first");
+        let effects = group.step(MS(30_600));
+        let attempts = [(1, Cause::Nack, "no room"), (2, Cause::Gone, ""), (3, Cause::Timeout, "")];
+        let attempts =
+            attempts.map(|(attempt, cause, reason)| Failure { attempt, cause, reason: reason.into() });
+        assert_eq!(effects[0], Effect::Dead { seq: 1, attempts: attempts.to_vec() });
+        assert_eq!(delivered(&effects), [(2, 2, 2)]);
+        assert_eq!((group.counts().cursor, group.counts().dead), (0, 1));
+        group.buried(2);
+        group.buried(1);
+        group.buried(1);
+        assert_eq!((group.counts().cursor, group.counts().dead), (1, 0));
+    }
+
+    #[test]
+    fn what_was_given_up_is_asked_for_again_after_a_crash() {
+        let mut group = group(Options::default(), &[(1, 9)], 3);
+        group.step(MS(0));
+        assert_eq!(group.term(1, 2, &"é".repeat(200), MS(0)), Ok(()));
+        assert_eq!(ack(&mut group, 1, 3), Ok(()));
+        let mut again = Group::restore(Options::default(), group.saved().clone());
+        again.join(1, 9, usize::MAX);
+        assert_eq!([1, 2, 3].map(|seq| again.offer(seq, None, 10)), [true, true, false]);
+        let effects = again.step(MS(0));
+        let Effect::Dead { seq: 2, attempts } = &effects[0] else { panic!("{effects:?}") };
+        assert_eq!((attempts[0].cause, attempts[0].reason.len()), (Cause::Term, 256));
+        assert_eq!(delivered(&effects), [(1, 1, 1)]);
+        again.buried(2);
+        assert_eq!((ack(&mut again, 1, 1), again.counts().cursor), (Ok(()), 3));
+    }
+}
