@@ -164,9 +164,9 @@ mod tests {
             prop_assert_eq!(trail.from, whole.or(first).map_or(0, |at| at as u64 + 1));
 
             let (mut gather, mut got) = (Gather::default(), Vec::new());
-            for at in (trail.from.max(1) as usize - 1)..steps.len() {
+            for (at, step) in steps.iter().enumerate().skip(trail.from.saturating_sub(1) as usize) {
                 let mut each = |class, body: &[u8]| got.push((class, body.to_vec()));
-                match steps[at] {
+                match *step {
                     Some(class) => gather.note(class, &[at as u8], &mut each),
                     None => gather.broken(),
                 }
