@@ -38,6 +38,7 @@ Fields of --json (ages are milliseconds, null when never):
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written
   broker.counters              since the broker started; those of the last one when offline:
+    .handshakes                how many, by outcome: .granted, .denied, .timeout
     .sessions_opened           sessions that began
     .disconnects               how many ended, by reason: an object with a number for each
                                close reason of docs/BUS.md, as in .disconnects[\"slow-consumer\"]
