@@ -19,7 +19,7 @@ use super::events::Recorder;
 use super::journal::disk::{Disk, RealDisk};
 use super::journal::writer::Committed;
 use super::journal::{Damage, Journal, OpenError, Opened};
-use super::limits::Limits;
+use super::limits::{Limits, METRICS_CONNECTIONS};
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
 use super::metrics::{self, Metrics};
@@ -119,16 +119,21 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
     let mut config = config;
+    if config.metrics.is_some() {
+        // A listener, and who asks there.
+        config.limits.reserved_descriptors += METRICS_CONNECTIONS as u64 + 1;
+    }
     let places = share_descriptors(&mut config.limits);
     let Config { root, limits, tcp, unix, vsock, metrics, policy, handed } = &mut config;
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
     let status = status.map_err(failed("status"))?;
     // From here on, so that whoever waits for the doors sees the start.
+    let trust = policy.borrow().trust;
     let (metrics, metrics_at) = match *metrics {
         None => (None, None),
         Some(addr) => {
-            let (listener, at) = metrics::serve::bind(addr, policy.borrow().trust).await?;
+            let (listener, at) = metrics::serve::bind(addr, trust).await?;
             tracing::info!(at, "metrics: served");
             let metrics = Metrics::new(recorder.clone(), vms.clone(), root.path().to_owned());
             tokio::spawn(metrics::serve::serve(listener, metrics.clone(), limits.clone()));

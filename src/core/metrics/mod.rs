@@ -161,7 +161,7 @@ impl Metrics {
         let sources = self.sources.clone();
         let look = tokio::task::spawn_blocking(move || {
             let stat = nix::sys::statvfs::statvfs(&sources.root);
-            let free = stat.map_or(UNKNOWN, |s| s.blocks_available() as u64 * s.fragment_size() as u64);
+            let free = stat.map_or(UNKNOWN, |s| s.blocks_available() * s.fragment_size());
             sources.free.store(free, Relaxed);
             drop(asking);
         });
