@@ -130,7 +130,12 @@ fn a_broker_whose_disk_is_full_is_not_ready_and_is_well() {
     until(&mut guest, "ok");
     assert!(is(&get("/readyz"), "HTTP/1.1 200 ", "\r\n\r\nrunning\n"));
     let filler = disk.fill();
-    until(&mut guest, "disk-full");
+    let (pad, mut n) = ("x".repeat(50_000), 0);
+    eventually("a refusal", || {
+        n += 1;
+        let ack = guest.ask(format!("{{\"type\":\"publish\",\"payload\":\"{n} {pad}\"}}"));
+        (ack["code"] == "disk-full").then_some(())
+    });
     eventually("not ready", || is(&get("/readyz"), "HTTP/1.1 503 ", "\r\n\r\ndisk-full\n").then_some(()));
     assert!(is(&get("/healthz"), "HTTP/1.1 200 ", "\r\n\r\nok\n"));
     eventually("few bytes that are free", || {
