@@ -107,6 +107,7 @@ impl Config {
     pub fn take(&mut self, args: &BrokerArgs) -> Result<(), Failure> {
         for (name, flag, value) in [
             ("broker.vsock", "--vsock", &args.vsock),
+            ("broker.metrics", "--metrics", &args.metrics),
             ("broker.trust", "--trust", &args.trust),
             ("limits.segment_bytes", "--segment-bytes", &args.segment_bytes),
             ("limits.retain_bytes", "--retain-bytes", &args.retain_bytes),

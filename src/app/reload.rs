@@ -13,7 +13,8 @@ use super::service::Service;
 use super::{Exit, Failure};
 use crate::cli::BrokerArgs;
 use crate::core::broker;
-use crate::core::config::{advice::open_to_all, trust_word};
+use crate::core::config::advice::{metrics_to_all, open_to_all};
+use crate::core::config::trust_word;
 use crate::core::door::tcp::is_loopback;
 use crate::core::policy::{Policy, Trust, VmEntry};
 use nix::sys::signal::{SigSet, Signal as Sig};
@@ -44,8 +45,8 @@ pub struct Reloader {
     /// What the broker was started with.
     started: Config,
     args: BrokerArgs,
-    /// An address of the broker that is not of the loopback.
-    open: Option<SocketAddr>,
+    /// What is wrong with trust = "open" for this broker: an address of it is not of the loopback.
+    open: Option<String>,
     in_force: watch::Sender<Arc<Policy>>,
     service: Arc<Service>,
 }
@@ -60,7 +61,9 @@ impl Reloader {
         service: Arc<Service>,
     ) -> Self {
         let handed = broker.handed.tcp.iter().filter_map(|listener| listener.local_addr().ok());
-        let open = broker.tcp.iter().copied().chain(handed).find(|addr| !is_loopback(addr));
+        let is_open = |addr: &SocketAddr| !is_loopback(addr);
+        let open = broker.tcp.iter().copied().chain(handed).find(is_open).map(|addr| open_to_all(&addr));
+        let open = open.or_else(|| broker.metrics.filter(is_open).map(|addr| metrics_to_all(&addr)));
         Reloader { started, args, open, in_force, service }
     }
 
@@ -102,9 +105,9 @@ impl Reloader {
         config.take(&self.args)?;
         let policy = config.examine(&[geteuid().as_raw()]);
         config.refuse_mistakes()?;
-        match self.open {
-            Some(addr) if policy.trust == Trust::Open => {
-                Err(Failure::new(Exit::BadConfig, "not-loopback", open_to_all(&addr)))
+        match &self.open {
+            Some(why) if policy.trust == Trust::Open => {
+                Err(Failure::new(Exit::BadConfig, "not-loopback", why.clone()))
             }
             _ => Ok((config, policy)),
         }

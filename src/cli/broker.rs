@@ -12,6 +12,7 @@ pub const HELP: &str = r#"Examples:
   castra broker --state-root /srv/castra --tcp 127.0.0.1:7071
   castra broker --config castra.toml --print-config
   castra broker --vsock --trust proven
+  castra broker --metrics 127.0.0.1:9464
   castra broker --retain-bytes 8GiB --retain-age 30days --log-format json
 
 Guests reach it over TCP on loopback, vsock, and sockets; the host's commands over castra.sock
@@ -39,6 +40,9 @@ pub struct BrokerArgs {
     /// Let guests in by vsock, on this port [default: 7070]; castra.toml says which VM has which cid
     #[arg(long, hide_env_values = true, env = "CASTRA_VSOCK", value_name = "PORT", num_args = 0..=1, default_missing_value = "7070")]
     pub vsock: Option<String>,
+    /// Serve /metrics for Prometheus, /healthz and /readyz at this address, of the loopback unless --trust says otherwise [default: nowhere]
+    #[arg(long, hide_env_values = true, env = "CASTRA_METRICS", value_name = "ADDR")]
+    pub metrics: Option<String>,
     /// Whose names are taken: anybody's, those that castra.toml has, or proven ones [default: open]
     #[arg(long, hide_env_values = true, env = "CASTRA_TRUST", value_name = "TRUST", value_parser = ["open", "known", "proven"])]
     pub trust: Option<String>,

@@ -24,7 +24,7 @@ Fields of --json (ages are milliseconds, null when never):
                                the last one that spoke when it is offline
   broker.started_at            RFC 3339
   broker.uptime_ms             since then
-  broker.listeners             tcp:ADDR and unix:PATH
+  broker.listeners             tcp:ADDR, unix:PATH and the other doors; metrics:ADDR
   broker.journal.first_seq     the oldest event that can be read
   broker.journal.head_seq      the newest durable event
   broker.journal.logs_seq      how far the logs have come
@@ -38,6 +38,7 @@ Fields of --json (ages are milliseconds, null when never):
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written
   broker.counters              since the broker started; those of the last one when offline:
+    .handshakes                how many, by outcome: .granted, .denied, .timeout
     .sessions_opened           sessions that began
     .disconnects               how many ended, by reason: an object with a number for each
                                close reason of docs/BUS.md, as in .disconnects[\"slow-consumer\"]

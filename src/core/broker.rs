@@ -18,12 +18,13 @@ use super::descriptors::raise_descriptors;
 use super::door::listen::{Doors, Handed, ListenError, Ways, named};
 use super::door::{Lobby, unix};
 use super::events::Recorder;
-use super::journal::disk::RealDisk;
+use super::journal::disk::{Disk, RealDisk};
 use super::journal::writer::Committed;
 use super::journal::{Damage, Journal, OpenError, Opened};
-use super::limits::Limits;
+use super::limits::{Limits, METRICS_CONNECTIONS};
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
+use super::metrics::{self, Metrics};
 use super::policy::Policy;
 use super::service::{self, Supervisor};
 use super::state_root::{StateRoot, StateRootError};
@@ -49,6 +50,8 @@ pub struct Config {
     pub unix: Vec<PathBuf>,
     /// The port for guests that come over vsock.
     pub vsock: Option<u32>,
+    /// Where metrics are served; loopback only where trust is open.
+    pub metrics: Option<SocketAddr>,
     /// Who may do what. A new one takes effect at once, also for sessions that are open.
     pub policy: watch::Receiver<Arc<Policy>>,
     /// Sockets that are bound already.
@@ -118,25 +121,46 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
     let mut config = config;
+    if config.metrics.is_some() {
+        // A listener, and who asks there.
+        config.limits.reserved_descriptors += METRICS_CONNECTIONS as u64 + 1;
+    }
     let places = share_descriptors(&mut config.limits);
-    let Config { root, limits, tcp, unix, vsock, policy, handed } = &mut config;
+    let Config { root, limits, tcp, unix, vsock, metrics, policy, handed } = &mut config;
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
     let status = status.map_err(failed("status"))?;
+    // From here on, so that whoever waits for the doors sees the start.
+    let trust = policy.borrow().trust;
+    let (metrics, metrics_at) = match *metrics {
+        None => (None, None),
+        Some(addr) => {
+            let (listener, at) = metrics::serve::bind(addr, trust).await?;
+            tracing::info!(at, "metrics: served");
+            let metrics = Metrics::new(recorder.clone(), vms.clone(), root.path().to_owned());
+            tokio::spawn(metrics::serve::serve(listener, metrics.clone(), limits.clone()));
+            (Some(metrics), Some(at))
+        }
+    };
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::new(root.journal()));
+    let disk = metrics.iter().fold(disk, |disk, metrics| metrics.timed(disk));
 
     // Until the doors open nobody was told anything: a shutdown needs no drain.
     let recovery = {
         let (root, limits, vms, status) = (root.clone(), limits.clone(), vms.clone(), status.clone());
-        tokio::task::spawn_blocking(move || recover(&root, &limits, journal_id, vms, &status))
+        tokio::task::spawn_blocking(move || recover(disk, &root, &limits, journal_id, vms, &status))
     };
     tokio::pin!(shutdown);
-    let (opened, view, replay) = tokio::select! {
+    let (opened, mut view, replay) = tokio::select! {
         recovered = recovery => recovered.map_err(|e| failed("recovery")(io::Error::other(e)))??,
         () = &mut shutdown => {
             status.end();
             return Ok(());
         }
     };
+    if let Some(metrics) = &metrics {
+        view.count(metrics.topics.tally(opened.map().durable_seq()));
+    }
     let logs = Logs::start(view, limits, opened.readers()).map_err(failed("logs"))?;
     let (ending, ended) = watch::channel(Ending::No);
     let ending = Arc::new(ending);
@@ -156,7 +180,11 @@ pub async fn run(
         let logs = logs.clone();
         let floor = logs.floor();
         let commits = router.clone();
+        let metrics = metrics.clone();
         let committed = move |commit: Arc<Committed>| {
+            if let Some(metrics) = &metrics {
+                metrics.committed(&commit);
+            }
             commits.push(commit.clone());
             logs.push(commit);
         };
@@ -186,10 +214,15 @@ pub async fn run(
     let lobby = Lobby::new(Arc::new(bus), places, alive);
     let ways = Ways { tcp, unix, vsock: *vsock, policy: policy.clone() };
     let doors = Doors::open(ways, &root.socket(), std::mem::take(handed)).await?;
-    let (own, bound) = (doors.listeners.clone(), doors.bound.clone());
+    let own: Vec<String> = doors.listeners.iter().cloned().chain(metrics_at).collect();
+    let bound = doors.bound.clone();
     let listeners = |policy: &Policy| [own.clone(), named(policy)].concat();
     doors.serve(&lobby);
     drop(lobby);
+    if let Some(metrics) = metrics {
+        let (journal, logs) = (journal.clone(), logs.clone());
+        metrics.runs(metrics::Running { journal, logs, ending: ended.clone() });
+    }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);
     tracing::info!(
@@ -240,13 +273,13 @@ pub async fn run(
 
 /// Opens the journal and brings the logs up to date. Blocks.
 fn recover(
+    disk: Arc<dyn Disk>,
     root: &StateRoot,
     limits: &Limits,
     journal_id: u128,
     vms: Arc<VmTable>,
     status: &StatusKeeper,
 ) -> Result<(Opened, LogView, Replay), BrokerError> {
-    let disk = Arc::new(RealDisk::new(root.journal()));
     let opened = Opened::open(disk, journal_id, limits.segment_bytes)?;
     let (map, report) = (opened.map().clone(), &opened.report);
     let reach = (map.first_seq(), map.durable_seq());

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, bound(deserialize = "N: Default + Deserialize<'de>"))]
 pub struct Counters<N = u64> {
+    /// Handshakes, by their outcome.
+    pub handshakes: Handshakes<N>,
     /// Sessions that began.
     pub sessions_opened: N,
     /// Sessions that ended, by reason.
@@ -44,6 +46,16 @@ pub struct Counters<N = u64> {
     pub duplicates: N,
 }
 
+/// One count per outcome of a handshake, as its record has it.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, bound(deserialize = "N: Default + Deserialize<'de>"))]
+#[allow(missing_docs, reason = "each is the outcome of its name")]
+pub struct Handshakes<N = u64> {
+    pub granted: N,
+    pub denied: N,
+    pub timeout: N,
+}
+
 /// One count per [`End`], by its reason.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, rename_all = "kebab-case", bound(deserialize = "N: Default + Deserialize<'de>"))]
@@ -66,7 +78,8 @@ pub struct Disconnects<N = u64> {
 pub type Counting = Counters<AtomicU64>;
 
 impl<N> Disconnects<N> {
-    fn of(&self, end: End) -> &N {
+    /// That of this end.
+    pub fn of(&self, end: End) -> &N {
         match end {
             End::PeerClosed => &self.peer_closed,
             End::FrameEmpty => &self.frame_empty,
@@ -97,11 +110,26 @@ impl Counting {
         counter.fetch_add(1, Relaxed);
     }
 
+    /// Counts a handshake, by the word that its record has.
+    pub fn handshake(&self, outcome: &str) {
+        let counter = match outcome {
+            "granted" => &self.handshakes.granted,
+            "timeout" => &self.handshakes.timeout,
+            _ => &self.handshakes.denied,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
     /// As they stand now.
     pub fn read(&self) -> Counters {
         let read = |counter: &AtomicU64| counter.load(Relaxed);
-        let ends = &self.disconnects;
+        let (ends, handshakes) = (&self.disconnects, &self.handshakes);
         Counters {
+            handshakes: Handshakes {
+                granted: read(&handshakes.granted),
+                denied: read(&handshakes.denied),
+                timeout: read(&handshakes.timeout),
+            },
             sessions_opened: read(&self.sessions_opened),
             disconnects: Disconnects {
                 peer_closed: read(&ends.peer_closed),
@@ -141,9 +169,11 @@ mod tests {
     /// What is not 0, by name.
     fn counted(counters: &Counters) -> BTreeMap<String, u64> {
         let Value::Object(all) = serde_json::to_value(counters).unwrap() else { panic!("no object") };
-        let ends = all["disconnects"].as_object().unwrap().clone();
+        let inner = |name: &str| all[name].as_object().unwrap().clone();
+        let (ends, handshakes) = (inner("disconnects"), inner("handshakes"));
         all.into_iter()
             .chain(ends)
+            .chain(handshakes)
             .filter_map(|(name, n)| Some((name, n.as_u64().filter(|n| *n > 0)?)))
             .collect()
     }
@@ -165,6 +195,15 @@ mod tests {
             counting.signal(signal);
             counting.signal(signal);
             assert_eq!(counted(&counting.read()), [(name.to_owned(), 2)].into());
+        }
+    }
+
+    #[test]
+    fn each_outcome_of_a_handshake_has_its_counter() {
+        for outcome in ["granted", "denied", "timeout"] {
+            let counting = Counting::default();
+            counting.handshake(outcome);
+            assert_eq!(counted(&counting.read()), [(outcome.to_owned(), 1)].into());
         }
     }
 

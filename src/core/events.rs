@@ -172,8 +172,9 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// Records a handshake.
+    /// Counts and records a handshake.
     pub fn handshake(&self, record: &Handshake<'_>) {
+        self.counters.handshake(record.session_outcome);
         self.json(Target::Handshakes, record);
     }
 

@@ -189,6 +189,14 @@ pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 pub const EPOCH_BYTES: usize = 32;
 /// After a publish that found no room everything is refused for so long, in the order in which it was sent.
 pub const FULL_TIME: Duration = Duration::from_secs(1);
+/// Connections to the address of the metrics at once; at one more the oldest is cut.
+pub const METRICS_CONNECTIONS: usize = 16;
+/// The longest head of a request there, in bytes.
+pub const METRICS_REQUEST_BYTES: usize = 8 * 1024;
+/// A request has so long to come, its answer to be made and the peer to take it, each.
+pub const METRICS_TIME: Duration = Duration::from_secs(5);
+/// Topics that metrics have by name, those that were published to first; all others count as `other`.
+pub const METRICS_TOPICS: usize = 100;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

@@ -10,6 +10,7 @@ use super::journal::read::{Read, Reader};
 use super::journal::writer::Committed;
 use super::limits::Limits;
 use super::log_files::LogFiles;
+use super::metrics::topics::Tally;
 use super::state_root::{StateRoot, replace};
 use super::status::VmTable;
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,8 @@ pub struct LogView {
     synced_at: Instant,
     /// A checkpoint failed: no other before this.
     retry_at: Option<Instant>,
+    /// Counts what comes by, where there are metrics.
+    tally: Option<Tally>,
 }
 
 impl LogView {
@@ -138,6 +141,7 @@ impl LogView {
             unsynced: 0,
             synced_at: Instant::now(),
             retry_at: None,
+            tally: None,
         };
         view.rebuild(journal, &mut |_| {}).map_err(|error| LogsError::Io { path: dir, error })?;
         Ok(view)
@@ -148,7 +152,15 @@ impl LogView {
         self.seq
     }
 
+    /// Has every event counted that is written from here on.
+    pub fn count(&mut self, tally: Tally) {
+        self.tally = Some(tally);
+    }
+
     fn push(&mut self, event: &Event<'_>) {
+        if let Some(tally) = &mut self.tally {
+            tally.count(event);
+        }
         let vm = event.vm();
         self.push_to(SHARED, event);
         self.push_to(vm, event);

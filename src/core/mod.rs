@@ -67,6 +67,7 @@ pub mod lines;
 pub mod log_files;
 pub mod log_view;
 pub mod logs;
+pub mod metrics;
 pub mod owed;
 pub mod pipeline;
 pub mod policy;

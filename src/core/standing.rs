@@ -21,6 +21,25 @@ pub struct Standing {
     changed: Arc<AtomicBool>,
 }
 
+/// What sessions amount to, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// VMs that are remembered; the host is none.
+    pub vms: u64,
+    /// Open sessions, those of the host with them.
+    pub sessions: u64,
+    /// … of them, those that have a subscription which reads the journal.
+    pub behind: u64,
+    /// Topics and patterns that they subscribe to, each once a session.
+    pub subscriptions: u64,
+    /// Events that wait in the broker for them.
+    pub queued: u64,
+    /// The most events that any subscription is behind.
+    pub lag: u64,
+    /// Their publishes that wait for an ack.
+    pub in_flight: u64,
+}
+
 /// The first topics in order, and how many more there are.
 #[derive(Debug, Default)]
 struct Topics {
@@ -70,6 +89,19 @@ impl Standing {
         if self.behind.swap(next, Relaxed) != next {
             self.changed.store(true, Relaxed);
         }
+    }
+}
+
+impl Totals {
+    /// Takes in a session, while `head_seq` is the newest event.
+    pub(super) fn add(&mut self, session: &Standing, head_seq: u64) {
+        let behind = session.behind.load(Relaxed);
+        let topics = session.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sessions += 1;
+        self.behind += u64::from(behind != LIVE);
+        self.subscriptions += topics.first.len() as u64 + topics.more;
+        self.queued += session.queued.load(Relaxed);
+        self.lag = self.lag.max((head_seq + 1).saturating_sub(behind));
     }
 }
 
@@ -183,6 +215,21 @@ mod tests {
         // It has read them all, and nobody has said yet that there are more.
         sessions[0].behind(Some(101));
         assert_eq!(Together::of(&sessions, 100, 9).lag, 0);
+    }
+
+    #[test]
+    fn totals_are_those_of_all_sessions() {
+        let mut totals = Totals::default();
+        for (n, (behind, queued)) in [(Some(91), 3), (None, 4), (Some(101), 0)].into_iter().enumerate() {
+            let topics: Vec<String> = (0..n * 50).map(|n| n.to_string()).collect();
+            let session = session(&topics);
+            session.behind(behind);
+            session.queued(queued);
+            totals.add(&session, 100);
+        }
+        let want =
+            Totals { sessions: 3, behind: 2, subscriptions: 150, queued: 7, lag: 10, ..Totals::default() };
+        assert_eq!(totals, want);
     }
 
     #[test]

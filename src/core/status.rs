@@ -8,6 +8,8 @@
 //! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store; what a session stands
 //! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
+mod totals;
+
 use super::counters::Counters;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};

@@ -25,6 +25,7 @@ mod instance;
 mod limits;
 mod logging;
 mod logs;
+mod metrics;
 mod package;
 mod publish;
 mod publish_cli;

@@ -3,6 +3,8 @@
 use crate::faults::{Mounted, skip};
 use crate::load::{Load, PLAN, Plan, check, log_text, logs_reach, publish_one};
 use crate::support::{Broker, Guest, castra, eventually};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 const SMALL: [&str; 2] = ["--segment-bytes", "2097152"];
@@ -103,6 +105,47 @@ fn a_disk_that_fills_up_refuses_and_resumes_by_itself() {
     let broker = Broker::start_args(&disk.root(), &SMALL);
     check(&disk.root(), &ledger);
     assert_eq!(publish_one(&broker, "after"), head + 1);
+}
+
+#[test]
+fn a_broker_whose_disk_is_full_is_not_ready_and_is_well() {
+    let test = "a_broker_whose_disk_is_full_is_not_ready_and_is_well";
+    let disk = match Mounted::new(64) {
+        Ok(disk) => disk,
+        Err(why) => return skip(test, &why),
+    };
+    let args = [&SMALL[..], &["--metrics", "127.0.0.1:0"]].concat();
+    let broker = Broker::start_args(&disk.root(), &args);
+    let listeners = broker.status()["broker"]["listeners"].to_string();
+    let at = listeners.split("metrics:").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(at).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    };
+    let is = |page: &str, status: &str, body: &str| page.starts_with(status) && page.ends_with(body);
+    let mut guest = broker.guest("web");
+    until(&mut guest, "ok");
+    assert!(is(&get("/readyz"), "HTTP/1.1 200 ", "\r\n\r\nrunning\n"));
+    let filler = disk.fill();
+    let (pad, mut n) = ("x".repeat(50_000), 0);
+    eventually("a refusal", || {
+        n += 1;
+        let ack = guest.ask(format!("{{\"type\":\"publish\",\"payload\":\"{n} {pad}\"}}"));
+        (ack["code"] == "disk-full").then_some(())
+    });
+    eventually("not ready", || is(&get("/readyz"), "HTTP/1.1 503 ", "\r\n\r\ndisk-full\n").then_some(()));
+    assert!(is(&get("/healthz"), "HTTP/1.1 200 ", "\r\n\r\nok\n"));
+    eventually("few bytes that are free", || {
+        let page = get("/metrics");
+        let free = page.split("\ncastra_disk_free_bytes ").nth(1)?.lines().next()?.parse::<u64>().unwrap();
+        (free < 4 << 20 && page.contains("castra_state{state=\"disk-full\"} 1")).then_some(())
+    });
+    drop(filler);
+    until(&mut guest, "ok");
+    eventually("ready", || is(&get("/readyz"), "HTTP/1.1 200 ", "running\n").then_some(()));
 }
 
 #[test]

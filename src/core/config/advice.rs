@@ -55,6 +55,16 @@ pub fn advise(settings: &Settings, places: &Places, look: impl Fn(&Path) -> Is) 
             ),
         }
     }
+    if let Some(addr) = settings.metrics.filter(|addr| !is_loopback(addr)) {
+        let place = places.of("metrics", 0);
+        match trust {
+            Trust::Open => advice.wrong.push(Mistake { place, message: metrics_to_all(&addr) }),
+            Trust::Known | Trust::Proven => advice.warn(
+                place,
+                format!("broker.metrics: {addr} is not of the loopback: whoever reaches it sees what is counted, topics by name"),
+            ),
+        }
+    }
     if trust != Trust::Open && settings.vms.is_empty() && settings.hybrid.is_empty() {
         let word = if trust == Trust::Known { "known" } else { "proven" };
         let why =
@@ -128,6 +138,14 @@ fn has_proof(vm: &VmSetting) -> bool {
 pub fn open_to_all(addr: &SocketAddr) -> String {
     format!(
         "broker.tcp: {addr} is not of the loopback: under trust = \"open\" whoever reaches it takes any name; say \
+         trust = \"known\", or use a tunnel"
+    )
+}
+
+/// Anybody could see metrics at `addr`.
+pub fn metrics_to_all(addr: &SocketAddr) -> String {
+    format!(
+        "broker.metrics: {addr} is not of the loopback: under trust = \"open\" nothing is shown beyond this machine; say \
          trust = \"known\", or use a tunnel"
     )
 }

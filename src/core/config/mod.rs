@@ -104,6 +104,8 @@ pub struct Settings {
     pub unix: Vec<PathBuf>,
     /// The port for guests that come over vsock.
     pub vsock: Option<u32>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
     /// Paths of hybrid vsock sockets, with one `*` each.
     pub hybrid: Vec<PathBuf>,
     /// Whose names are taken.
@@ -125,6 +127,7 @@ impl Default for Settings {
             tcp: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT))],
             unix: Vec::new(),
             vsock: None,
+            metrics: None,
             hybrid: Vec::new(),
             trust: Trust::default(),
             log_level: LogLevel::default(),
@@ -177,7 +180,7 @@ impl Setting {
     pub fn bounds(&self) -> Option<String> {
         let words = |words: Vec<&str>| format!("One of {}", words.join(", "));
         match self.kind {
-            Kind::Path(_) | Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_) => None,
+            Kind::Path(_) | Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_) | Kind::Address(_) => None,
             Kind::Port(_) => Some(format!("1 to {}", u32::MAX - 1)),
             Kind::Trust(_) => Some(words(TRUSTS.map(|(word, _)| word).into())),
             Kind::Level(_) => Some(words(LEVELS.map(|(word, _)| word).into())),
@@ -199,6 +202,7 @@ impl Setting {
             Kind::Path(at) => return at(settings).as_ref().map(path),
             Kind::Paths(at) | Kind::Globs(at) => list(at(settings).iter().map(path).collect()),
             Kind::Port(at) => return at(settings).map(|port| port.to_string()),
+            Kind::Address(at) => return at(settings).map(|addr| quoted(&addr.to_string())),
             Kind::Trust(at) => quoted(word(&TRUSTS, *at(settings))),
             Kind::Addresses(at) => list(at(settings).iter().map(|a| quoted(&a.to_string())).collect()),
             Kind::Level(at) => quoted(word(&LEVELS, *at(settings))),
@@ -226,9 +230,8 @@ impl Setting {
         match self.kind {
             Kind::Path(at) => *at(settings) = Some(PathBuf::from(text)),
             Kind::Paths(at) => at(settings).push(PathBuf::from(text)),
-            Kind::Addresses(at) => at(settings).push(text.parse().map_err(|_| {
-                format!("{text:?} is no address; one is an IP and a port, like \"127.0.0.1:{TCP_PORT}\"")
-            })?),
+            Kind::Addresses(at) => at(settings).push(address(text)?),
+            Kind::Address(at) => *at(settings) = Some(address(text)?),
             Kind::Globs(at) => at(settings).push(check_glob(text)?),
             Kind::Port(_) => self.set_number(settings, number(text).ok_or_else(|| self.no_value(text))?)?,
             Kind::Trust(at) => *at(settings) = meant(&TRUSTS, text)?,
@@ -296,6 +299,7 @@ impl Setting {
             Kind::Globs(_) => "a list of paths with one * is wanted, like [\"/run/vms/*.vsock\"]".into(),
             Kind::Port(_) => format!("a port is wanted, like {TCP_PORT}"),
             Kind::Addresses(_) => format!("a list of addresses is wanted, like [\"127.0.0.1:{TCP_PORT}\"]"),
+            Kind::Address(_) => format!("an address is wanted, like {:?}", self.example),
             Kind::Trust(_) | Kind::Level(_) | Kind::Format(_) => {
                 format!(
                     "one of these words is wanted: {}",
@@ -307,6 +311,11 @@ impl Setting {
             Kind::Time(..) => "a time with its unit is wanted, like \"500ms\", \"90s\" or \"7days\"".into(),
         }
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let why = |_| format!("{text:?} is no address; one is an IP and a port, like \"127.0.0.1:{TCP_PORT}\"");
+    text.parse().map_err(why)
 }
 
 fn word<T: PartialEq>(words: &[(&'static str, T)], value: T) -> &'static str {
@@ -414,6 +423,10 @@ mod tests {
                         Kind::Port(at) => {
                             *at(&mut settings) = u32::try_from(number % 9000).ok().filter(|port| *port > 0)
                         }
+                        Kind::Address(at) => {
+                            let port = u16::try_from(number % 65_536).unwrap();
+                            *at(&mut settings) = round.then(|| SocketAddr::from(([127, 0, 0, 1], port)))
+                        }
                         Kind::Trust(at) => *at(&mut settings) = TRUSTS[number as usize % TRUSTS.len()].1,
                         Kind::Path(_) | Kind::Paths(_) | Kind::Globs(_) | Kind::Addresses(_) => {}
                     }
@@ -435,7 +448,8 @@ mod tests {
             settings.vms.iter_mut().for_each(|vm| drop(hidden(vm)));
             prop_assert_eq!(&again, &settings);
             prop_assert_eq!(reading.places.vms.len(), settings.vms.len());
-            let unset = usize::from(settings.state_root.is_none()) + usize::from(settings.vsock.is_none());
+            let is_set = [settings.state_root.is_some(), settings.vsock.is_some(), settings.metrics.is_some()];
+            let unset = is_set.iter().filter(|is_set| !**is_set).count();
             prop_assert_eq!(reading.said.len(), SETTINGS.len() - unset);
             prop_assert!(!text.contains(vms::tests::SECRET));
         }
@@ -456,6 +470,7 @@ mod tests {
         assert_eq!((reading.said.len(), reading.mistakes.len()), (SETTINGS.len(), 0), "{reading:?}");
         assert_eq!(settings.state_root.take(), Some(PathBuf::from("/var/lib/castra")));
         assert_eq!(settings.vsock.take(), Some(TCP_PORT.into()));
+        assert_eq!(settings.metrics.take(), "127.0.0.1:9464".parse().ok());
         assert_eq!(settings, Settings::default());
         // So are the lines about VMs; a VM has a token or the file of one.
         let (_, example) = template.split_once("# [[vms]]\n").unwrap();

@@ -32,6 +32,8 @@ pub(super) enum Kind {
     Addresses(fn(&mut Settings) -> &mut Vec<SocketAddr>),
     /// Of sockets of VMs, with one `*`.
     Globs(fn(&mut Settings) -> &mut Vec<PathBuf>),
+    /// One address; `None`: nothing is there.
+    Address(fn(&mut Settings) -> &mut Option<SocketAddr>),
     /// Of vsock; `None`: no door.
     Port(fn(&mut Settings) -> &mut Option<u32>),
     Trust(fn(&mut Settings) -> &mut Trust),
@@ -107,6 +109,14 @@ pub static SETTINGS: &[Setting] = &[
         doc: "The port where guests come in by vsock; which VM it is, its cid says. Not set: no such door",
         example: "7070",
         kind: Kind::Port(|s| &mut s.vsock),
+    },
+    Setting {
+        section: "broker",
+        key: "metrics",
+        doc: "The address where Prometheus finds /metrics, beside /healthz and /readyz: plain HTTP, and nobody is asked who\n\
+              # he is. One that is not of the loopback needs trust = \"known\" or \"proven\". Not set: none",
+        example: "127.0.0.1:9464",
+        kind: Kind::Address(|s| &mut s.metrics),
     },
     setting(
         "broker",

@@ -26,7 +26,7 @@ const UNNAMED: &str = "(unnamed)";
 
 /// A door that cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {error}{hint}", hint = hint(error))]
+#[error("cannot listen on {address}: {error}{hint}", hint = hint(address, error))]
 pub struct ListenError {
     /// Where.
     pub address: String,
@@ -41,14 +41,16 @@ impl ListenError {
     }
 }
 
-fn hint(error: &BindError) -> &'static str {
+fn hint(address: &str, error: &BindError) -> &'static str {
     match error {
         BindError::Io(error)
-            if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
+            if !matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied) =>
         {
-            "; another address is given with --tcp, --unix or --state-root"
+            ""
         }
-        _ => "",
+        BindError::Io(_) if address.starts_with("metrics:") => "; another address is given with --metrics",
+        BindError::Io(_) => "; another address is given with --tcp, --unix or --state-root",
+        BindError::NotLoopback => "",
     }
 }
 
