@@ -7,6 +7,7 @@
 //! Always holds: an encoded event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its
 //! last byte. Pure. Owner: the session fills a [`Batch`]; the journal takes it and gives it back.
 
+mod letter;
 mod string;
 
 use super::identity::VmName;
@@ -185,33 +186,6 @@ impl Batch {
             joined: false,
             own_id: publish.id.is_some(),
         })
-    }
-
-    /// Encodes a dead letter, whose topic is the broker's own; the payload is JSON. It may be as much longer than an
-    /// event as what is said of the event in it.
-    pub fn push_letter(&mut self, vm: &VmName, topic: &str, id: &str, payload: &[u8]) {
-        let (start, out) = (self.bytes.len(), &mut self.bytes);
-        out.extend_from_slice(ID);
-        string_body(out, id);
-        out.extend_from_slice(ID_TO_VM.as_bytes());
-        let vm_at = out.len() - start;
-        out.extend_from_slice(vm.as_str().as_bytes());
-        out.extend_from_slice(VM_TO_TOPIC.as_bytes());
-        let topic_at = out.len();
-        string_body(out, topic);
-        let topic_len = out.len() - topic_at;
-        out.extend_from_slice(b"\",\"payload\":");
-        out.extend_from_slice(payload);
-        out.extend_from_slice(b"}\n");
-        self.drafts.push(Draft {
-            start: start as u32,
-            end: out.len() as u32,
-            vm_at: vm_at as u16,
-            vm_len: vm.as_str().len() as u8,
-            topic_len: topic_len as u16,
-            joined: false,
-            own_id: true,
-        });
     }
 
     /// Makes the drafts from `from` on one publish: all of them or none.

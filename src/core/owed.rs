@@ -13,7 +13,8 @@ use super::policy::Rules;
 use super::refusal::Refusal;
 use super::topic::Topic;
 use super::wire::frame::{self, Frame};
-use super::wire::group::{Join, Manage, Word, group_of};
+use super::wire::group::{Join, Word, group_of};
+use super::wire::manage::Manage;
 use super::wire::subscribe::{Subscribe, Unsubscribe, sub_of};
 
 /// What a refusal weighs in the window, in bytes; about what it and its ack take.

@@ -3,6 +3,9 @@
 use crate::subscribe::{is_quiet, limited, publish};
 use crate::support::{Broker, Guest, LocalGuest, eventually};
 use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 
 /// Becomes a member; the ack, which must be the next frame.
 fn join(guest: &mut Guest, fields: &str) -> Value {
@@ -13,14 +16,29 @@ fn join(guest: &mut Guest, fields: &str) -> Value {
 
 /// The next frame, a delivery of this group: its seq and attempt.
 fn delivery(guest: &mut Guest, group: &str) -> (u64, u64) {
-    let event = guest.receive().expect("a delivery");
+    let own = guest.stream.get_ref().as_raw_fd();
+    let early = EARLY.with_borrow_mut(|early| {
+        let at = early.iter().position(|(to, _)| *to == own)?;
+        early.remove(at)
+    });
+    let event = early.map_or_else(|| guest.receive().expect("a delivery"), |(_, event)| event);
     assert_eq!((&event["type"], &event["group"]), (&json!("event"), &json!(group)), "{event}");
     (event["seq"].as_u64().unwrap(), event["attempt"].as_u64().unwrap())
 }
 
-/// Says something of an event and waits until it is durable.
+/// Says something of an event and waits until it is durable; deliveries that come before that stay to be looked at.
 fn say(guest: &mut Guest, kind: &str, fields: &str) -> Value {
-    guest.ask(format!(r#"{{"type":"{kind}","group":"g","confirm":true,{fields}}}"#))
+    let mut answer = guest.ask(format!(r#"{{"type":"{kind}","group":"g","confirm":true,{fields}}}"#));
+    while answer["type"] == "event" {
+        EARLY.with_borrow_mut(|early| early.push_back((guest.stream.get_ref().as_raw_fd(), answer.take())));
+        answer = guest.receive().expect("an answer");
+    }
+    answer
+}
+
+thread_local! {
+    /// Deliveries that came before an answer, and to whom.
+    static EARLY: RefCell<VecDeque<(i32, Value)>> = const { RefCell::new(VecDeque::new()) };
 }
 
 fn ack(guest: &mut Guest, seq: u64) {
@@ -249,7 +267,7 @@ fn what_cannot_be_is_refused() {
         (r#""topic":"t","group":"g","filter":{"what":1}"#, "bad-field"),
         (r#""topic":"t","group":"g","from":{"seq":7}"#, "seq-ahead"),
         (r#""topic":"t","group":"g","from":{"id":"nowhere"}"#, "unknown-id"),
-        (r#""topic":"vm:other","group":"g""#, "foreign-mailbox"),
+        (r#""topic":"vm:other","group":"g""#, "forbidden-topic"),
     ] {
         let answer = guest.ask(format!(r#"{{"type":"subscribe",{fields}}}"#));
         assert_eq!((code(&answer), &answer["ack"]), (want, &json!("subscribe")), "{fields}: {answer}");
@@ -262,4 +280,78 @@ fn what_cannot_be_is_refused() {
     let left = guest.ask(r#"{"type":"unsubscribe","group":"g"}"#);
     assert_eq!(left, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g"}));
     assert_eq!(code(&say(&mut guest, "ack", r#""seq":1"#)), "not-a-member");
+}
+
+/// Asks the host's door about groups.
+fn ask(host: &mut LocalGuest, kind: &str, fields: &str) -> Value {
+    let mut answer = host.ask(&format!(r#"{{"type":"{kind}"{fields}}}"#));
+    assert_eq!((&answer["type"], &answer["ack"]), (&json!("ack"), &json!(kind)), "{answer}");
+    answer.as_object_mut().unwrap().retain(|name, _| !matches!(name.as_str(), "type" | "ack"));
+    answer
+}
+
+#[test]
+fn groups_are_made_shown_moved_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let door = broker.root.join("castra.sock");
+    let (mut host, _) = LocalGuest::greet(&door, "hello vm:host capabilities=bus-v1,host-bus\n");
+    let host = &mut host;
+    let mut guest = broker.guest("a");
+    for _ in 0..3 {
+        publish(&mut guest, "t");
+    }
+    let made = ask(host, "group_create", r#","group":"g","topic":"t","from":"earliest""#);
+    assert_eq!(made, json!({"status":"ok","group":"g","cursor":0,"created":true}));
+    let made = ask(host, "group_create", r#","group":"g","topic":"t""#);
+    assert_eq!(made, json!({"status":"ok","group":"g","cursor":0,"created":false}));
+    ask(host, "group_create", r#","group":"f","topic":"u""#);
+    let all = ask(host, "groups", "");
+    let names: Vec<&str> =
+        all["groups"].as_array().unwrap().iter().map(|group| group["group"].as_str().unwrap()).collect();
+    assert_eq!((names, &all["more"]), (vec!["f", "g"], &json!(false)));
+    assert_eq!(ask(host, "groups", r#","after":"f""#)["groups"].as_array().unwrap().len(), 1);
+    let shown = ask(host, "group", r#","group":"g""#);
+    let figures = ["cursor", "lag", "members", "held", "stalled"].map(|name| &shown[name]);
+    assert_eq!(json!(figures), json!([0, 3, 0, 0, "no members"]), "{shown}");
+    assert_eq!(shown["spec"]["topics"], json!(["t"]));
+
+    // A member, and a place to go on from.
+    join(&mut guest, r#""topic":"t","group":"g","max_in_flight":1"#);
+    assert_eq!(delivery(&mut guest, "g"), (1, 1));
+    let shown = ask(host, "group", r#","group":"g""#);
+    assert_eq!(json!([shown["members"], shown["held"], shown["stalled"]]), json!([1, 1, "in-flight full"]));
+    let moved = ask(host, "group_seek", r#","group":"g","from":{"seq":3}"#);
+    assert_eq!(moved, json!({"status":"ok","group":"g","cursor":2}));
+    assert_eq!(delivery(&mut guest, "g"), (3, 1));
+    assert_eq!(code(&say(&mut guest, "ack", r#""seq":1"#)), "already-done");
+    ack(&mut guest, 3);
+    ask(host, "group_seek", r#","group":"g","from":{"ts":0}"#);
+    assert_eq!(delivery(&mut guest, "g"), (1, 1));
+
+    assert_eq!(ask(host, "group_remove", r#","group":"g""#), json!({"status":"ok","group":"g"}));
+    let told = guest.receive().unwrap();
+    assert_eq!(
+        json!([told["type"], told["group"], told["code"]]),
+        json!(["unsubscribed", "g", "group-removed"])
+    );
+    for (kind, fields, want) in [
+        ("group", r#","group":"g""#, "unknown-group"),
+        ("group_remove", r#","group":"g""#, "unknown-group"),
+        ("group_seek", r#","group":"g","from":"latest""#, "unknown-group"),
+        ("group_seek", r#","group":"f","from":{"seq":9}"#, "seq-ahead"),
+        ("group_seek", r#","group":"f","from":{"id":"x"}"#, "unknown-id"),
+        ("group_seek", r#","group":"f""#, "bad-from"),
+        ("group", "", "bad-field"),
+    ] {
+        assert_eq!(code(&ask(host, kind, fields)), want, "{kind}{fields}");
+    }
+    // What is gone stays gone, and what is there stays there.
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = Broker::start(dir.path());
+    let (mut host, _) =
+        LocalGuest::greet(&broker.root.join("castra.sock"), "hello vm:host capabilities=bus-v1,host-bus\n");
+    let all = ask(&mut host, "groups", "");
+    assert_eq!(all["groups"].as_array().unwrap().len(), 1, "{all}");
+    assert_eq!(all["groups"][0]["group"], "f");
 }

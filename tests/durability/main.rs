@@ -13,6 +13,7 @@ mod damage;
 mod failing_disk;
 mod faults;
 mod full_disk;
+mod groups;
 mod kill;
 mod load;
 mod log_lines;

@@ -8,7 +8,8 @@ use crate::core::delivery::groups::Membership;
 use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
 use crate::core::topic::Pattern;
-use crate::core::wire::group::{Join, Manage, Word, ended, leave_ack, refused, report};
+use crate::core::wire::group::{Join, Word, ended, leave_ack, refused};
+use crate::core::wire::manage::{Manage, report};
 use serde_json::Value;
 
 /// The groups that a session is a member of.
@@ -34,7 +35,9 @@ impl Grouping {
         self.list.clear();
     }
 
-    fn find(&self, group: &str) -> Option<usize> {
+    fn find(&mut self, group: &str) -> Option<usize> {
+        // A group that could not begin, or was removed, has no members: they were told.
+        self.list.retain(|membership| !membership.is_gone());
         self.list.iter().position(|membership| membership.group() == group)
     }
 }

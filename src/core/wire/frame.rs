@@ -4,7 +4,8 @@
 //! input panics, recurses or allocates more than a small multiple of the frame; whatever is wrong with a
 //! frame is a [`Refusal`], never the end of the session. Owner: the session.
 
-use super::group::{Join, Manage, Say, Word, parse_manage, parse_word};
+use super::group::{Join, Say, Word, parse_word};
+use super::manage::{Manage, parse_manage};
 use super::subscribe::{Subscribe, Subscribed, Unsubscribe, parse_subscribe, parse_unsubscribe};
 use crate::core::event::{Batch, Draft, Publish, string_body};
 use crate::core::identity::VmName;

@@ -2,7 +2,7 @@
 //!
 //! [`handshake`]: the hello line and its answers. [`codec`]: bytes to frames and back. [`frame`]: what a
 //! frame says, and the frames the broker sends. [`subscribe`]: the same of subscriptions. [`group`]: the same of
-//! consumer groups. [`publish`]: what a client says
+//! consumer groups, [`manage`] what is asked of them. [`publish`]: what a client says
 //! of an event. [`received`]: what a client hears. Nothing here knows a socket, a file or a clock. Owner: doors and
 //! sessions, and `client.rs` at the other end.
 
@@ -10,6 +10,7 @@ pub mod codec;
 pub mod frame;
 pub mod group;
 pub mod handshake;
+pub mod manage;
 pub mod publish;
 pub mod received;
 pub mod subscribe;

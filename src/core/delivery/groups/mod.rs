@@ -5,13 +5,15 @@
 //!                 └─▶ writer.rs ─▶ journal (notes.rs)
 //! ```
 //!
-//! `taken.rs` reads the frames that come in, `letters.rs` makes dead letters. Always holds: what a group has done is in the
+//! `members.rs` is what members do, `stages.rs` what becomes of the group; `taken.rs` reads the frames that come in, `letters.rs` makes dead letters. Always holds: what a group has done is in the
 //! journal, and a start finds it there; a member that goes leaves what it held to the others. Owner: [`super::super::bus::Bus`].
 
 mod handle;
 mod intake;
 mod letters;
+mod members;
 pub mod notes;
+mod stages;
 mod taken;
 mod task;
 mod writer;
@@ -275,6 +277,11 @@ impl Membership {
     /// The group's name.
     pub fn group(&self) -> &str {
         &self.handle.name
+    }
+
+    /// The group is no more.
+    pub fn is_gone(&self) -> bool {
+        self.handle.is_gone()
     }
 
     /// Its number in the session's queue.

@@ -1,0 +1,145 @@
+//! Consumer groups when members and the broker are killed: each event is done once, or given up, and none is lost.
+
+use crate::support::{Broker, Guest, eventually};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+const EVENTS: u64 = 3_000;
+
+/// What members saw: the seqs whose acks were confirmed, and how often each event was delivered.
+#[derive(Default)]
+struct Ledger {
+    confirmed: Mutex<BTreeSet<u64>>,
+    delivered: Mutex<BTreeMap<u64, u64>>,
+}
+
+/// A session, if there is a broker.
+fn try_greet(addr: &str) -> Option<Guest> {
+    let stream = TcpStream::connect(addr).ok()?;
+    stream.set_nodelay(true).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    let mut guest = Guest { stream: BufReader::new(stream) };
+    guest.stream.get_mut().write_all(b"hello vm:worker capabilities=bus-v1\n").ok()?;
+    guest.line();
+    guest.line().starts_with("ok").then_some(guest)
+}
+
+fn try_member(addr: &str, ledger: &Ledger, over: &AtomicBool, lives: u64) -> Option<()> {
+    let mut guest = try_greet(addr)?;
+    guest.stream.get_ref().set_read_timeout(Some(Duration::from_millis(200))).ok()?;
+    let wish = r#"{"type":"subscribe","topic":"job","group":"g","from":"earliest","max_in_flight":20}"#;
+    guest.try_send(wish).ok()?;
+    let mut seen = 0;
+    while !over.load(SeqCst) && seen < lives {
+        let Some(frame) = guest.receive() else { return None };
+        match frame["type"].as_str()? {
+            "event" => {
+                seen += 1;
+                let seq = frame["seq"].as_u64()?;
+                *ledger.delivered.lock().unwrap().entry(seq).or_default() += 1;
+                // Every seventh is refused once.
+                let kind = if seq % 7 == 0 && frame["attempt"] == 1 { "nack" } else { "ack" };
+                let said = json!({"type": kind, "group": "g", "seq": seq, "confirm": true, "delay_ms": 1});
+                guest.try_send(said.to_string()).ok()?;
+                // Which event a confirmed ack was about is known by asking one at a time.
+                let mut answer = guest.receive()?;
+                let mut more = Vec::new();
+                while answer["type"] == "event" {
+                    more.push(answer["seq"].as_u64()?);
+                    answer = guest.receive()?;
+                }
+                if kind == "ack" && answer["status"] == "ok" {
+                    assert!(ledger.confirmed.lock().unwrap().insert(seq), "{seq} was done twice");
+                }
+                // What came meanwhile is given back.
+                for seq in more {
+                    *ledger.delivered.lock().unwrap().entry(seq).or_default() += 1;
+                    let said = json!({"type": "ack", "group": "g", "seq": seq, "confirm": true});
+                    guest.try_send(said.to_string()).ok()?;
+                    let mut answer = guest.receive()?;
+                    let mut held = 0;
+                    while answer["type"] == "event" {
+                        // It is left to its timeout, or to this session's end.
+                        held += 1;
+                        answer = guest.receive()?;
+                    }
+                    if answer["status"] == "ok" {
+                        assert!(ledger.confirmed.lock().unwrap().insert(seq), "{seq} was done twice");
+                    }
+                    if held > 0 {
+                        return Some(());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(())
+}
+
+fn publish(broker: &Broker, from: u64, to: u64) {
+    let mut guest = broker.guest("source");
+    for n in from..to {
+        let ack = guest.ask(json!({"type": "publish", "topic": "job", "id": format!("e{n}")}).to_string());
+        assert_eq!(ack["status"], "ok", "{ack}");
+    }
+}
+
+fn shown(broker: &Broker) -> Value {
+    broker.guest("source").ask(r#"{"type":"group","group":"g"}"#)
+}
+
+#[test]
+fn members_and_the_broker_are_killed_and_each_event_is_done_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let tcp = port.to_string();
+    // Small segments, so that snapshots are what a start begins with.
+    let args = ["--tcp", &tcp, "--segment-bytes", "1048576"];
+    let mut broker = Broker::start_args(&root, &args);
+    let (ledger, over) = (Ledger::default(), AtomicBool::new(false));
+    publish(&broker, 0, EVENTS / 3);
+    let broker = std::thread::scope(|scope| {
+        for n in 0..3 {
+            let (ledger, over, tcp) = (&ledger, &over, &tcp);
+            scope.spawn(move || {
+                let mut life = 0;
+                while !over.load(SeqCst) {
+                    life += 1;
+                    // It goes in the middle of things, again and again.
+                    if try_member(tcp, ledger, over, 40 + 13 * ((life + n) % 7)).is_none() {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+        for round in 1..=2 {
+            let goal = (EVENTS / 3) as usize * round / 2;
+            eventually("some to be done", || (ledger.confirmed.lock().unwrap().len() >= goal).then_some(()));
+            broker.kill();
+            broker = Broker::start_args(&root, &args);
+            publish(&broker, EVENTS / 3 * round as u64, EVENTS / 3 * (round as u64 + 1));
+        }
+        let all = EVENTS;
+        eventually("all to be done", || {
+            let said = shown(&broker);
+            (said["cursor"].as_u64().unwrap_or(0) >= all && said["held"] == 0).then_some(())
+        });
+        over.store(true, SeqCst);
+        broker
+    });
+    // Each event that the journal has was confirmed, or its confirmation was lost with a connection: it was delivered.
+    let delivered = ledger.delivered.lock().unwrap();
+    assert_eq!(delivered.keys().copied().collect::<Vec<_>>(), (1..=EVENTS).collect::<Vec<_>>());
+    let confirmed = ledger.confirmed.lock().unwrap().len() as u64;
+    println!("{confirmed} confirmed, {} deliveries of {EVENTS}", delivered.values().sum::<u64>());
+    assert!(confirmed > EVENTS / 2);
+    let dead = broker.log("host").into_iter().filter(|line| line["topic"] == "$dlq.g").count();
+    assert_eq!(dead, 0, "nothing failed so often");
+}
