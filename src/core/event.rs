@@ -2,16 +2,16 @@
 //!
 //! An event is one JSON object on one line:
 //! `{"seq":…,"ts":…,"id":…,"vm":…,"topic":…[,"key":…][,"headers":…][,"tags":…][,"caused_by":…],"payload":…}\n`.
-//! A [`Draft`] is that line from `"id"` on: what is known before the journal gives `seq` and `ts`. The
-//! same bytes go to the journal, the logs and the subscribers; the payload is never parsed into a tree.
-//! Always holds: an encoded event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its
-//! last byte. Pure. Owner: the session fills a [`Batch`]; the journal takes it and gives it back.
+//! A [`Draft`] is that line from `"id"` on: what is known before the journal gives `seq` and `ts`. The same bytes go
+//! to the journal, the logs and the subscribers; the payload is never parsed into a tree. Always holds: an encoded
+//! event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its last byte. Pure. Owner: the session
+//! fills a [`Batch`]; the journal takes it and gives it back.
 
 mod letter;
 mod string;
 
 use super::identity::VmName;
-use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, ID_BYTES, KEY_BYTES, TAG_BYTES, TAGS};
+use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, KEY_BYTES, TAG_BYTES, TAGS};
 use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
 use serde::Deserialize;
@@ -20,6 +20,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use string::check_id;
 pub use string::string_body;
 
 /// A string that borrows from the frame unless it has escapes.
@@ -331,16 +332,6 @@ impl<'a> Event<'a> {
     pub fn mailbox(&self) -> Option<&'a [u8]> {
         self.topic().strip_prefix(b"vm:")
     }
-}
-
-fn check_id(id: &str) -> Result<(), Refusal> {
-    if id.is_empty() || id.len() > ID_BYTES || id.chars().any(char::is_control) {
-        return Err(Refusal::new(
-            "bad-id",
-            format!("an id is 1-{ID_BYTES} bytes without control characters"),
-        ));
-    }
-    Ok(())
 }
 
 fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {

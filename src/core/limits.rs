@@ -53,16 +53,12 @@ pub const GROUP_BATCH: u32 = 1000;
 pub const GROUP_IN_FLIGHT: u32 = 10_000;
 /// … and their frames, in bytes; one more at the most.
 pub const GROUP_MEMBER_BYTES: usize = 1024 * 1024;
-/// Events that a group took in and that are not done, and the bytes of their frames; then it takes in no more.
-pub const GROUP_EVENTS_HELD: usize = 100_000;
-/// The same in bytes.
+/// The bytes of the events that a group took in and that are not done; then it takes in no more.
 pub const GROUP_BYTES_HELD: usize = 16 * 1024 * 1024;
 /// The most attempts at an event that a group may ask for.
 pub const GROUP_ATTEMPTS: u32 = 100;
 /// The longest time that a member may hold an event.
 pub const GROUP_ACK_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
-/// The longest time that a refused event may wait for its next attempt.
-pub const GROUP_DELAY: Duration = Duration::from_secs(24 * 3600);
 /// The most seqs in one frame of a member.
 pub const ACK_SEQS: usize = 1024;
 /// The most events of one `events: [ … ]` frame.

@@ -16,7 +16,7 @@ use castra::core::topic::Pattern;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
-use castra::core::wire::subscribe;
+use castra::core::wire::{group, subscribe};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_util::codec::Decoder;
@@ -24,7 +24,7 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 16] = [
+const SOURCES: [&str; 22] = [
     "src/core/bus.rs",
     "src/core/event.rs",
     "src/core/policy.rs",
@@ -41,6 +41,12 @@ const SOURCES: [&str; 16] = [
     "src/core/wire/frame.rs",
     "src/core/wire/handshake.rs",
     "src/core/wire/subscribe.rs",
+    "src/core/wire/group.rs",
+    "src/core/wire/manage.rs",
+    "src/core/session/grouping.rs",
+    "src/core/delivery/groups/members.rs",
+    "src/core/delivery/groups/mod.rs",
+    "src/core/delivery/groups/stages.rs",
 ];
 
 #[test]
@@ -71,6 +77,10 @@ fn every_hex_example_decodes_to_what_it_says() {
         "subscribe",
         "unsubscribe",
         "event",
+        "delivery",
+        "nack",
+        "ack of a member",
+        "group_seek",
         "gap",
         "unsubscribed",
         "heartbeat",
@@ -119,6 +129,12 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
         let mut again = Vec::new();
         let text = |field: &str| value[field].as_str().unwrap_or_default();
         match (text("type"), text("status")) {
+            // What a member of a group says.
+            ("ack", "") => {
+                seen.insert("ack of a member".into());
+                assert!(matches!(frame::parse(&body), Ok(Frame::Word(_))));
+                continue;
+            }
             ("ack", "ok") => {
                 seen.insert("ack ok".into());
                 if value["duplicate"] == true {
@@ -134,6 +150,13 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
                 let (kind, refusal) =
                     refused.unwrap_or_else(|| panic!("{DOC}:{}: no frame before gets {want}", said.line));
                 frame::error_ack(&mut again, kind, &refusal, value["seq"].as_u64());
+            }
+            ("event", _) if value.get("group").is_some() => {
+                seen.insert("delivery".into());
+                let number = |field: &str| value[field].as_u64().unwrap() as u32;
+                let head = group::delivery_head(text("group"), number("attempt"), number("max_attempts"));
+                let own = std::str::from_utf8(&head).unwrap().trim_start_matches('{').to_owned();
+                subscribe::event(&mut again, &head, (want.replacen(&own, "", 1) + "\n").as_bytes());
             }
             ("event", _) => {
                 seen.insert("event".into());
@@ -171,6 +194,15 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
 }
 
 fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
+    if let Some(group) = ack["group"].as_str() {
+        return match ack["ack"].as_str().unwrap() {
+            "subscribe" => {
+                let (cursor, created) = (ack["cursor"].as_u64().unwrap(), ack["created"].as_bool().unwrap());
+                group::join_ack(out, group, cursor, created, &[]);
+            }
+            kind => group::word_ack(out, kind, group, ack["events"].as_u64().unwrap() as usize),
+        };
+    }
     match ack["ack"].as_str().unwrap() {
         "heartbeat" => return frame::heartbeat_ack(out),
         "forget" => return frame::forget_ack(out),
@@ -427,6 +459,15 @@ fn limits_are_those_of_limits_rs() {
         ("OUTPUT_BYTES", limits::OUTPUT_BYTES as u64),
         ("CATCH_UP_BYTES", limits::CATCH_UP_BYTES as u64),
         ("CATCH_UP_READS", limits::CATCH_UP_READS as u64),
+        ("GROUP_NAME_BYTES", limits::GROUP_NAME_BYTES as u64),
+        ("GROUPS", limits::GROUPS as u64),
+        ("GROUP_BATCH", limits::GROUP_BATCH.into()),
+        ("GROUP_IN_FLIGHT", limits::GROUP_IN_FLIGHT.into()),
+        ("GROUP_MEMBER_BYTES", limits::GROUP_MEMBER_BYTES as u64),
+        ("GROUP_BYTES_HELD", limits::GROUP_BYTES_HELD as u64),
+        ("GROUP_ATTEMPTS", limits::GROUP_ATTEMPTS.into()),
+        ("GROUP_ACK_TIMEOUT", limits::GROUP_ACK_TIMEOUT.as_millis() as u64),
+        ("ACK_SEQS", limits::ACK_SEQS as u64),
         ("GROUP_WAITING", limits::GROUP_WAITING as u64),
         ("GROUP_FAILURES", limits::GROUP_FAILURES as u64),
         ("NACK_DELAY", limits::NACK_DELAY.as_millis() as u64),

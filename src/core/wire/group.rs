@@ -7,8 +7,8 @@ use super::frame::{framed, refusal};
 use super::subscribe::From;
 use crate::core::event::{Text, string_body};
 use crate::core::limits::{
-    ACK_SEQS, GROUP_ACK_TIMEOUT, GROUP_ATTEMPTS, GROUP_BATCH, GROUP_DELAY, GROUP_IN_FLIGHT, GROUP_NAME_BYTES,
-    HEADER_BYTES, HEADERS, ID_BYTES, REASON_BYTES, TAG_BYTES, TAGS,
+    ACK_SEQS, GROUP_ACK_TIMEOUT, GROUP_ATTEMPTS, GROUP_BATCH, GROUP_IN_FLIGHT, GROUP_NAME_BYTES,
+    HEADER_BYTES, HEADERS, ID_BYTES, NACK_DELAY_SET, REASON_BYTES, TAG_BYTES, TAGS,
 };
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
@@ -260,7 +260,7 @@ pub fn parse_word(body: &str, mut say: Say) -> Result<Word, Refusal> {
             Some(Delay::One(delay)) => vec![delay],
             Some(Delay::Many(delays)) => delays,
         };
-        let most = GROUP_DELAY.as_millis() as u64;
+        let most = NACK_DELAY_SET.as_millis() as u64;
         if delays.len() > GROUP_ATTEMPTS as usize || delays.iter().any(|delay| *delay > most) {
             return Err(bad(format!(
                 "delay_ms is at most {most}, or a list of at most {GROUP_ATTEMPTS} such"
