@@ -16,7 +16,8 @@ use std::path::Path;
 fn counted(status: &Value) -> BTreeMap<String, u64> {
     let counters = status["broker"]["counters"].as_object().expect("counters");
     let ends = counters["disconnects"].as_object().expect("disconnects");
-    let all = counters.iter().filter(|(name, _)| *name != "disconnects").chain(ends);
+    let groups = ["disconnects", "handshakes"];
+    let all = counters.iter().filter(|(name, _)| !groups.contains(&name.as_str())).chain(ends);
     all.map(|(name, n)| (name.clone(), n.as_u64().unwrap())).filter(|(_, n)| *n > 0).collect()
 }
 
