@@ -134,7 +134,6 @@ fn every_bad_wish_has_its_code_and_harms_nothing() {
         (r#""topic":"vm:*""#, "forbidden-topic"),
         (r#""topic":"$dlq.>""#, "forbidden-topic"),
         (r#""topics":["a","vm:db"],"sub":"s""#, "forbidden-topic"),
-        (r#""topic":"a","group":"g""#, "no-groups"),
     ];
     for (fields, code) in wishes {
         let comma = if fields.is_empty() { "" } else { "," };

@@ -149,6 +149,11 @@ impl Outlet {
         self.lock().items.is_empty()
     }
 
+    /// More waits than anybody hands out at a time: whoever sends for more is taken from no longer.
+    pub fn is_stuffed(&self) -> bool {
+        self.lock().bytes > 2 * self.most_bytes
+    }
+
     /// Events that wait.
     pub fn events(&self) -> usize {
         self.lock().events

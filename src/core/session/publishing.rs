@@ -73,7 +73,10 @@ impl Drop for Publishing {
 impl Session<'_> {
     /// Whether a frame may be taken: the window is open, the peer takes its answers, and none before it waits.
     pub(super) fn may_take(&self) -> bool {
-        self.has_window() && !self.is_output_full() && !self.subscribing.is_looking_up()
+        self.has_window()
+            && !self.is_output_full()
+            && !self.subscribing.outlet.is_stuffed()
+            && !self.subscribing.is_looking_up()
     }
 
     /// Whether so much waits for the peer that nothing more is taken from it.

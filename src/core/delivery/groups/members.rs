@@ -92,8 +92,11 @@ impl Handle {
             let mut out = Vec::new();
             word_ack(&mut out, kind, &self.name, seqs.len());
             let member = state.members.iter().find(|member| member.number == number);
-            if let Some(outlet) = member.map(|member| member.outlet.clone()) {
-                state.answers.push((outlet, number, out));
+            match member.map(|member| member.outlet.clone()) {
+                // Nothing of it is written: it can be said again and again, and waits for nobody.
+                Some(outlet) if word.say == Say::InProgress => outlet.hold(number, out.into(), 0),
+                Some(outlet) => state.answers.push((outlet, number, out)),
+                None => {}
             }
         }
         self.stir(&mut state);
