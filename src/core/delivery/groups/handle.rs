@@ -156,6 +156,10 @@ impl Handle {
     /// Takes events in, and what was looked at up to `through`.
     pub fn take(self: &Arc<Self>, frames: &Bytes, through: u64) -> u64 {
         let (head, mut state, mut expired) = (self.interest.head(), self.lock(), 0);
+        // It goes on elsewhere: what lies before these events is not done.
+        if state.seek.is_some() {
+            return 0;
+        }
         super::taken::each(frames, head, &self.spec, &self.keys, |found| match found {
             Found::Event(Taken { seq, key, line }) => {
                 if state.machine.offer(seq, key, line.len()) {
@@ -183,6 +187,9 @@ impl Handle {
     /// There was nothing for it up to `through`.
     pub fn pass(self: &Arc<Self>, through: u64) {
         let mut state = self.lock();
+        if state.seek.is_some() {
+            return;
+        }
         state.machine.pass(through);
         state.wants_cursor = state.machine.unwritten_cursor() > 0;
         self.act(&mut state);
@@ -246,7 +253,8 @@ impl Handle {
     /// All of it, for a snapshot; what changed until now is in it.
     pub fn snapshot(&self) -> Vec<Record> {
         let mut state = self.lock();
-        if state.stage != Stage::Durable {
+        // Of one that is being written the call has the beginning, which a snapshot in the same call makes void.
+        if !matches!(state.stage, Stage::Writing | Stage::Durable) {
             return Vec::new();
         }
         while state.machine.take_changes().is_some() {}

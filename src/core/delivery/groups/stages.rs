@@ -64,7 +64,12 @@ impl Handle {
         for member in std::mem::take(&mut state.members) {
             let mut out = Vec::new();
             ended(&mut out, &self.name, &why);
-            member.outlet.hold(member.number, out.into(), 0);
+            member.outlet.hold(0, out.into(), 0);
+        }
+        for outlet in std::mem::take(&mut state.creators) {
+            let mut out = Vec::new();
+            refused(&mut out, "group_create", &self.name, None, &why);
+            outlet.hold(0, out.into(), 0);
         }
         let mut out = Vec::new();
         report(&mut out, "group_remove", &json!({"group": self.name}));
@@ -101,7 +106,13 @@ impl Handle {
     /// It begins behind `cursor`.
     pub fn begin(self: &Arc<Self>, cursor: u64) {
         let mut state = self.lock();
-        state.machine.seek(cursor);
+        // It may have been removed meanwhile, or moved.
+        if state.stage != Stage::Searching {
+            return;
+        }
+        if state.seek.is_none() {
+            state.machine.seek(cursor);
+        }
         state.stage = Stage::Begun;
         self.stir(&mut state);
     }
@@ -118,7 +129,8 @@ impl Handle {
         for member in std::mem::take(&mut state.members) {
             let mut out = Vec::new();
             refused(&mut out, "subscribe", &self.name, None, why);
-            member.outlet.hold(member.number, out.into(), 0);
+            // The session may have let go of its membership by now, and is told all the same.
+            member.outlet.hold(0, out.into(), 0);
         }
     }
 
@@ -132,5 +144,75 @@ impl Handle {
             }
             self.welcome(&mut state, true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::delivery::outlet::Room;
+    use crate::core::topic::Pattern;
+    use crate::core::wire::group::{Spec, delivery_head};
+    use crate::core::wire::subscribe::event;
+    use bytes::Bytes;
+
+    fn new() -> (Arc<Handle>, Arc<Outlet>) {
+        let spec = Spec {
+            topics: vec!["t".into()],
+            headers: Default::default(),
+            tags: Vec::new(),
+            batch: 1,
+            ack_timeout_ms: 1,
+            max_attempts: 5,
+            ordered_by_key: false,
+        };
+        let patterns = [Pattern::parse("t").unwrap()];
+        let shared = (Arc::default(), tokio::time::Instant::now());
+        (
+            Handle::new("g".into(), spec, &patterns, None, shared),
+            Arc::new(Outlet::new(9, 999, Room::new(999))),
+        )
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_in_the_call_that_begins_a_group_has_it() {
+        let (group, _) = new();
+        assert!(group.snapshot().is_empty() && group.unwritten().records.is_empty());
+        group.begin(7);
+        assert!(group.snapshot().is_empty());
+        assert!(!group.unwritten().records.is_empty());
+        assert!(
+            !group.snapshot().is_empty(),
+            "its beginning stands before the snapshot, which makes that void"
+        );
+        group.written();
+        assert!(!group.snapshot().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_group_that_was_removed_begins_no_more() {
+        let (group, outlet) = new();
+        assert!(group.tell_created(&outlet));
+        group.remove(&outlet);
+        assert!(!outlet.is_empty(), "whoever waited for it is told");
+        group.begin(7);
+        assert!(group.is_gone());
+    }
+
+    #[tokio::test]
+    async fn what_was_on_its_way_when_a_group_goes_elsewhere_is_not_taken() {
+        let (group, outlet) = new();
+        group.begin(0);
+        group.unwritten();
+        group.written();
+        group.seek(10, &outlet);
+        let mut frames = Vec::new();
+        event(&mut frames, &delivery_head("g", 1, 5), b"{\"seq\":90,\"id\":\"x\"}\n");
+        group.take(&Bytes::from(frames.clone()), 95);
+        group.pass(99);
+        assert_eq!((group.cursor(), group.report(1, 95)["waiting"].as_u64()), (10, Some(0)));
+        assert_eq!(group.take_seek(), Some(11));
+        group.take(&Bytes::from(frames), 95);
+        assert_eq!(group.report(1, 95)["waiting"].as_u64(), Some(1));
     }
 }
