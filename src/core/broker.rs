@@ -206,6 +206,7 @@ pub async fn run(
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
     tokio::spawn(sweep::run(retention, journal.clone()));
     let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty);
+    let durable_groups = groups.clone();
     let bus = Bus::new(
         limits.clone(),
         vms,
@@ -243,7 +244,10 @@ pub async fn run(
     let mut ended = ended;
     loop {
         tokio::select! {
-            () = &mut shutdown => drop(ending.send_replace(Ending::Draining)),
+            () = &mut shutdown => {
+                durable_groups.drain();
+                ending.send_replace(Ending::Draining);
+            }
             _ = ended.wait_for(|e| *e != Ending::No) => {}
             Ok(()) = policy.changed() => {
                 status.say(State::Running, &listeners(&policy.borrow_and_update()));
@@ -262,6 +266,9 @@ pub async fn run(
     let until = Instant::now() + limits.drain_time.mul_f32(0.9);
     if timeout(limits.drain_time / 2, all_gone.recv()).await.is_err() {
         tracing::warn!("broker: some sessions did not end in time and are cut off");
+    }
+    if timeout(limits.drain_time / 10, durable_groups.settle()).await.is_err() {
+        tracing::warn!("broker: not all that members of groups said is written; those events come again");
     }
     let end = tokio::task::spawn_blocking(move || {
         journal.stop();

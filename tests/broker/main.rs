@@ -18,6 +18,7 @@ mod doors_world;
 mod drain;
 mod duplicates;
 mod exit_codes;
+mod expiry;
 mod fake_broker;
 mod groups;
 mod handshake;
