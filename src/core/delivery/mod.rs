@@ -142,7 +142,7 @@ impl Delivery {
 
 /// Runs what blocks, when one of `places` is free. It stands in line by itself, whether it is polled or not, so that
 /// nobody who waits for something else keeps a place; dropped, it leaves the line.
-fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
+pub(in crate::core) fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
     places: &Arc<Semaphore>,
     read: F,
 ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {

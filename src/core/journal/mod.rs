@@ -54,7 +54,6 @@ use read::Reader;
 use segment::Map;
 use spare::Spares;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -146,7 +145,7 @@ impl Opened {
         committed: impl FnMut(Arc<Committed>) + Send + 'static,
         rotated: impl FnMut() + Send + 'static,
         failed: impl FnOnce(String) + Send + 'static,
-        floor: Arc<AtomicU64>,
+        floor: Arc<dyn retain::Floor>,
     ) -> io::Result<Journal> {
         let Opened { disk, map, writer, .. } = self;
         let spares = Arc::new(Spares::default());
@@ -169,7 +168,7 @@ impl Opened {
             let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
             let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
             let retain = move |disk: &dyn Disk| {
-                let (floor, segments) = (floor.load(Ordering::Relaxed), map.segments());
+                let (floor, segments) = (floor.seq(), map.segments());
                 // Asked for later: what it does not need any more is in these segments, and the first note of all is
                 // in none of them but the newest.
                 let notes = map.notes().from;

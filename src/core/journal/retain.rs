@@ -6,6 +6,27 @@
 use super::disk::Disk;
 use super::segment::{Map, Segment, segment_name};
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What retention may not pass: the last seq that a view has.
+pub trait Floor: Send + Sync {
+    /// It.
+    fn seq(&self) -> u64;
+}
+
+impl Floor for AtomicU64 {
+    fn seq(&self) -> u64 {
+        self.load(Relaxed)
+    }
+}
+
+/// The one that is further back.
+impl<A: Floor + ?Sized, B: Floor + ?Sized> Floor for (Arc<A>, Arc<B>) {
+    fn seq(&self) -> u64 {
+        self.0.seq().min(self.1.seq())
+    }
+}
 
 /// How many of the oldest segments may go. `now` and the ages are milliseconds; `floor` is the last seq
 /// that every view has; the replay of notes begins at the lsn `notes`, 0 when there are none.
