@@ -10,6 +10,7 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
+use super::config::topics::TopicSetting;
 use super::delivery::Delivery;
 use super::delivery::groups::notes::Replay;
 use super::delivery::groups::{Dirty, Groups};
@@ -21,6 +22,9 @@ use super::events::Recorder;
 use super::journal::disk::{Disk, RealDisk};
 use super::journal::writer::Committed;
 use super::journal::{Damage, Journal, OpenError, Opened};
+use super::latest::Latest;
+use super::latest::compaction::Compaction;
+use super::latest::snapshot::Snapshots;
 use super::limits::{Limits, METRICS_CONNECTIONS};
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
@@ -56,6 +60,8 @@ pub struct Config {
     pub policy: watch::Receiver<Arc<Policy>>,
     /// Sockets that are bound already.
     pub handed: Handed,
+    /// What is said of topics.
+    pub topics: Vec<TopicSetting>,
     /// The bounds.
     pub limits: Limits,
 }
@@ -126,7 +132,7 @@ pub async fn run(
         config.limits.reserved_descriptors += METRICS_CONNECTIONS as u64 + 1;
     }
     let places = share_descriptors(&mut config.limits);
-    let Config { root, limits, tcp, unix, vsock, metrics, policy, handed } = &mut config;
+    let Config { root, limits, tcp, unix, vsock, metrics, policy, handed, topics } = &mut config;
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
     let status = status.map_err(failed("status"))?;
@@ -162,6 +168,10 @@ pub async fn run(
         view.count(metrics.topics.tally(opened.map().durable_seq()));
     }
     let logs = Logs::start(view, limits, opened.readers()).map_err(failed("logs"))?;
+    let compacted = topics.iter().filter(|topic| topic.compaction).map(|topic| topic.topic.clone());
+    let (map, readers) = (opened.map().clone(), opened.readers());
+    let latest = Latest::start(root.latest(), Compaction::new(compacted), limits, map, readers, replay.is_any)
+        .map_err(failed("latest"))?;
     let (ending, ended) = watch::channel(Ending::No);
     let ending = Arc::new(ending);
     let failure = Arc::new(Mutex::new(None::<String>));
@@ -178,7 +188,8 @@ pub async fn run(
         Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
     let (journal, known) = {
         let logs = logs.clone();
-        let floor = logs.floor();
+        let floor = Arc::new((logs.floor(), latest.clone()));
+        let view = latest.clone();
         let commits = router.clone();
         let metrics = metrics.clone();
         let committed = move |commit: Arc<Committed>| {
@@ -186,6 +197,7 @@ pub async fn run(
                 metrics.committed(&commit);
             }
             commits.push(commit.clone());
+            view.push(&commit);
             logs.push(commit);
         };
         let known = opened.report.damage.clone();
@@ -200,14 +212,16 @@ pub async fn run(
     status.attach(journal.clone(), logs.clone());
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
-    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty);
+    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, latest.clone());
+    let snapshots = Snapshots::new(latest.clone(), journal.clone());
+    tokio::spawn(snapshots.clone().schedule(std::mem::take(topics)));
     let bus = Bus::new(
         limits.clone(),
         vms,
         recorder,
         logs.clone(),
         journal.clone(),
-        (delivery, groups),
+        (delivery, groups, latest.clone(), snapshots),
         (ended.clone(), policy.clone()),
     );
     let (alive, mut all_gone) = mpsc::channel(1);
@@ -262,6 +276,7 @@ pub async fn run(
         journal.stop();
         router.stop();
         logs.stop();
+        latest.stop();
     });
     if timeout_at(until, end).await.is_err() {
         tracing::warn!("broker: the logs did not finish in time; the next start writes them on");

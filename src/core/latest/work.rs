@@ -26,8 +26,6 @@ use std::time::{Duration, Instant};
 
 /// Events are gathered so long before they are written, unless somebody waits for them.
 const GATHER: Duration = Duration::from_millis(25);
-/// What failed is tried again so often.
-const RETRY: Duration = Duration::from_secs(1);
 /// Where nothing is compacted, that it was looked at is written after so much time …
 const MARK_TIME: Duration = Duration::from_secs(30);
 /// … or so many bytes.

@@ -21,6 +21,7 @@ mod writer;
 use super::Delivery;
 use crate::core::event::Batch;
 use crate::core::journal::{Journal, Outcome};
+use crate::core::latest::Latest;
 use crate::core::limits::{GROUPS, Limits};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
@@ -51,6 +52,8 @@ pub struct Groups {
     limits: Limits,
     handles: Mutex<BTreeMap<Box<str>, Arc<Handle>>>,
     dirty: Arc<Dirty>,
+    /// Keeps dead letters.
+    latest: Arc<Latest>,
     /// Dead letters under way.
     letters: Arc<Semaphore>,
     members: AtomicU64,
@@ -73,6 +76,7 @@ impl Groups {
         journal: Arc<Journal>,
         replay: Replay,
         dirty: Arc<Dirty>,
+        latest: Arc<Latest>,
     ) -> Arc<Self> {
         let (begun, is_used) = (Instant::now(), replay.is_any);
         if replay.unknown > 0 {
@@ -91,6 +95,7 @@ impl Groups {
             limits: limits.clone(),
             handles: Mutex::new(handles),
             dirty,
+            latest,
             letters: Arc::new(Semaphore::new(GROUPS)),
             members: AtomicU64::new(0),
             is_used: AtomicBool::new(is_used),
@@ -265,6 +270,9 @@ impl Groups {
     }
 
     fn publish(&self, letter: Batch) -> oneshot::Receiver<Outcome> {
+        if let Err(error) = self.latest.begin() {
+            tracing::error!(%error, "latest: no thread; dead letters are kept no longer than other events");
+        }
         match self.letters.clone().try_acquire_owned() {
             Ok(permit) => self.journal.submit_reserved(LANE, letter, permit),
             // There is one for each group, which has one letter under way.
