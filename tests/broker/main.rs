@@ -23,6 +23,7 @@ mod fake_broker;
 mod groups;
 mod handshake;
 mod instance;
+mod latest;
 mod limits;
 mod logging;
 mod logs;

@@ -106,7 +106,7 @@ fn a_record_is_as_mapped() {
     let text = read(DOC);
     assert!(text.contains("at most 61,440 bytes") && castra::core::limits::NOTE_BYTES == 61_440);
     assert!(text.contains("multiple of 8 bytes") && record::ALIGN == 8);
-    assert!(text.contains("at most 61,441 bytes") && record::BODY_BYTES == 61_441);
+    assert!(text.contains("at most 64,961 bytes") && record::BODY_BYTES == 64_961);
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
             From::Seq(seq) => (*seq, None),
-            From::Ts(_) | From::Id(_) => return Ok(None),
+            From::Ts(_) | From::Id(_) | From::State => return Ok(None),
         };
         Ok(Some(Beginning { next, gap }))
     }
@@ -124,7 +124,7 @@ impl Delivery {
         let found = when_free(&self.lookups, move || match &wanted {
             From::Ts(ts) => journal.seq_at(*ts).map(|at| Some(Beginning { next: at.seq, gap: at.gap })),
             From::Id(id) => Ok(journal.seq_after_id(id)?.map(|next| Beginning { next, gap: None })),
-            From::Latest | From::Earliest | From::Seq(_) => Ok(None),
+            From::Latest | From::Earliest | From::Seq(_) | From::State => Ok(None),
         });
         async move {
             match found.await {
@@ -160,7 +160,7 @@ impl Delivery {
 
 /// Runs what blocks, when one of `places` is free. It stands in line by itself, whether it is polled or not, so that
 /// nobody who waits for something else keeps a place; dropped, it leaves the line.
-fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
+pub(in crate::core) fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
     places: &Arc<Semaphore>,
     read: F,
 ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {

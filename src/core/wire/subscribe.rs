@@ -25,6 +25,8 @@ pub enum From {
     Ts(u64),
     /// Behind the newest event of this id.
     Id(String),
+    /// At the newest event of each key; then at what is published from now on.
+    State,
 }
 
 /// A wish to be sent events.
@@ -114,9 +116,21 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
         (Some(sub), None, Some(topics)) => (sub, topics.iter().map(pattern).collect::<Result<_, _>>()?),
     };
     if is_group {
+        refuse_state(&from)?;
         return parse_join(body, patterns, from).map(Box::new).map(Subscribed::Group);
     }
     Ok(Subscribed::Alone(Subscribe { sub: check_sub(&sub.0)?, patterns, from }))
+}
+
+/// A group's events are handed out one after the other, and done for good: a state that is written over is no such thing.
+pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
+    match from {
+        From::State => Err(Refusal::new(
+            "bad-from",
+            "a group does not begin at the state: read that with a subscription of its own, or with 'latest'",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the body of a frame that is an `unsubscribe`.
@@ -185,12 +199,13 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
-            r#"from is "latest", "earliest", {"seq":1 or more}, {"ts":milliseconds} or {"id":"…"}"#,
+            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds} or {"id":"…"}"#,
         )
     };
     match raw.get() {
         "null" | "\"latest\"" => return Ok(From::Latest),
         "\"earliest\"" => return Ok(From::Earliest),
+        "\"state\"" => return Ok(From::State),
         text if !text.starts_with('{') => return Err(wrong()),
         _ => {}
     }
@@ -212,6 +227,24 @@ pub fn subscribe_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, gap: Option<(u
             out.extend_from_slice(format!(",\"gap\":{{\"from\":{from},\"to\":{to}}}").as_bytes());
         }
         out.push(b'}');
+    });
+}
+
+/// Appends the ack of a subscription that begins with the state of everything up to `through`.
+pub fn state_ack(out: &mut Vec<u8>, sub: &str, through: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"subscribe\",\"status\":\"ok\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"next_seq\":1,\"state\":{through}}}").as_bytes());
+    });
+}
+
+/// Appends what says that a subscription was sent the whole state.
+pub fn state_end(out: &mut Vec<u8>, sub: &str, through: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"state\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"through\":{through}}}").as_bytes());
     });
 }
 
