@@ -170,8 +170,9 @@ pub async fn run(
     let logs = Logs::start(view, limits, opened.readers()).map_err(failed("logs"))?;
     let compacted = topics.iter().filter(|topic| topic.compaction).map(|topic| topic.topic.clone());
     let (map, readers) = (opened.map().clone(), opened.readers());
-    let latest = Latest::start(root.latest(), Compaction::new(compacted), limits, map, readers, replay.is_any)
-        .map_err(failed("latest"))?;
+    let latest =
+        Latest::start(root.latest(), Compaction::new(compacted), limits, map, readers, replay.is_any)
+            .map_err(failed("latest"))?;
     let (ending, ended) = watch::channel(Ending::No);
     let ending = Arc::new(ending);
     let failure = Arc::new(Mutex::new(None::<String>));
@@ -209,7 +210,7 @@ pub async fn run(
             opened.start(limits, committed, rotated, on_failure, floor).map_err(failed("journal"))?;
         (Arc::new(journal), known)
     };
-    status.attach(journal.clone(), logs.clone());
+    status.attach(journal.clone(), logs.clone(), latest.clone());
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
     let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, latest.clone());
@@ -234,8 +235,8 @@ pub async fn run(
     doors.serve(&lobby);
     drop(lobby);
     if let Some(metrics) = metrics {
-        let (journal, logs) = (journal.clone(), logs.clone());
-        metrics.runs(metrics::Running { journal, logs, ending: ended.clone() });
+        let (journal, logs, latest) = (journal.clone(), logs.clone(), latest.clone());
+        metrics.runs(metrics::Running { journal, logs, latest, ending: ended.clone() });
     }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);

@@ -15,6 +15,7 @@ use super::identity::VmName;
 use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, KEY_BYTES, TAG_BYTES, TAGS};
 use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
+pub use letter::Letter;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -22,7 +23,6 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use string::check_id;
-pub use letter::Letter;
 pub use string::string_body;
 
 /// A string that borrows from the frame unless it has escapes.

@@ -123,7 +123,12 @@ impl Round {
                     }
                 }
             }
-            Err((kind, refusal)) if !matches!(kind, "publish" | "frame" | "forget" | "latest" | "latest_topics" | "snapshot") => {
+            Err((kind, refusal))
+                if !matches!(
+                    kind,
+                    "publish" | "frame" | "forget" | "latest" | "latest_topics" | "snapshot"
+                ) =>
+            {
                 let refusal = Box::new(refusal);
                 return Some(match group_of(body) {
                     Some(group) => Aside::RefusedGroup(kind, group, refusal),

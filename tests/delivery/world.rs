@@ -123,8 +123,7 @@ impl World {
         let logs = Logs::start(view, &limits, opened.readers()).unwrap();
         // Nothing is compacted here: it does not run.
         let (map, readers) = (opened.map().clone(), opened.readers());
-        let latest =
-            Latest::start(root.latest(), Compaction::new([]), &limits, map, readers, false).unwrap();
+        let latest = Latest::start(root.latest(), Compaction::new([]), &limits, map, readers, false).unwrap();
         let router = match handing {
             Handing::Thread => Router::start(1, |error| panic!("{error}")).unwrap(),
             Handing::Test => Arc::new(Router::new(1)),

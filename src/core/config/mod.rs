@@ -410,7 +410,8 @@ mod tests {
         (option::of(path()), lists, numbers, sections).prop_map(
             |(state_root, (tcp, unix, globs), numbers, (topics, vms))| {
                 let hybrid = globs.into_iter().map(PathBuf::from).collect();
-                let mut settings = Settings { state_root, tcp, unix, hybrid, topics, vms, ..Settings::default() };
+                let mut settings =
+                    Settings { state_root, tcp, unix, hybrid, topics, vms, ..Settings::default() };
                 for (setting, (number, round)) in SETTINGS.iter().zip(numbers) {
                     let within = |least: u64, most: u64| {
                         let exact = least + number % (most - least + 1);

@@ -148,7 +148,9 @@ fn take(reader: &mut Reader<'_>, settings: &mut Settings, table: &DeTable<'_>) {
         } else if key.get_ref() == topics::SECTION {
             match value.get_ref() {
                 DeValue::Array(items) => topics::take(reader, settings, items),
-                _ => reader.wrong(&key.span(), "each topic is a section of its own, to be written [[topics]]"),
+                _ => {
+                    reader.wrong(&key.span(), "each topic is a section of its own, to be written [[topics]]")
+                }
             }
         } else {
             let known = SETTINGS.iter().map(|s| if s.section.is_empty() { s.key } else { s.section });

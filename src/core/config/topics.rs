@@ -99,7 +99,8 @@ fn take_one(
         return reader.wrong(at, "which topics: say topic = \"…\"");
     }
     if let Some(at) = every_at.filter(|_| !compaction) {
-        return reader.wrong(&at, "topics.snapshot_every: only with compaction = true is there anything to publish");
+        return reader
+            .wrong(&at, "topics.snapshot_every: only with compaction = true is there anything to publish");
     }
     if let Some(topic) = topic {
         settings.topics.push(TopicSetting { topic, compaction, snapshot_every });
@@ -128,8 +129,7 @@ fn truth(value: &Value<'_>) -> Result<bool, String> {
 fn every(value: &Value<'_>) -> Result<Duration, String> {
     let wanted = "a time with its unit is wanted, like \"10min\" or \"1h\"";
     let DeValue::String(text) = value.get_ref() else { return Err(wanted.to_owned()) };
-    let time =
-        humantime::parse_duration(text).map_err(|_| format!("{text:?} will not do: {wanted}"))?;
+    let time = humantime::parse_duration(text).map_err(|_| format!("{text:?} will not do: {wanted}"))?;
     let (least, most) = EVERY;
     if time < least || time > most {
         let bounds = format!("{} to {}", time_text(least), time_text(most));
@@ -142,7 +142,9 @@ fn every(value: &Value<'_>) -> Result<Duration, String> {
 pub(super) fn print(out: &mut String, topics: &[TopicSetting]) {
     // Into a string: cannot fail.
     if topics.is_empty() {
-        out.push_str("\n# A section for each topic or pattern that something is to be said of.\n# [[topics]]\n");
+        out.push_str(
+            "\n# A section for each topic or pattern that something is to be said of.\n# [[topics]]\n",
+        );
         for (key, doc, example) in KEYS {
             let _ = writeln!(out, "# {doc}.\n# {key} = {example}");
         }
@@ -170,7 +172,11 @@ pub(super) mod tests {
     /// Any topics.
     pub fn topics() -> impl Strategy<Value = Vec<TopicSetting>> {
         let every = (1..366 * 24 * 3600u64).prop_map(Duration::from_secs);
-        let all = btree_map("[a-zä\"]{1,3}([.][a-z*]){0,2}([.]>)?|[$]dlq[.]>", (any::<bool>(), option::of(every)), 0..5);
+        let all = btree_map(
+            "[a-zä\"]{1,3}([.][a-z*]){0,2}([.]>)?|[$]dlq[.]>",
+            (any::<bool>(), option::of(every)),
+            0..5,
+        );
         all.prop_map(|all| {
             let topic = |(text, (compaction, every)): (String, (bool, Option<Duration>))| {
                 let topic = Pattern::parse(&text).ok()?;
@@ -195,7 +201,10 @@ pub(super) mod tests {
             let text = format!("[[topics]]\ntopic = \"b\"\n[[topics]]\n{line}\n");
             let found = Settings::default().read(&text).mistakes;
             let at = found.first().and_then(|mistake| mistake.place).map(|place| place.column);
-            assert!(found.len() == 1 && at == Some(column) && found[0].message.contains(words), "{line}: {found:?}");
+            assert!(
+                found.len() == 1 && at == Some(column) && found[0].message.contains(words),
+                "{line}: {found:?}"
+            );
         }
         for (every, words) in [
             ("3600", "a time with its unit is wanted"),

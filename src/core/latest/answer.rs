@@ -79,13 +79,22 @@ impl Latest {
         Err(Refusal::new("not-compacted", why))
     }
 
-    /// Where a subscription from `state` begins: at the state of everything before that.
+    /// Where a subscription from `state` begins: at the state of everything before that, as far as it is behind `after`.
     ///
     /// # Errors
-    /// `not-compacted`, if it is for one topic; `view-behind`.
-    pub async fn begin_state(self: Arc<Self>, patterns: Vec<Pattern>) -> Result<Beginning, Refusal> {
+    /// `not-compacted`, if it is for one topic; `view-behind`; `seq-ahead`.
+    pub async fn begin_state(
+        self: Arc<Self>,
+        patterns: Vec<Pattern>,
+        after: u64,
+    ) -> Result<Beginning, Refusal> {
         patterns.iter().filter(|pattern| pattern.is_plain()).try_for_each(|topic| self.check(topic))?;
-        Ok(Beginning { next: self.caught_up().await? + 1, gap: None })
+        let through = self.caught_up().await?;
+        if after > through {
+            let reason = format!("the newest event is {through}; 'state' is that at most");
+            return Err(Refusal::new("seq-ahead", reason));
+        }
+        Ok(Beginning { next: through + 1, gap: None })
     }
 
     /// The state for a subscription, in the order of seq: those from `at` to `through`, as many as make a step.
@@ -102,7 +111,8 @@ impl Latest {
             return Ok(nothing);
         }
         let this = self.clone();
-        let read = move |db: &Connection| state(db, at, through, &|name| this.compaction().has(name), &interest);
+        let read =
+            move |db: &Connection| state(db, at, through, &|name| this.compaction().has(name), &interest);
         Ok(self.look(through, read).await.unwrap_or(nothing))
     }
 
@@ -117,7 +127,9 @@ impl Latest {
         let refusal = match result {
             // Not of one that is being made anew since.
             Ok(Ok(value)) if *self.shared.seq.borrow() >= through => return Ok(value),
-            Ok(Ok(_)) => "the newest events per key are being read from the journal; ask again in a while".into(),
+            Ok(Ok(_)) => {
+                "the newest events per key are being read from the journal; ask again in a while".into()
+            }
             Ok(Err(Wrong::Damaged(why))) => {
                 self.shared.lock().is_damaged = true;
                 self.shared.changed.notify_all();
@@ -139,9 +151,8 @@ fn page(db: &Connection, topic: &str, keys: Option<&[String]>, after: &str) -> R
     let Some(n) = number(db, topic)? else { return Ok(events) };
     match keys {
         None => {
-            let mut rows = db.prepare(
-                "SELECT line, crc FROM latest WHERE topic = ?1 AND key > ?2 ORDER BY key",
-            )?;
+            let mut rows =
+                db.prepare("SELECT line, crc FROM latest WHERE topic = ?1 AND key > ?2 ORDER BY key")?;
             let mut rows = rows.query(params![n, after])?;
             while let Some(row) = rows.next()? {
                 if !events.add(pool::line(row, 0)?) {
@@ -164,11 +175,7 @@ fn page(db: &Connection, topic: &str, keys: Option<&[String]>, after: &str) -> R
     Ok(events)
 }
 
-fn list(
-    db: &Connection,
-    after: &str,
-    has: impl Fn(&str) -> bool,
-) -> Result<(Vec<Known>, bool), Wrong> {
+fn list(db: &Connection, after: &str, has: impl Fn(&str) -> bool) -> Result<(Vec<Known>, bool), Wrong> {
     let mut known = Vec::new();
     let mut topics = db.prepare("SELECT n, name, changed FROM topic WHERE name > ?1 ORDER BY name")?;
     let mut count = db.prepare("SELECT count(*) FROM latest WHERE topic = ?1")?;
@@ -200,9 +207,8 @@ fn state(
     let mut step = Step { next: at, ..Step::default() };
     let mut wanted: HashMap<i64, bool> = HashMap::new();
     let mut name = db.prepare("SELECT name FROM topic WHERE n = ?1")?;
-    let mut rows = db.prepare(
-        "SELECT seq, topic, line, crc FROM latest WHERE seq >= ?1 AND seq <= ?2 ORDER BY seq",
-    )?;
+    let mut rows =
+        db.prepare("SELECT seq, topic, line, crc FROM latest WHERE seq >= ?1 AND seq <= ?2 ORDER BY seq")?;
     let mut rows = rows.query(params![at as i64, through as i64])?;
     let mut looked_at = 0;
     while let Some(row) = rows.next()? {
@@ -213,7 +219,8 @@ fn state(
                 let name: String = name.query_row([topic], |row| row.get(0))?;
                 let mut encoded = Vec::new();
                 string_body(&mut encoded, &name);
-                let is_wanted = has(&name) && interest.wants(std::str::from_utf8(&encoded).unwrap_or_default());
+                let is_wanted =
+                    has(&name) && interest.wants(std::str::from_utf8(&encoded).unwrap_or_default());
                 wanted.insert(topic, is_wanted);
                 is_wanted
             }

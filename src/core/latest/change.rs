@@ -47,7 +47,8 @@ mod tests {
         let draft = batch.drafts()[0];
         let line = [&b"{\"seq\":1,\"ts\":2,"[..], batch.tail(&draft)].concat();
         let layout = Layout::of(&draft, line.len() - batch.tail(&draft).len());
-        of(&Event { seq: 1, ts: 2, line: &line, layout }).map(|change| (change.key.into_owned(), change.is_end))
+        of(&Event { seq: 1, ts: 2, line: &line, layout })
+            .map(|change| (change.key.into_owned(), change.is_end))
     }
 
     #[test]
@@ -60,11 +61,15 @@ mod tests {
             (serde_json::json!({"key": "k", "payload": {"payload": null}}), Some(false)),
             (serde_json::json!({"key": "k", "payload": ["x", {"payload": null}]}), Some(false)),
             (serde_json::json!({"key": "k", "payload": ",\"payload\":null}"}), Some(false)),
-            (serde_json::json!({"key": "k", "headers": {"castra-retry": "g"}, "id": "retry:7", "payload": 1}), Some(false)),
+            (
+                serde_json::json!({"key": "k", "headers": {"castra-retry": "g"}, "id": "retry:7", "payload": 1}),
+                Some(false),
+            ),
         ] {
             assert_eq!(change(&web, &publish).map(|(_, is_end)| is_end), want, "{publish}");
         }
-        let retried = serde_json::json!({"key": "k", "headers": {"castra-retry": "g"}, "id": "retry:7", "payload": 1});
+        let retried =
+            serde_json::json!({"key": "k", "headers": {"castra-retry": "g"}, "id": "retry:7", "payload": 1});
         assert_eq!(change(&VmName::host(), &retried), None);
     }
 

@@ -19,8 +19,7 @@ pub struct Compaction {
 impl Compaction {
     /// What these patterns say, and dead letters.
     pub fn new(patterns: impl IntoIterator<Item = Pattern>) -> Self {
-        let mut patterns: Vec<Pattern> =
-            patterns.into_iter().chain(Pattern::parse(LETTERS).ok()).collect();
+        let mut patterns: Vec<Pattern> = patterns.into_iter().chain(Pattern::parse(LETTERS).ok()).collect();
         patterns.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         patterns.dedup();
         Compaction { patterns }

@@ -56,7 +56,8 @@ impl Snapshots {
     pub async fn take(&self, topic: &str) -> Result<Snapshot, Refusal> {
         let target = format!("{topic}{}", compaction::SNAPSHOT);
         if topic.starts_with(['$']) || topic.starts_with("vm:") || target.len() > TOPIC_BYTES {
-            let why = format!("'{target:.64}' is no topic for a snapshot: too long, a mailbox or the broker's own");
+            let why =
+                format!("'{target:.64}' is no topic for a snapshot: too long, a mailbox or the broker's own");
             return Err(Refusal::new("bad-topic", why));
         }
         // Never closed; it orders those who wait.
@@ -89,12 +90,14 @@ impl Snapshots {
         let Ok(permit) = one.try_acquire_owned() else { return Ok(()) };
         let outcome = self.journal.submit(LANE, batch, permit).await.unwrap_or(Err(NotCommitted::Unknown));
         let receipt = outcome.map_err(|why| match why {
-            NotCommitted::DiskFull => {
-                Refusal::new("disk-full", "the host's disk is full; the snapshot is not whole: take it again later")
-            }
-            NotCommitted::Unknown => {
-                Refusal::new("outcome-unknown", "the broker ended before the snapshot was known to be durable")
-            }
+            NotCommitted::DiskFull => Refusal::new(
+                "disk-full",
+                "the host's disk is full; the snapshot is not whole: take it again later",
+            ),
+            NotCommitted::Unknown => Refusal::new(
+                "outcome-unknown",
+                "the broker ended before the snapshot was known to be durable",
+            ),
         })?;
         if let Some((first, _)) = receipt.seqs.each().next().filter(|_| snapshot.seqs.0 == 0) {
             snapshot.seqs.0 = first;
@@ -133,7 +136,11 @@ impl Snapshots {
                         tracing::info!(topic, keys, last, "latest: a snapshot is published");
                     }
                     Err(why) => {
-                        tracing::warn!(topic, why = why.reason, "latest: no snapshot; it is tried again when the next is due");
+                        tracing::warn!(
+                            topic,
+                            why = why.reason,
+                            "latest: no snapshot; it is tried again when the next is due"
+                        );
                     }
                 }
             }
@@ -141,7 +148,13 @@ impl Snapshots {
     }
 }
 
-fn push(batch: &mut Batch, target: &str, through: u64, key: Option<&str>, line: &[u8]) -> Result<(), Refusal> {
+fn push(
+    batch: &mut Batch,
+    target: &str,
+    through: u64,
+    key: Option<&str>,
+    line: &[u8],
+) -> Result<(), Refusal> {
     let bad = |e: serde_json::Error| Refusal::new("view-behind", format!("a row cannot be read: {e}"));
     let Line { seq, ts, payload } = serde_json::from_slice(line).map_err(bad)?;
     let name = serde_json::Value::from(key);
@@ -150,7 +163,13 @@ fn push(batch: &mut Batch, target: &str, through: u64, key: Option<&str>, line: 
 }
 
 /// The id says of which snapshot it is; one that was cut off and is taken again has another one.
-fn push_payload(batch: &mut Batch, topic: &str, id: &str, key: Option<&str>, payload: &[u8]) -> Result<(), Refusal> {
+fn push_payload(
+    batch: &mut Batch,
+    topic: &str,
+    id: &str,
+    key: Option<&str>,
+    payload: &[u8],
+) -> Result<(), Refusal> {
     batch.push_letter(&Letter { topic, id, is_once: false, key, payload })
 }
 

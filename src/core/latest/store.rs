@@ -15,10 +15,15 @@ use std::collections::HashMap;
 /// So many numbers of topics are remembered.
 const TOPICS: usize = 4096;
 
+/// Topic and key.
+type Name = (Box<str>, Box<str>);
+/// The newest event's seq, and its line; none when it is the end of its key.
+type Newest = (u64, Option<Vec<u8>>);
+
 /// What is to be written.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    rows: HashMap<(Box<str>, Box<str>), (u64, Option<Vec<u8>>)>,
+    rows: HashMap<Name, Newest>,
     /// What they take, in bytes.
     pub bytes: usize,
 }
@@ -61,7 +66,8 @@ impl Store {
         let transaction = self.db.transaction()?;
         let number = seq.to_string();
         for (name, value) in facts.iter().copied().chain([("seq", number.as_str())]) {
-            transaction.execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?1, ?2)", [name, value])?;
+            transaction
+                .execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?1, ?2)", [name, value])?;
         }
         transaction.commit()?;
         self.seq = seq;
@@ -69,7 +75,12 @@ impl Store {
     }
 
     /// Writes what is pending, and that everything up to `seq` is there; durable when it returns.
-    pub fn write(&mut self, pending: &mut Pending, seq: u64, snapped: &[(String, u64)]) -> rusqlite::Result<()> {
+    pub fn write(
+        &mut self,
+        pending: &mut Pending,
+        seq: u64,
+        snapped: &[(String, u64)],
+    ) -> rusqlite::Result<()> {
         if self.topics.len() > TOPICS {
             self.topics.clear();
         }

@@ -12,9 +12,9 @@
 
 use super::open::{Viewed, Wrong, open, put_aside};
 use super::store::{Pending, Store};
-use super::{Shared, change};
+use super::{Readers, Shared, change};
 use crate::core::event::Event;
-use crate::core::journal::read::{Read, Reader};
+use crate::core::journal::read::Read;
 use crate::core::journal::segment::Map;
 use crate::core::journal::writer::Committed;
 use crate::core::limits::{COMMIT_BYTES, ROUTES_CACHED};
@@ -39,7 +39,7 @@ const SAY: Duration = Duration::from_secs(5);
 pub(super) struct Work {
     pub shared: Arc<Shared>,
     pub map: Arc<Map>,
-    pub journal: Box<dyn Fn(u64) -> Reader + Send>,
+    pub journal: Readers,
 }
 
 impl Work {
@@ -60,7 +60,9 @@ impl Work {
                         Err(Wrong::Damaged(why)) => match put_aside(&shared.path) {
                             Ok(aside) => {
                                 let (path, aside) = (shared.path.display(), aside.display());
-                                tracing::error!("latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal");
+                                tracing::error!(
+                                    "latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal"
+                                );
                                 continue;
                             }
                             Err(error) => error.to_string(),
@@ -170,7 +172,11 @@ impl<'a> View<'a> {
                     // The first reading of a journal begins where that does.
                     self.seq = to;
                     self.shared.lost.fetch_add(to + 1 - from, Relaxed);
-                    tracing::error!(from, to, "latest: these events are gone, removed or damaged, before the view had them");
+                    tracing::error!(
+                        from,
+                        to,
+                        "latest: these events are gone, removed or damaged, before the view had them"
+                    );
                 }
                 Read::End => break,
             }

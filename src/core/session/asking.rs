@@ -89,6 +89,8 @@ async fn take_snapshot(snapshots: Arc<Snapshots>, ask: &Ask) -> Vec<u8> {
             out
         }
         Ok((Err(why), _)) => refused(ask, &why),
-        Err(error) => refused(ask, &Refusal::new("outcome-unknown", format!("the snapshot was cut off: {error}"))),
+        Err(error) => {
+            refused(ask, &Refusal::new("outcome-unknown", format!("the snapshot was cut off: {error}")))
+        }
     }
 }

@@ -84,7 +84,10 @@ pub fn parse_ask(body: &str, kind: &str) -> Result<Ask, Refusal> {
         return Ok(Ask::Snapshot(pattern));
     }
     if keys.as_ref().is_some_and(|keys| keys.len() > LATEST_KEYS) {
-        return Err(Refusal::new("too-many-keys", format!("at most {LATEST_KEYS} keys are asked for at a time")));
+        return Err(Refusal::new(
+            "too-many-keys",
+            format!("at most {LATEST_KEYS} keys are asked for at a time"),
+        ));
     }
     let sorted = |keys: Vec<Text<'_>>| {
         let mut keys: Vec<String> = keys.into_iter().map(|Text(key)| key.into_owned()).collect();
@@ -123,7 +126,8 @@ impl Events {
     /// Appends the answer, which has everything up to the seq `through`.
     pub fn ack(&self, out: &mut Vec<u8>, through: u64) {
         framed(out, |out| {
-            let head = format!(r#"{{"type":"ack","ack":"latest","status":"ok","through":{through},"events":["#);
+            let head =
+                format!(r#"{{"type":"ack","ack":"latest","status":"ok","through":{through},"events":["#);
             out.extend_from_slice(head.as_bytes());
             out.extend_from_slice(&self.bytes);
             out.extend_from_slice(format!("],\"more\":{}}}", self.is_more).as_bytes());
@@ -169,9 +173,7 @@ pub fn snapshot_ack(out: &mut Vec<u8>, topic: &str, snapshot: &Snapshot) {
         let Snapshot { keys, through, seqs: (first, last) } = snapshot;
         out.extend_from_slice(br#"{"type":"ack","ack":"snapshot","status":"ok","topic":""#);
         string_body(out, topic);
-        let rest = format!(
-            r#"","keys":{keys},"through":{through},"first_seq":{first},"last_seq":{last}}}"#
-        );
+        let rest = format!(r#"","keys":{keys},"through":{through},"first_seq":{first},"last_seq":{last}}}"#);
         out.extend_from_slice(rest.as_bytes());
     });
 }

@@ -52,6 +52,9 @@ mod tests {
         let small = letter("g", 7, br#""seq":7,"payload":1}"#, &failures[..1]);
         let text = String::from_utf8(small.tail(&small.drafts()[0]).to_vec()).unwrap();
         let want = r#""id":"dlq:g:7","vm":"host","topic":"$dlq.g","key":"7","payload":{"group":"g","attempts":100,"failures":[{"attempt":100,"cause":"timeout","reason":"#;
-        assert!(text.starts_with(want) && text.ends_with("\"event\":{\"seq\":7,\"payload\":1}}}\n"), "{text}");
+        assert!(
+            text.starts_with(want) && text.ends_with("\"event\":{\"seq\":7,\"payload\":1}}}\n"),
+            "{text}"
+        );
     }
 }
