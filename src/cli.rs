@@ -20,6 +20,8 @@ mod config;
 #[cfg(feature = "broker")]
 mod host;
 #[cfg(feature = "broker")]
+mod latest;
+#[cfg(feature = "broker")]
 mod logs;
 #[cfg(feature = "broker")]
 mod man;
@@ -58,6 +60,8 @@ pub use completions::CompletionsArgs;
 pub use config::{CheckArgs, ConfigCommand};
 #[cfg(feature = "broker")]
 pub use host::{BusCommand, HostCommand};
+#[cfg(feature = "broker")]
+pub use latest::{LatestArgs, SnapshotArgs};
 #[cfg(feature = "broker")]
 pub use logs::LogsArgs;
 #[cfg(feature = "broker")]

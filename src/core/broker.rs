@@ -213,7 +213,7 @@ pub async fn run(
             opened.start(limits, committed, rotated, on_failure, reached).map_err(failed("journal"))?;
         (Arc::new(journal), known)
     };
-    status.attach(journal.clone(), logs.clone());
+    status.attach(journal.clone(), logs.clone(), latest.clone());
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
     tokio::spawn(sweep::run(retention, journal.clone()));
@@ -240,8 +240,8 @@ pub async fn run(
     doors.serve(&lobby);
     drop(lobby);
     if let Some(metrics) = metrics {
-        let (journal, logs) = (journal.clone(), logs.clone());
-        metrics.runs(metrics::Running { journal, logs, ending: ended.clone() });
+        let (journal, logs, latest) = (journal.clone(), logs.clone(), latest.clone());
+        metrics.runs(metrics::Running { journal, logs, latest, ending: ended.clone() });
     }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);

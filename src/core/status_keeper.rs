@@ -8,11 +8,12 @@ use super::clock;
 use super::counters::Counters;
 use super::events::Recorder;
 use super::journal::Journal;
+use super::latest::Latest;
 use super::limits::DAMAGE_SHOWN;
 use super::logs::Logs;
 use super::service::Supervisor;
 use super::state_root::StateRoot;
-use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State, VmTable};
+use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State, VmTable};
 use super::status_file::{self, StatusWriter};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +35,7 @@ pub struct StatusKeeper {
 struct Inner {
     writer: StatusWriter,
     snapshot: Snapshot,
-    running: Option<(Arc<Journal>, Arc<Logs>)>,
+    running: Option<(Arc<Journal>, Arc<Logs>, Arc<Latest>)>,
     write_failed: bool,
     ended: bool,
 }
@@ -80,6 +81,7 @@ impl StatusKeeper {
             signals_dropped: 0,
             counters: Counters::default(),
             logs_stalled: None,
+            latest: None,
             vms: vms.records(0),
         };
         let mut writer = StatusWriter::open(root)?;
@@ -113,9 +115,9 @@ impl StatusKeeper {
         });
     }
 
-    /// From here on the journal and the logs are shown.
-    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>) {
-        self.with(|inner| inner.running = Some((journal, logs)));
+    /// From here on the journal and its views are shown.
+    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>, latest: Arc<Latest>) {
+        self.with(|inner| inner.running = Some((journal, logs, latest)));
     }
 
     /// The broker is in another state.
@@ -138,7 +140,7 @@ impl StatusKeeper {
             return false;
         }
         let mut changed = self.vms.take_changed() || always;
-        if let Some((journal, logs)) = running {
+        if let Some((journal, logs, latest)) = running {
             let map = journal.map();
             let segments = map.segments();
             let now = JournalStatus {
@@ -159,6 +161,8 @@ impl StatusKeeper {
                 || now.logs_seq != snapshot.journal.logs_seq
                 || state != snapshot.state;
             (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
+            let view = |seq| LatestStatus { seq, lost: latest.lost(), stalled: latest.stalled() };
+            snapshot.latest = latest.seq().map(view);
         }
         if !changed {
             return true;

@@ -102,11 +102,12 @@ fn begin(text: &str) -> Result<Begin, Failure> {
     match text {
         "latest" => Ok(Begin::Latest),
         "earliest" => Ok(Begin::Earliest),
+        "state" => Ok(Begin::State(0)),
         _ => match given::when(text) {
             // There is no event 0: all of them, as `bus tail --since` has it.
             Ok(When::Seq(seq)) => Ok(Begin::Seq(seq.max(1))),
             Ok(When::Time(ms)) => Ok(Begin::Time(ms)),
-            Err(e) => Err(bad(format!("is latest, earliest, id:ID or a time, and {e}"))),
+            Err(e) => Err(bad(format!("is latest, earliest, state, id:ID or a time, and {e}"))),
         },
     }
 }

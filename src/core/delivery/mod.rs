@@ -108,7 +108,7 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
             From::Seq(seq) => (*seq, None),
-            From::Ts(_) | From::Id(_) | From::State => return Ok(None),
+            From::Ts(_) | From::Id(_) | From::State(_) => return Ok(None),
         };
         Ok(Some(Beginning { next, gap }))
     }
@@ -124,7 +124,7 @@ impl Delivery {
         let found = when_free(&self.lookups, move || match &wanted {
             From::Ts(ts) => journal.seq_at(*ts).map(|at| Some(Beginning { next: at.seq, gap: at.gap })),
             From::Id(id) => Ok(journal.seq_after_id(id)?.map(|next| Beginning { next, gap: None })),
-            From::Latest | From::Earliest | From::Seq(_) | From::State => Ok(None),
+            From::Latest | From::Earliest | From::Seq(_) | From::State(_) => Ok(None),
         });
         async move {
             match found.await {

@@ -79,13 +79,22 @@ impl Latest {
         Err(Refusal::new("not-compacted", why))
     }
 
-    /// Where a subscription from `state` begins: at the state of everything before that.
+    /// Where a subscription from `state` begins: at the state of everything before that, as far as it is behind `after`.
     ///
     /// # Errors
-    /// `not-compacted`, if it is for one topic; `view-behind`.
-    pub async fn begin_state(self: Arc<Self>, patterns: Vec<Pattern>) -> Result<Beginning, Refusal> {
+    /// `not-compacted`, if it is for one topic; `view-behind`; `seq-ahead`.
+    pub async fn begin_state(
+        self: Arc<Self>,
+        patterns: Vec<Pattern>,
+        after: u64,
+    ) -> Result<Beginning, Refusal> {
         patterns.iter().filter(|pattern| pattern.is_plain()).try_for_each(|topic| self.check(topic))?;
-        Ok(Beginning { next: self.caught_up().await? + 1, gap: None })
+        let through = self.caught_up().await?;
+        if after > through {
+            let reason = format!("the newest event is {through}; 'state' is that at most");
+            return Err(Refusal::new("seq-ahead", reason));
+        }
+        Ok(Beginning { next: through + 1, gap: None })
     }
 
     /// The state for a subscription, in the order of seq: those from `at` to `through`, as many as make a step.

@@ -5,7 +5,7 @@
 //!            journal ──┘ at a start, after a hole                        └─▶ snapshot.rs ─▶ journal
 //! ```
 //!
-//! `compaction.rs` says of which topics, `change.rs` what an event changes; `open.rs` opens the file. Always holds: it is
+//! `compaction.rs` says of which topics, `change.rs` what an event changes; `open.rs` opens the file, `copy.rs` copies it. Always holds: it is
 //! behind the commit and stops none (invariant 11); what is waiting for it is bounded (invariant 6); retention removes
 //! nothing that it has not written durably, unless it is behind for so long that the journal has grown to
 //! [`LATEST_HOLDS`] times its size; an answer has everything that was durable when it was asked. Without a compacted topic
@@ -14,6 +14,7 @@
 pub mod answer;
 mod change;
 pub mod compaction;
+pub mod copy;
 mod open;
 mod pool;
 pub mod snapshot;
@@ -101,13 +102,16 @@ impl Shared {
     }
 }
 
+/// Makes readers of the journal.
+type Readers = Box<dyn Fn(u64) -> Reader + Send>;
+
 /// The view of a running broker.
 pub struct Latest {
     shared: Arc<Shared>,
     map: Arc<Map>,
     retain_bytes: u64,
     /// The journal for the thread, until it begins.
-    journal: Mutex<Option<Box<dyn Fn(u64) -> Reader + Send>>>,
+    journal: Mutex<Option<Readers>>,
     is_running: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Questions that read at once.

@@ -145,6 +145,10 @@ fn name_of(journal: u128) -> String {
 /// A connection that writes, to a database that has the tables.
 fn connect(path: &Path) -> Result<Connection, Wrong> {
     let is_new = !path.exists();
+    if is_new {
+        // A log that was left behind would be taken for its own.
+        BESIDE.iter().for_each(|end| _ = std::fs::remove_file(with(path, end)));
+    }
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     drop(options.custom_flags(nix::libc::O_NOFOLLOW).open(path)?);

@@ -15,10 +15,15 @@ use std::collections::HashMap;
 /// So many numbers of topics are remembered.
 const TOPICS: usize = 4096;
 
+/// Topic and key.
+type Name = (Box<str>, Box<str>);
+/// The newest event's seq, and its line; none when it is the end of its key.
+type Newest = (u64, Option<Vec<u8>>);
+
 /// What is to be written.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
-    rows: HashMap<(Box<str>, Box<str>), (u64, Option<Vec<u8>>)>,
+    rows: HashMap<Name, Newest>,
     /// What they take, in bytes.
     pub bytes: usize,
 }

@@ -12,9 +12,9 @@
 
 use super::open::{Viewed, Wrong, open, put_aside};
 use super::store::{Pending, Store};
-use super::{Shared, change};
+use super::{Readers, Shared, change};
 use crate::core::event::Event;
-use crate::core::journal::read::{Read, Reader};
+use crate::core::journal::read::Read;
 use crate::core::journal::segment::Map;
 use crate::core::journal::writer::Committed;
 use crate::core::limits::{COMMIT_BYTES, ROUTES_CACHED};
@@ -39,7 +39,7 @@ const SAY: Duration = Duration::from_secs(5);
 pub(super) struct Work {
     pub shared: Arc<Shared>,
     pub map: Arc<Map>,
-    pub journal: Box<dyn Fn(u64) -> Reader + Send>,
+    pub journal: Readers,
 }
 
 impl Work {

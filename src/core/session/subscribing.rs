@@ -37,8 +37,8 @@ struct Reading {
 /// A subscription that is asked for, while it is looked for where it begins.
 struct Lookup {
     interest: Interest,
-    /// It begins with the state of what is before that.
-    wants_state: bool,
+    /// It begins with the state of what is before that, behind this seq.
+    state: Option<u64>,
     beginning: Pin<Box<dyn Future<Output = Result<Beginning, Refusal>> + Send>>,
 }
 
@@ -202,23 +202,23 @@ impl Session<'_> {
         }
         match (subscribing.delivery.begin(&wish.from)?, wish.from) {
             (Some(beginning), _) => self.begin(interest, beginning),
-            (None, From::State) => {
-                let beginning = Box::pin(self.bus.latest.clone().begin_state(wish.patterns));
-                subscribing.lookup = Some(Lookup { interest, wants_state: true, beginning });
+            (None, From::State(after)) => {
+                let beginning = Box::pin(self.bus.latest.clone().begin_state(wish.patterns, after));
+                subscribing.lookup = Some(Lookup { interest, state: Some(after), beginning });
             }
             (None, from) => {
                 let beginning = Box::pin(subscribing.delivery.look_up(from));
-                subscribing.lookup = Some(Lookup { interest, wants_state: false, beginning });
+                subscribing.lookup = Some(Lookup { interest, state: None, beginning });
             }
         }
         Ok(())
     }
 
-    /// Begins with the state of everything before this.
-    fn begin_state(&mut self, interest: Interest, beginning: Beginning) {
+    /// Begins with the state of everything before this, as far as it is behind the seq `after`.
+    fn begin_state(&mut self, interest: Interest, after: u64, beginning: Beginning) {
         let through = beginning.next - 1;
-        self.output.own(|out| state_ack(out, interest.sub(), through));
-        let id = self.subscribing.table.add(Arc::new(interest), 1);
+        self.output.own(|out| state_ack(out, interest.sub(), after + 1, through));
+        let id = self.subscribing.table.add(Arc::new(interest), after + 1);
         if let Some(subscription) = self.subscribing.table.get_mut(id) {
             subscription.source = Source::State { through };
         }
@@ -237,11 +237,13 @@ impl Session<'_> {
         match done {
             Done::Read(step) => return self.take_step(step),
             Done::Found(found) => {
-                let Some(Lookup { interest, wants_state, .. }) = self.subscribing.lookup.take() else {
+                let Some(Lookup { interest, state, .. }) = self.subscribing.lookup.take() else {
                     return Ok(());
                 };
                 match found {
-                    Ok(beginning) if wants_state => self.begin_state(interest, beginning),
+                    Ok(beginning) if state.is_some() => {
+                        self.begin_state(interest, state.unwrap_or_default(), beginning);
+                    }
                     Ok(beginning) => self.begin(interest, beginning),
                     Err(refusal) => {
                         self.output.own(|out| refused_ack(out, "subscribe", Some(interest.sub()), &refusal));

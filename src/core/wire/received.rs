@@ -39,6 +39,11 @@ pub enum Received<'a> {
         /// … to this one, both included.
         to: u64,
     },
+    /// This subscription was sent the newest event of each key.
+    State {
+        /// The subscription's name.
+        sub: Cow<'a, str>,
+    },
     /// The operator ended this subscription.
     Unsubscribed {
         /// Its name.
@@ -87,6 +92,8 @@ pub struct Ack<'a> {
     pub next_seq: Option<u64>,
     /// Of `subscribe`: what was asked for and is gone.
     pub gap: Option<Gap>,
+    /// Of `subscribe`: the newest events per key come first, of everything up to this seq.
+    pub state: Option<u64>,
 }
 
 /// Events that are gone.
@@ -185,6 +192,10 @@ impl<'a> Received<'a> {
             "unsubscribed" => {
                 let Over { sub, code, reason } = serde_json::from_slice(body)?;
                 Received::Unsubscribed { sub: text(sub), code: text(code), reason: text(reason) }
+            }
+            "state" => {
+                let Sub { sub } = serde_json::from_slice(body)?;
+                Received::State { sub: text(sub) }
             }
             "heartbeat" => Received::Heartbeat,
             "close" => {

@@ -25,8 +25,8 @@ pub enum From {
     Ts(u64),
     /// Behind the newest event of this id.
     Id(String),
-    /// At the newest event of each key; then at what is published from now on.
-    State,
+    /// At the newest event of each key, as far as it is behind this seq; then at what is published from now on.
+    State(u64),
 }
 
 /// A wish to be sent events.
@@ -77,6 +77,7 @@ struct Place {
     seq: Option<u64>,
     ts: Option<u64>,
     id: Option<String>,
+    state: Option<u64>,
 }
 
 /// Reads the body of a frame that is a `subscribe`.
@@ -125,7 +126,7 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
 /// A group's events are handed out one after the other, and done for good: a state that is written over is no such thing.
 pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
     match from {
-        From::State => Err(Refusal::new(
+        From::State(_) => Err(Refusal::new(
             "bad-from",
             "a group does not begin at the state: read that with a subscription of its own, or with 'latest'",
         )),
@@ -199,20 +200,23 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
-            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds} or {"id":"…"}"#,
+            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"id":"…"} or {"state":seq}"#,
         )
     };
     match raw.get() {
         "null" | "\"latest\"" => return Ok(From::Latest),
         "\"earliest\"" => return Ok(From::Earliest),
-        "\"state\"" => return Ok(From::State),
+        "\"state\"" => return Ok(From::State(0)),
         text if !text.starts_with('{') => return Err(wrong()),
         _ => {}
     }
     match serde_json::from_str(raw.get()).map_err(|_| wrong())? {
-        Place { seq: Some(seq), ts: None, id: None } if seq > 0 => Ok(From::Seq(seq)),
-        Place { seq: None, ts: Some(ts), id: None } => Ok(From::Ts(ts)),
-        Place { seq: None, ts: None, id: Some(id) } if (1..=ID_BYTES).contains(&id.len()) => Ok(From::Id(id)),
+        Place { seq: Some(seq), ts: None, id: None, state: None } if seq > 0 => Ok(From::Seq(seq)),
+        Place { seq: None, ts: Some(ts), id: None, state: None } => Ok(From::Ts(ts)),
+        Place { seq: None, ts: None, id: None, state: Some(seq) } => Ok(From::State(seq)),
+        Place { seq: None, ts: None, id: Some(id), state: None } if (1..=ID_BYTES).contains(&id.len()) => {
+            Ok(From::Id(id))
+        }
         _ => Err(wrong()),
     }
 }
@@ -230,12 +234,12 @@ pub fn subscribe_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, gap: Option<(u
     });
 }
 
-/// Appends the ack of a subscription that begins with the state of everything up to `through`.
-pub fn state_ack(out: &mut Vec<u8>, sub: &str, through: u64) {
+/// Appends the ack of a subscription that begins with the state, at `next_seq`, of everything up to `through`.
+pub fn state_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, through: u64) {
     framed(out, |out| {
         out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"subscribe\",\"status\":\"ok\",\"sub\":\"");
         string_body(out, sub);
-        out.extend_from_slice(format!("\",\"next_seq\":1,\"state\":{through}}}").as_bytes());
+        out.extend_from_slice(format!("\",\"next_seq\":{next_seq},\"state\":{through}}}").as_bytes());
     });
 }
 
