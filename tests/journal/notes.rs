@@ -263,8 +263,16 @@ fn an_older_journal_is_read_and_goes_on() {
     let bytes = 64 * 1024;
     let disk = SimDisk::new(Rng(7), Lies::default());
     let notes = Trail { from: 77, open: 78 };
-    let header =
-        Header { journal: JOURNAL, first_lsn: 1, first_seq: 1, synced_lsn: 0, synced_seq: 0, ts: 0, notes };
+    let header = Header {
+        journal: JOURNAL,
+        first_lsn: 1,
+        first_seq: 1,
+        synced_lsn: 0,
+        synced_seq: 0,
+        ts: 0,
+        notes,
+        ids: notes,
+    };
     let mut file = header.encode().to_vec();
     file[8] = 1;
     let crc = crc32c::crc32c_append(crc32c::crc32c(&file[8..12]), &file[16..72]);

@@ -32,8 +32,10 @@ pub mod retain;
 mod scan;
 mod seen;
 pub mod segment;
+mod snapshot;
 pub mod spare;
 mod turns;
+mod window;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
@@ -77,7 +79,7 @@ impl Opened {
     pub fn open(disk: Arc<dyn Disk>, id: u128, segment_bytes: u64) -> Result<Self, OpenError> {
         let recover::Recovered { map, report, rewritten } = recover::recover(&*disk, id, segment_bytes)?;
         let map = Arc::new(map);
-        let seen = refill::refill(&disk, &map).map_err(look::failed("read its end for the ids"))?;
+        let seen = refill::refill(&disk, &map).map_err(look::failed("read its ids"))?;
         let writer = Writer::new(disk.clone(), map.clone(), report.next, rewritten, seen);
         Ok(Opened { disk, map, writer, report })
     }
@@ -96,6 +98,11 @@ impl Opened {
     pub fn readers(&self) -> impl Fn(u64) -> Reader + Send + use<> {
         let (disk, map) = (self.disk.clone(), self.map.clone());
         move |seq| Reader::new(disk.clone(), map.clone(), seq)
+    }
+
+    /// As [`Writer::repeats`].
+    pub fn repeats(&self, batch: &Batch, now: u64) -> Option<Seqs> {
+        self.writer.repeats(batch, now)
     }
 
     /// As [`Journal::seq_at`].
@@ -172,8 +179,8 @@ impl Opened {
                 let (floor, segments) = (floor.load(Ordering::Relaxed), map.segments());
                 // Asked for later: what it does not need any more is in these segments, and the first note of all is
                 // in none of them but the newest.
-                let notes = map.notes().from;
-                let gone = retain::expired(&segments, wall_ms(), retain_bytes, retain_age, floor, notes);
+                let needed = map.needed();
+                let gone = retain::expired(&segments, wall_ms(), retain_bytes, retain_age, floor, needed);
                 if let Err(error) = retain::apply(disk, &map, gone) {
                     tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }
