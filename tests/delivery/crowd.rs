@@ -234,7 +234,7 @@ impl Guest {
         // Nor while it is open whether an earlier wish is granted.
         let is_open = |asked: &Asked| match asked {
             Asked::Subscribe { from: From::Seq(seq), durable, .. } => *seq > durable + 1,
-            Asked::Subscribe { from: From::Id(..), .. } => true,
+            Asked::Subscribe { from: From::Id(_), .. } => true,
             _ => false,
         };
         if self.is_asked(&sub) || self.asked.iter().any(is_open) {
@@ -252,8 +252,8 @@ impl Guest {
                 match (look, some) {
                     (8 | 9, Some(event)) => From::Ts(event.ts + self.rng.below(3) - 1),
                     (8 | 9, None) => From::Ts(u64::MAX >> 12),
-                    (_, Some(event)) => From::Id(event.id.clone(), None),
-                    (_, None) => From::Id("of no event".into(), None),
+                    (_, Some(event)) => From::Id(event.id.clone()),
+                    (_, None) => From::Id("of no event".into()),
                 }
             }
         };
@@ -302,7 +302,7 @@ impl Guest {
             From::Earliest => frame["from"] = json!("earliest"),
             From::Seq(seq) => frame["from"] = json!({ "seq": seq }),
             From::Ts(ts) => frame["from"] = json!({ "ts": ts }),
-            From::Id(id, _) => frame["from"] = json!({ "id": id }),
+            From::Id(id) => frame["from"] = json!({ "id": id }),
         }
         self.peer.send(&frame.to_string());
         self.asked.push_back(Asked::Subscribe { sub, patterns, from, durable, first, want });
@@ -412,7 +412,7 @@ impl Guest {
                         self.done.refused += 1;
                         let right = match (&from, &*code) {
                             (From::Seq(seq), "seq-ahead") => *seq > durable + 1,
-                            (From::Id(id, _), "unknown-id") => {
+                            (From::Id(id), "unknown-id") => {
                                 let stored = self.scene.world.stored();
                                 stored
                                     .iter()
@@ -467,7 +467,7 @@ impl Guest {
                 let at = known.iter().find(|(seq, ..)| *seq == next);
                 older && (next > was.1 || at_the_oldest || at.is_some_and(|(_, at, _)| at >= ts))
             }
-            (From::Id(id, _), None) => {
+            (From::Id(id), None) => {
                 let known = self.scene.world.durable_events();
                 known.iter().any(|(seq, _, its)| seq + 1 == next && its == id)
             }

@@ -137,7 +137,11 @@ impl Sealed {
         let (mut entries, mut bytes): (Vec<Entry>, Vec<u8>) = (Vec::new(), Vec::new());
         for pass in 0..passes {
             let from = entries.len();
-            if !self.collect(disk, |hash| hash / (u64::MAX / passes + 1) == pass, &mut entries)? {
+            if !self.collect(
+                disk,
+                |hash| (u128::from(hash) * u128::from(passes)) >> 64 == u128::from(pass),
+                &mut entries,
+            )? {
                 return Ok(false);
             }
             left = left.saturating_sub((entries.len() - from) as u64);

@@ -154,7 +154,8 @@ fn read_headers(
 
 /// What a header must have said. The salt needs only the name, so the records are as readable as before;
 /// the first one that is says where the segment is in the journal, or else the segment after it does.
-/// When records before that one are lost, the segment before it says how many of them were events.
+/// When records before that one are lost, the segment before it says how many of them were events; if its end is lost
+/// too, all that lies between counts as lost there.
 fn guess_header(
     disk: &dyn Disk,
     journal: u128,
@@ -170,10 +171,14 @@ fn guess_header(
     };
     let mut first_seq = seq;
     if lsn > first_lsn {
+        // No fewer events than there can have been.
         first_seq = seq.saturating_sub(lsn - first_lsn).max(1);
-        if let Some((before_lsn, end, header)) = before {
-            let known = record(disk, journal, (before_lsn, end), first_lsn, false)?.map(|head| head.seq + 1);
-            first_seq = first_seq.max(known.or(header.map(|header| header.first_seq)).unwrap_or(1));
+        if let Some((before_lsn, end, _)) = before {
+            first_seq = match record(disk, journal, (before_lsn, end), first_lsn, false)? {
+                Some(last) if last.lsn + 1 == first_lsn => last.seq + 1,
+                // Whichever of the two has lost them: no seq is used twice.
+                _ => seq,
+            };
         }
     }
     let (synced_lsn, synced_seq) = (first_lsn - 1, first_seq - 1);
