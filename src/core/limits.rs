@@ -110,8 +110,16 @@ pub const CATCH_UP_READS: usize = 4;
 pub const SEEN_IDS: usize = 256;
 /// … of so many VMs; those whose newest id is the oldest give way, an eighth of as many at a time …
 pub const SEEN_VMS: usize = 10_000;
-/// … and so much of the journal's end is read for them at the start, in bytes.
+/// … of all VMs together so many are known in any case, …
+pub const SEEN_ALL: usize = 100_000;
+/// … if they are no older than this; …
+pub const SEEN_TIME: Duration = Duration::from_secs(120);
+/// … and so much of the journal's end is read for these at the start, in bytes.
 pub const SEEN_BYTES: u64 = 64 * 1024 * 1024;
+/// The index of a segment's ids is made of so many events at a time: with more of them the segment is read again.
+pub const INDEX_EVENTS: usize = 1024 * 1024;
+/// What of a segment the snapshot of each VM's ids that it begins with may take: the eighth part.
+pub const SEEN_SHARE: u64 = 8;
 /// Events of a group that wait: for a member, for the end of a delay, for another of their key, or for their dead
 /// letter. With more, no further ones are looked at until some of them are done.
 pub const GROUP_WAITING: usize = 8192;

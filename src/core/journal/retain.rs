@@ -4,6 +4,7 @@
 //! views have not reached), nor with notes that the next start needs. Pure, but for `apply`. Owner: the journal's keeper thread.
 
 use super::disk::Disk;
+use super::index::index_name;
 use super::segment::{Map, Segment, segment_name};
 use std::io;
 use std::sync::Arc;
@@ -81,6 +82,8 @@ pub fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
+        // Of use to nobody, and few have one.
+        let _ = disk.remove(&index_name(segment.first_lsn));
         if let Err(error) = removed.and_then(|()| disk.sync_dir()) {
             map.remember_oldest(*segment);
             return Err(error);
