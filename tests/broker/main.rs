@@ -8,6 +8,7 @@
 mod support;
 
 mod bench;
+mod client;
 mod config;
 mod config_vms;
 mod doors;

@@ -88,9 +88,9 @@ impl Handle {
                 each(&seqs, &mut |seq| machine.nack(number, seq, &reason, &delay, now).map(drop));
             }
         }
-        if word.confirm && refusals.is_empty() {
+        if word.confirm && refusals.len() < seqs.len() {
             let mut out = Vec::new();
-            word_ack(&mut out, kind, &self.name, seqs.len());
+            word_ack(&mut out, kind, &self.name, seqs.len() - refusals.len());
             let member = state.members.iter().find(|member| member.number == number);
             match member.map(|member| member.outlet.clone()) {
                 // Nothing of it is written: it can be said again and again, and waits for nobody.
