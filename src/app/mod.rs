@@ -21,6 +21,8 @@ mod failure;
 #[cfg(feature = "broker")]
 mod given;
 #[cfg(feature = "broker")]
+mod group;
+#[cfg(feature = "broker")]
 mod host;
 #[cfg(feature = "broker")]
 mod logging;

@@ -2,6 +2,7 @@
 //!
 //! Always holds: clones are the same bus; it ends with the last of them. Owner: the program.
 
+use super::connection::ClientError;
 use super::consumer::Context;
 use super::error::Error;
 use super::event::Event;
@@ -28,7 +29,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::codec::Encoder;
 
 /// Commands that wait for the task; then whoever gives one waits before that.
@@ -48,6 +49,7 @@ struct Inner {
     ids: Mutex<IdSource>,
     publishing: Arc<Semaphore>,
     members: AtomicU64,
+    lost: watch::Receiver<Option<Arc<ClientError>>>,
     /// Its end is the task's.
     _alive: oneshot::Sender<Infallible>,
 }
@@ -83,6 +85,7 @@ impl Bus {
         let (commands, for_task) = mpsc::channel(WAITING);
         let (words, said) = mpsc::unbounded_channel();
         let (alive, is_alive) = oneshot::channel();
+        let (is_lost, lost) = watch::channel(None);
         let (target, hello) = (target.clone(), hello.to_owned());
         let task = Task {
             target: target.clone(),
@@ -90,6 +93,7 @@ impl Bus {
             times,
             commands: for_task,
             words: said,
+            lost: is_lost,
             alive: is_alive,
         };
         tokio::spawn(task.run(client));
@@ -102,6 +106,7 @@ impl Bus {
             ids: Mutex::new(IdSource::new(chance())),
             publishing: Arc::new(Semaphore::new(DRAIN_EVENTS)),
             members: AtomicU64::new(0),
+            lost,
             _alive: alive,
         })))
     }
@@ -183,6 +188,11 @@ impl Bus {
         let asking = Asking { kind: kind.to_owned(), group, frame, answer, is_again: false };
         self.command(Command::Ask(asking)).await?;
         answered.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Why there is no session just now, if so: for somebody who wants to say it. What is under way waits meanwhile.
+    pub fn lost(&self) -> watch::Receiver<Option<Arc<ClientError>>> {
+        self.0.lost.clone()
     }
 
     /// Ends it in good order: subscriptions let their handlers come to their end, what is under way is answered. A

@@ -175,7 +175,8 @@ impl Delivery {
         self.held.caller.say(Say::InProgress, None)
     }
 
-    pub(super) fn context(&self) -> Context {
+    /// What a handler knows of it: may go elsewhere, to say that it takes longer.
+    pub fn context(&self) -> Context {
         let caller = self.held.caller.clone();
         Context { attempt: self.attempt, max_attempts: self.max_attempts, caller }
     }

@@ -14,8 +14,9 @@ use crate::core::follow::{Times, may_pass};
 use bytes::{Buf, BytesMut};
 use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 
 /// A session that lasted so long was a good one: the next wait is a short one again.
@@ -33,6 +34,8 @@ pub(super) struct Task {
     pub commands: mpsc::Receiver<Command>,
     /// No more than consumers hold events.
     pub words: mpsc::UnboundedReceiver<Word>,
+    /// Why there is no session just now.
+    pub lost: watch::Sender<Option<Arc<ClientError>>>,
     /// Ends with the last handle.
     pub alive: oneshot::Receiver<Infallible>,
 }
@@ -74,6 +77,7 @@ impl Task {
                 return error.into();
             }
             tracing::debug!(%error, target = %self.target, "bus: connecting again");
+            self.lost.send_replace(Some(Arc::new(error)));
             if since.elapsed() >= GOOD {
                 attempt = 0;
             }
@@ -89,7 +93,10 @@ impl Task {
                 };
                 (wait, attempt) = (Duration::ZERO, attempt + 1);
                 match connected {
-                    Ok(client) => break client,
+                    Ok(client) => {
+                        self.lost.send_replace(None);
+                        break client;
+                    }
                     Err(error) if !may_pass(&error) => return error.into(),
                     Err(_) => {}
                 }
