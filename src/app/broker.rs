@@ -53,7 +53,7 @@ fn serve(
         configured.settings.clone();
     // In whole blocks.
     limits.segment_bytes &= !(BLOCK as u64 - 1);
-    let config = Config { root, tcp, unix, vsock, metrics, policy, handed, limits };
+    let config = Config { root, tcp, unix, vsock, metrics, policy, retention: Vec::new(), handed, limits };
     config.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // From here on a signal ends nothing by itself.

@@ -20,12 +20,13 @@ use super::door::{Lobby, unix};
 use super::events::Recorder;
 use super::journal::disk::{Disk, RealDisk};
 use super::journal::writer::Committed;
-use super::journal::{Damage, Journal, OpenError, Opened};
+use super::journal::{Damage, Journal, OpenError, Opened, Reached};
 use super::limits::{Limits, METRICS_CONNECTIONS};
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
 use super::metrics::{self, Metrics};
 use super::policy::Policy;
+use super::retention::{Retention, Rule, sweep};
 use super::service::{self, Supervisor};
 use super::state_root::{StateRoot, StateRootError};
 use super::status::{State, VmTable};
@@ -54,6 +55,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Who may do what. A new one takes effect at once, also for sessions that are open.
     pub policy: watch::Receiver<Arc<Policy>>,
+    /// How long events of some topics are of use, in the order of the file.
+    pub retention: Vec<Rule>,
     /// Sockets that are bound already.
     pub handed: Handed,
     /// The bounds.
@@ -126,7 +129,8 @@ pub async fn run(
         config.limits.reserved_descriptors += METRICS_CONNECTIONS as u64 + 1;
     }
     let places = share_descriptors(&mut config.limits);
-    let Config { root, limits, tcp, unix, vsock, metrics, policy, handed } = &mut config;
+    let Config { root, limits, tcp, unix, vsock, metrics, policy, retention, handed } = &mut config;
+    let retention = Arc::new(Retention::new(std::mem::take(retention)));
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
     let status = status.map_err(failed("status"))?;
@@ -178,7 +182,7 @@ pub async fn run(
         Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
     let (journal, known) = {
         let logs = logs.clone();
-        let floor = logs.floor();
+        let reached = Reached { views: logs.floor(), useless: retention.useless() };
         let commits = router.clone();
         let metrics = metrics.clone();
         let committed = move |commit: Arc<Committed>| {
@@ -194,12 +198,13 @@ pub async fn run(
             move || dirty.rotated()
         };
         let journal =
-            opened.start(limits, committed, rotated, on_failure, floor).map_err(failed("journal"))?;
+            opened.start(limits, committed, rotated, on_failure, reached).map_err(failed("journal"))?;
         (Arc::new(journal), known)
     };
     status.attach(journal.clone(), logs.clone());
 
-    let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
+    let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
+    tokio::spawn(sweep::run(retention, journal.clone()));
     let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty);
     let bus = Bus::new(
         limits.clone(),

@@ -27,6 +27,10 @@ pub const KEY_BYTES: usize = 255;
 pub const HEADERS: usize = 32;
 /// The most bytes of all header names and values of one event together.
 pub const HEADER_BYTES: usize = 1024;
+/// The longest `sid`, in bytes.
+pub const SID_BYTES: usize = 128;
+/// The longest `ttl_ms`: ten years.
+pub const TTL_MS: u64 = 315_360_000_000;
 /// The most tags of one event, and the most ids in its `caused_by`.
 pub const TAGS: usize = 32;
 /// The most bytes of all tags of one event together.

@@ -156,8 +156,17 @@ impl Place {
         let (policy, in_force) = watch::channel(say.policy());
         let limits = Limits { segment_bytes: 1 << 20, ..limits };
         let (tcp, handed) = (tcp.to_vec(), Handed::default());
-        let config =
-            Config { root, tcp, unix: Vec::new(), vsock, metrics: None, policy: in_force, handed, limits };
+        let config = Config {
+            root,
+            tcp,
+            unix: Vec::new(),
+            vsock,
+            metrics: None,
+            policy: in_force,
+            retention: Vec::new(),
+            handed,
+            limits,
+        };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (ready, listeners) = oneshot::channel();

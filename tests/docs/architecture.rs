@@ -68,7 +68,7 @@ fn a_segments_header_is_as_mapped() {
 
 #[test]
 fn a_record_is_as_mapped() {
-    let layout = Layout { vm_at: 0x1122, vm_len: 0x33, topic_len: 0x4455, own_id: true };
+    let layout = Layout { vm_at: 0x1122, vm_len: 0x33, topic_len: 0x4455, own_id: true, expires: false };
     let head = Head { lsn: 21, seq: 22, ts: 23, synced: 20, kind: Kind::Event, joined: true, layout };
     let mut bytes = Vec::new();
     record::encode(&mut bytes, 7, &head, [b"ab", b"c"]);

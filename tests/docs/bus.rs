@@ -431,6 +431,8 @@ fn limits_are_those_of_limits_rs() {
         ("HEADERS", limits::HEADERS as u64),
         ("HEADER_BYTES", limits::HEADER_BYTES as u64),
         ("TAGS", limits::TAGS as u64),
+        ("SID_BYTES", limits::SID_BYTES as u64),
+        ("TTL_MS", limits::TTL_MS),
         ("TAG_BYTES", limits::TAG_BYTES as u64),
         ("REACHABLE_MS", limits::REACHABLE_MS as u64),
         ("UNRESPONSIVE_MS", limits::UNRESPONSIVE_MS as u64),

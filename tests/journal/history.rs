@@ -448,7 +448,7 @@ impl Life {
         let keep = rng.below(5 * self.bytes);
         let floor =
             if rng.one_in(4) { rng.below(self.map.durable_seq() + 1) } else { self.map.durable_seq() };
-        let gone = retain::expired(&segments, self.now, keep, 1 << 40, floor, self.map.notes().from);
+        let gone = retain::expired(&segments, self.now, keep, 1 << 40, (floor, 0), self.map.notes().from);
         if gone == 0 {
             return Ok(());
         }

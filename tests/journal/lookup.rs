@@ -11,11 +11,10 @@ use castra::core::event::{Batch, Publish, string_body};
 use castra::core::identity::VmName;
 use castra::core::journal::disk::Disk;
 use castra::core::journal::read::Read;
-use castra::core::journal::{Opened, SeqAt, retain, spare};
+use castra::core::journal::{Opened, Reached, SeqAt, retain, spare};
 use castra::core::limits::Limits;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use tokio::sync::Semaphore;
 
 /// What was published: seq 1 is the first.
@@ -229,7 +228,7 @@ fn a_running_journal_is_asked() {
     let opened = Opened::open(Arc::new(disk), JOURNAL, 1 << 20).unwrap();
     assert_eq!(opened.seq_at(0).unwrap(), SeqAt { seq: 1, gap: None });
     let journal = opened
-        .start(&Limits::default(), |_| {}, || {}, |error| panic!("{error}"), Arc::new(AtomicU64::new(0)))
+        .start(&Limits::default(), |_| {}, || {}, |error| panic!("{error}"), Reached::default())
         .unwrap();
     assert_eq!(journal.seq_at(u64::MAX).unwrap(), SeqAt { seq: 1, gap: None });
     assert_eq!(journal.seq_after_id("a").unwrap(), None);

@@ -13,7 +13,7 @@ use castra::core::journal::notes::Trail;
 use castra::core::journal::record::{self, Head, Kind};
 use castra::core::journal::segment::{HEADER_BYTES, Header, VERSION, segment_name};
 use castra::core::journal::writer::batch_bytes;
-use castra::core::journal::{Class, Journal, NotCommitted, Note, Outcome, spare};
+use castra::core::journal::{Class, Journal, NotCommitted, Note, Outcome, Reached, spare};
 use castra::core::limits::{BATCH_BYTES, GROUP_EVENTS, Limits, RESERVED_BYTES, SEGMENT_MIN_BYTES};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,8 @@ fn start(disk: &SimDisk, limits: &Limits) -> Running {
     };
     let failed = |why| panic!("{why}");
     let opened = open(disk, limits.segment_bytes).unwrap();
-    let journal = opened.start(limits, |_| {}, count, failed, Arc::new(AtomicU64::new(u64::MAX))).unwrap();
+    let reached = Reached { views: Arc::new(AtomicU64::new(u64::MAX)), ..Reached::default() };
+    let journal = opened.start(limits, |_| {}, count, failed, reached).unwrap();
     Running { journal, rotated }
 }
 

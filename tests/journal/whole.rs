@@ -8,7 +8,7 @@ use crate::sim::{Call, Cut, Lies, Rng, SimDisk};
 use castra::core::event::{Batch, Publish, Text};
 use castra::core::identity::VmName;
 use castra::core::journal::read::Read;
-use castra::core::journal::{Journal, NotCommitted, spare};
+use castra::core::journal::{Journal, NotCommitted, Reached, spare};
 use castra::core::limits::Limits;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -95,7 +95,7 @@ fn start(disk: &SimDisk, bytes: u64) -> Running {
         move |_| {
             f.fetch_add(1, Ordering::SeqCst);
         },
-        Arc::new(AtomicU64::new(u64::MAX)),
+        Reached { views: Arc::new(AtomicU64::new(u64::MAX)), ..Reached::default() },
     );
     Running { journal: journal.unwrap(), committed, failed }
 }

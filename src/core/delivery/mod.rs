@@ -22,10 +22,12 @@ pub mod router;
 mod routes;
 pub mod subscription;
 
+use super::clock::wall_ms;
 use super::journal::Journal;
 use super::journal::read::Mark;
 use super::limits::{CATCH_UP_READS, Limits};
 use super::refusal::Refusal;
+use super::retention::Retention;
 use super::wire::subscribe::From;
 use catch_up::Step;
 use outlet::{Outlet, Room};
@@ -51,18 +53,26 @@ pub struct Delivery {
     /// Who is sent what, as it is committed.
     pub router: Arc<Router>,
     journal: Arc<Journal>,
+    /// What is passed over in reading.
+    pub retention: Arc<Retention>,
     room: Arc<Room>,
     reads: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
 }
 
 impl Delivery {
-    /// Delivery of what stands in `journal`, whose commits `router` gets.
-    pub fn new(limits: &Limits, journal: Arc<Journal>, router: Arc<Router>) -> Self {
+    /// Delivery of what stands in `journal`, whose commits `router` gets, and is of use.
+    pub fn new(
+        limits: &Limits,
+        journal: Arc<Journal>,
+        router: Arc<Router>,
+        retention: Arc<Retention>,
+    ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         Delivery {
             router,
             journal,
+            retention,
             room: Room::new(limits.queue_bytes_in_all),
             reads: Arc::new(Semaphore::new((cores / 2).clamp(1, CATCH_UP_READS))),
             lookups: Arc::new(Semaphore::new(1)),
@@ -129,13 +139,13 @@ impl Delivery {
         plan: Plan,
         mark: Option<Mark>,
     ) -> impl Future<Output = io::Result<Step>> + Send + use<> {
-        let journal = self.journal.clone();
+        let (journal, retention) = (self.journal.clone(), self.retention.clone());
         when_free(&self.reads, move || {
             let mut reader = journal.reader(plan.at);
             if let Some(mark) = mark {
                 reader.resume(mark)?;
             }
-            catch_up::read(&mut reader, &plan)
+            catch_up::read(&mut reader, &plan, &retention, wall_ms())
         })
     }
 }

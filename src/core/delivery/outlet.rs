@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn chunk(from: u64, bytes: usize) -> Chunk {
-        Chunk { from, to: from, events: 1, frames: vec![b'x'; bytes].into() }
+        Chunk { from, to: from, events: 1, expires: false, frames: vec![b'x'; bytes].into() }
     }
 
     #[test]

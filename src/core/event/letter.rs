@@ -31,6 +31,7 @@ impl Batch {
             topic_len: topic_len as u16,
             joined: false,
             own_id: true,
+            expires: false,
         });
     }
 }

@@ -51,10 +51,11 @@ use commit::{CommitLoop, NoteCall, Observer, Submission};
 use disk::Disk;
 use inbox::Inbox;
 use read::Reader;
+pub use retain::Reached;
 use segment::Map;
 use spare::Spares;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -136,7 +137,7 @@ impl Opened {
 
     /// Starts the threads. `committed` gets every commit with events, in order, and may wait to slow publishers down;
     /// `rotated` is called when a segment begins, and must not wait: whoever keeps notes then writes a snapshot of all
-    /// that they say, in one call (not when it began in the middle of such a call). `failed` is called once when the disk failed; `floor` is the seq that retention may not pass.
+    /// that they say, in one call (not when it began in the middle of such a call). `failed` is called once when the disk failed; `reached` says how far retention may and need go.
     ///
     /// # Errors
     /// A thread cannot be had.
@@ -146,7 +147,7 @@ impl Opened {
         committed: impl FnMut(Arc<Committed>) + Send + 'static,
         rotated: impl FnMut() + Send + 'static,
         failed: impl FnOnce(String) + Send + 'static,
-        floor: Arc<AtomicU64>,
+        reached: Reached,
     ) -> io::Result<Journal> {
         let Opened { disk, map, writer, .. } = self;
         let spares = Arc::new(Spares::default());
@@ -169,11 +170,14 @@ impl Opened {
             let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
             let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
             let retain = move |disk: &dyn Disk| {
-                let (floor, segments) = (floor.load(Ordering::Relaxed), map.segments());
+                let segments = map.segments();
+                let views = reached.views.load(Ordering::Relaxed);
+                let useless = reached.useless.load(Ordering::Relaxed);
                 // Asked for later: what it does not need any more is in these segments, and the first note of all is
                 // in none of them but the newest.
                 let notes = map.notes().from;
-                let gone = retain::expired(&segments, wall_ms(), retain_bytes, retain_age, floor, notes);
+                let gone =
+                    retain::expired(&segments, wall_ms(), retain_bytes, retain_age, (views, useless), notes);
                 if let Err(error) = retain::apply(disk, &map, gone) {
                     tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }

@@ -9,16 +9,19 @@
 //! Always holds: an answer that says something is so is sent once it is durable; who locks it waits for nothing. Owner:
 //! [`super::Groups`].
 
+use super::intake::Came;
 use super::letters;
 use super::notes::{Record, What};
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
+use crate::core::clock::wall_ms;
 use crate::core::delivery::group::progress::{Failure, Saved};
 use crate::core::delivery::group::{self, Effect, Group};
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::event::{Batch, string_body};
 use crate::core::limits::GROUP_BYTES_HELD;
+use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::{Spec, delivery_head};
 use bytes::Bytes;
@@ -40,6 +43,7 @@ pub(super) struct Handle {
     /// Its task has something to do.
     pub wake: Notify,
     pub(super) dirty: Arc<Dirty>,
+    pub(super) retention: Arc<Retention>,
     pub(super) begun: Instant,
 }
 
@@ -67,6 +71,10 @@ pub(super) struct State {
     pub(super) is_listed: bool,
     pub(super) lines: HashMap<u64, Bytes>,
     pub(super) bytes: usize,
+    /// Some of them have a `ttl_ms`.
+    pub(super) expires: bool,
+    /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
+    pub(super) expired: u64,
     pub(super) ids: HashMap<u64, u64>,
     pub(super) members: Vec<Member>,
     /// For whom, once what they say is durable.
@@ -102,7 +110,7 @@ impl Handle {
         spec: Spec,
         patterns: &[Pattern],
         saved: Option<Saved>,
-        (dirty, begun): (Arc<Dirty>, Instant),
+        (dirty, retention, begun): (Arc<Dirty>, Arc<Retention>, Instant),
     ) -> Arc<Self> {
         let options = group::Options {
             max_attempts: spec.max_attempts,
@@ -125,6 +133,8 @@ impl Handle {
                 is_listed: false,
                 lines: HashMap::new(),
                 bytes: 0,
+                expires: false,
+                expired: 0,
                 ids: HashMap::new(),
                 members: Vec::new(),
                 answers: Vec::new(),
@@ -135,6 +145,7 @@ impl Handle {
             }),
             wake: Notify::new(),
             dirty,
+            retention,
             begun,
         })
     }
@@ -153,14 +164,14 @@ impl Handle {
         state.stage == Stage::Durable && state.bytes < GROUP_BYTES_HELD && state.machine.room() > 0
     }
 
-    /// Takes events in, and what was looked at up to `through`.
-    pub fn take(self: &Arc<Self>, frames: &Bytes, through: u64) -> u64 {
-        let (head, mut state, mut expired) = (self.interest.head(), self.lock(), 0);
+    /// Takes events in, and what was looked at up to `through`; how many were gone before it had them.
+    pub fn take(self: &Arc<Self>, came: &Came) -> u64 {
+        let (head, mut state, mut expired) = (self.interest.head(), self.lock(), came.expired);
         // It goes on elsewhere: what lies before these events is not done.
         if state.seek.is_some() {
             return 0;
         }
-        super::taken::each(frames, head, &self.spec, &self.keys, |found| match found {
+        super::taken::each(&came.frames, head, &self.spec, &self.keys, |found| match found {
             Found::Event(Taken { seq, key, line }) => {
                 if state.machine.offer(seq, key, line.len()) {
                     if let Some(id) = id_of(&line) {
@@ -179,7 +190,9 @@ impl Handle {
             }
             Found::Other => {}
         });
-        state.machine.pass(through);
+        state.expires |= came.expires;
+        state.expired += expired;
+        state.machine.pass(came.through);
         self.act(&mut state);
         expired
     }
@@ -275,8 +288,12 @@ impl Handle {
     pub(super) fn act(self: &Arc<Self>, state: &mut State) {
         let effects = state.machine.step(self.now());
         let (mut frames, mut to, mut events) = (Vec::new(), None, 0);
+        let wall = (state.expires || !self.retention.is_empty()).then(wall_ms);
         for effect in effects {
             match effect {
+                Effect::Deliver { seq, .. } if wall.is_some_and(|now| self.is_of_no_use(state, seq, now)) => {
+                    self.lapse(state, seq);
+                }
                 Effect::Deliver { member, seq, attempt } => {
                     if to.is_some_and(|to| to != member) {
                         state.hand_out(to, &mut frames, &mut events);
@@ -343,6 +360,7 @@ impl State {
     pub(super) fn forget(&mut self, keys: &RandomState, seq: u64) {
         let Some(line) = self.lines.remove(&seq) else { return };
         self.bytes -= line.len();
+        self.expires &= !self.lines.is_empty();
         if let Some(id) = id_of(&line) {
             let id = keys.hash_one(id);
             if self.ids.get(&id) == Some(&seq) {

@@ -13,7 +13,7 @@
 
 use super::super::Delivery;
 use super::super::catch_up::Step;
-use super::super::interest::Interest;
+use super::super::interest::{Chunk, Interest};
 use super::super::outlet::{Item, Outlet};
 use super::super::subscription::Plan;
 use crate::core::journal::read::Mark;
@@ -29,6 +29,10 @@ const ID: u32 = 1;
 /// Frames of events, and of gaps.
 pub(super) struct Came {
     pub frames: Bytes,
+    /// So many more have expired and are left out.
+    pub expired: u64,
+    /// Some of them have a `ttl_ms`.
+    pub expires: bool,
     /// Everything up to this seq was looked at.
     pub through: u64,
 }
@@ -59,7 +63,8 @@ impl Intake {
                 match self.outlet.pop() {
                     Some(Item::Chunk(_, chunk)) => {
                         self.next = chunk.to + 1;
-                        return Ok(Came { frames: chunk.frames, through: chunk.to });
+                        let Chunk { frames, expires, .. } = chunk;
+                        return Ok(Came { frames, expired: 0, expires, through: chunk.to });
                     }
                     Some(Item::Left(_, from)) => {
                         self.is_live = false;
@@ -86,7 +91,8 @@ impl Intake {
                 let joined = self.delivery.router.join(&self.interest, &self.outlet, ID, self.next);
                 self.is_live = joined.is_ok();
             }
-            return Ok(Came { frames: step.frames.into(), through: self.next - 1 });
+            let Step { expired, expires, .. } = step;
+            return Ok(Came { frames: step.frames.into(), expired, expires, through: self.next - 1 });
         }
     }
 

@@ -10,6 +10,7 @@
 
 mod handle;
 mod intake;
+mod lapse;
 mod letters;
 mod members;
 pub mod notes;
@@ -81,7 +82,8 @@ impl Groups {
         let mut handles = BTreeMap::new();
         for (name, (spec, saved)) in replay.into_groups() {
             let patterns = patterns_of(&spec.topics);
-            let handle = Handle::new(name.clone(), spec, &patterns, Some(saved), (dirty.clone(), begun));
+            let shared = (dirty.clone(), delivery.retention.clone(), begun);
+            let handle = Handle::new(name.clone(), spec, &patterns, Some(saved), shared);
             handles.insert(name, handle);
         }
         let all: Vec<Arc<Handle>> = handles.values().cloned().collect();
@@ -138,7 +140,7 @@ impl Groups {
             return Err(Refusal::new("too-many-groups", format!("there are {GROUPS} groups already")));
         }
         may(&wish.patterns)?;
-        let shared = (self.dirty.clone(), self.begun);
+        let shared = (self.dirty.clone(), self.delivery.retention.clone(), self.begun);
         let handle = Handle::new(wish.group.clone(), wish.spec, &wish.patterns, None, shared);
         self.is_used.store(true, Relaxed);
         handles.insert(wish.group, handle.clone());

@@ -43,6 +43,7 @@ impl Handle {
         let mut state = self.lock();
         state.machine.seek(cursor);
         (state.lines, state.ids, state.bytes) = (HashMap::new(), HashMap::new(), 0);
+        state.expires = false;
         state.letters.clear();
         state.seek = Some(cursor + 1);
         let mut out = Vec::new();
@@ -99,7 +100,7 @@ impl Handle {
             "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
             "members": state.members.len(), "held": counts.in_flight,
             "waiting": counts.waiting + counts.behind, "delayed": counts.delayed, "dead": counts.dead,
-            "stalled": stalled,
+            "stalled": stalled, "expired_undelivered": state.expired,
         })
     }
 
@@ -149,12 +150,12 @@ impl Handle {
 
 #[cfg(test)]
 mod tests {
+    use super::super::intake::Came;
     use super::*;
     use crate::core::delivery::outlet::Room;
     use crate::core::topic::Pattern;
     use crate::core::wire::group::{Spec, delivery_head};
     use crate::core::wire::subscribe::event;
-    use bytes::Bytes;
 
     fn new() -> (Arc<Handle>, Arc<Outlet>) {
         let spec = Spec {
@@ -167,11 +168,15 @@ mod tests {
             ordered_by_key: false,
         };
         let patterns = [Pattern::parse("t").unwrap()];
-        let shared = (Arc::default(), tokio::time::Instant::now());
+        let shared = (Arc::default(), Arc::default(), tokio::time::Instant::now());
         (
             Handle::new("g".into(), spec, &patterns, None, shared),
             Arc::new(Outlet::new(9, 999, Room::new(999))),
         )
+    }
+
+    fn came(frames: Vec<u8>) -> Came {
+        Came { frames: frames.into(), expired: 0, expires: false, through: 95 }
     }
 
     #[tokio::test]
@@ -208,11 +213,11 @@ mod tests {
         group.seek(10, &outlet);
         let mut frames = Vec::new();
         event(&mut frames, &delivery_head("g", 1, 5), b"{\"seq\":90,\"id\":\"x\"}\n");
-        group.take(&Bytes::from(frames.clone()), 95);
+        group.take(&came(frames.clone()));
         group.pass(99);
         assert_eq!((group.cursor(), group.report(1, 95)["waiting"].as_u64()), (10, Some(0)));
         assert_eq!(group.take_seek(), Some(11));
-        group.take(&Bytes::from(frames), 95);
+        group.take(&came(frames));
         assert_eq!(group.report(1, 95)["waiting"].as_u64(), Some(1));
     }
 }

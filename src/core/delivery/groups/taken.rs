@@ -3,6 +3,7 @@
 //! Always holds: a frame that the broker made itself is read without a copy; one that is none is left out. Pure. Owner:
 //! the group's task.
 
+use crate::core::event::{Event, Layout};
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::group::Spec;
 use bytes::Bytes;
@@ -91,6 +92,40 @@ fn seq_of(line: &[u8]) -> Option<u64> {
     let digits = line.strip_prefix(b"\"seq\":")?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// The event whose line, from `"seq":` on, this is.
+pub(super) fn event_of(line: &[u8]) -> Option<Event<'_>> {
+    let number = |at: usize, name: &[u8]| {
+        let digits = line.get(at..)?.strip_prefix(name)?;
+        let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+        let number = std::str::from_utf8(&digits[..end]).ok()?.parse::<u64>().ok()?;
+        Some((number, at + name.len() + end))
+    };
+    // The text behind `name`, and where its closing quote is.
+    let text = |at: usize, name: &[u8]| {
+        let begin = at + name.len();
+        line.get(at..)?.strip_prefix(name)?;
+        let mut end = begin;
+        while *line.get(end)? != b'"' {
+            end += 1 + usize::from(line[end] == b'\\');
+        }
+        Some((begin, end))
+    };
+    let (seq, at) = number(0, b"\"seq\":")?;
+    let (ts, at) = number(at, b",\"ts\":")?;
+    let (_, at) = text(at, b",\"id\":\"")?;
+    let (vm_at, vm_end) = text(at, b"\",\"vm\":\"")?;
+    let (topic_at, topic_end) = text(vm_end, b"\",\"topic\":\"")?;
+    let layout = Layout {
+        vm_at: u16::try_from(vm_at).ok()?,
+        vm_len: u8::try_from(vm_end - vm_at).ok()?,
+        topic_len: u16::try_from(topic_end - topic_at).ok()?,
+        own_id: false,
+        // That there is none is seen where it would stand.
+        expires: true,
+    };
+    Some(Event { seq, ts, line, layout })
 }
 
 /// The id of an event whose line begins with its seq, encoded.

@@ -69,21 +69,29 @@ pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             },
             came = intake.next(), if may_take => match came {
                 Ok(came) => {
-                    let expired = handle.take(&came.frames, came.through);
-                    if expired > 0 {
-                        tracing::warn!(group = %handle.name, expired, "events were gone before the group had them");
-                    }
+                    let expired = handle.take(&came);
+                    say_expired(&handle, expired);
                 }
                 Err(error) => {
                     tracing::error!(%error, group = %handle.name, "journal: cannot be read for a group");
                     patience = Instant::now() + AGAIN;
                 }
             },
-            _ = quiet.tick() => if may_take && let Some(through) = intake.passed() {
-                handle.pass(through);
-            },
+            _ = quiet.tick() => {
+                say_expired(&handle, handle.sweep());
+                if may_take && let Some(through) = intake.passed() {
+                    handle.pass(through);
+                }
+            }
             () = until(due) => {}
         }
+    }
+}
+
+fn say_expired(handle: &Handle, expired: u64) {
+    if expired > 0 {
+        let group = &handle.name;
+        tracing::warn!(%group, expired_undelivered = expired, "events expired before the group had them");
     }
 }
 
