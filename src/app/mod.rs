@@ -41,6 +41,8 @@ mod service;
 #[cfg(feature = "broker")]
 mod status;
 #[cfg(feature = "broker")]
+mod status_groups;
+#[cfg(feature = "broker")]
 mod status_table;
 #[cfg(feature = "broker")]
 mod subscribe;

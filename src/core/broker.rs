@@ -205,14 +205,16 @@ pub async fn run(
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
     tokio::spawn(sweep::run(retention, journal.clone()));
-    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty);
+    let counts = metrics.as_ref().map(|metrics| metrics.groups.clone());
+    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, counts);
+    status.attach_groups(groups.clone());
     let bus = Bus::new(
         limits.clone(),
         vms,
         recorder,
         logs.clone(),
         journal.clone(),
-        (delivery, groups),
+        (delivery, groups.clone()),
         (ended.clone(), policy.clone()),
     );
     let (alive, mut all_gone) = mpsc::channel(1);
@@ -226,7 +228,7 @@ pub async fn run(
     drop(lobby);
     if let Some(metrics) = metrics {
         let (journal, logs) = (journal.clone(), logs.clone());
-        metrics.runs(metrics::Running { journal, logs, ending: ended.clone() });
+        metrics.runs(metrics::Running { journal, logs, groups, ending: ended.clone() });
     }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);

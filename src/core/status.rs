@@ -11,6 +11,7 @@
 mod totals;
 
 use super::counters::Counters;
+use super::delivery::groups::figures::Figures;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
@@ -367,6 +368,12 @@ pub struct Snapshot {
     pub counters: Counters,
     /// Why the logs are not being written, if so.
     pub logs_stalled: Option<String>,
+    /// How many consumer groups there are.
+    #[serde(default)]
+    pub groups_count: u64,
+    /// Those that are furthest behind.
+    #[serde(default)]
+    pub groups: Vec<Figures>,
     /// The VMs.
     pub vms: Vec<VmRecord>,
 }
@@ -507,6 +514,8 @@ pub(super) mod tests {
             signals_dropped: 0,
             counters: Counters::default(),
             logs_stalled: None,
+            groups_count: 0,
+            groups: Vec::new(),
             vms: table.records(0),
         }
     }

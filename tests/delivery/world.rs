@@ -146,7 +146,8 @@ impl World {
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone(), Arc::default()));
         let policy = watch::channel(policy).1;
-        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), Replay::default(), dirty);
+        let groups =
+            Groups::start(&limits, delivery.clone(), journal.clone(), Replay::default(), dirty, None);
         let bus = Arc::new(Bus::new(
             limits,
             vms,

@@ -9,6 +9,7 @@
 //! Always holds: an answer that says something is so is sent once it is durable; who locks it waits for nothing. Owner:
 //! [`super::Groups`].
 
+use super::counting::Counting;
 use super::intake::Came;
 use super::letters;
 use super::notes::{Record, What};
@@ -21,6 +22,7 @@ use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::event::{Batch, string_body};
 use crate::core::limits::GROUP_BYTES_HELD;
+use crate::core::metrics::groups::What as Counted;
 use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::{Spec, delivery_head};
@@ -75,6 +77,8 @@ pub(super) struct State {
     pub(super) expires: bool,
     /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
     pub(super) expired: u64,
+    /// For metrics, if there are any.
+    pub(super) counting: Option<Counting>,
     pub(super) ids: HashMap<u64, u64>,
     pub(super) members: Vec<Member>,
     /// For whom, once what they say is durable.
@@ -135,6 +139,7 @@ impl Handle {
                 bytes: 0,
                 expires: false,
                 expired: 0,
+                counting: None,
                 ids: HashMap::new(),
                 members: Vec::new(),
                 answers: Vec::new(),
@@ -192,6 +197,7 @@ impl Handle {
         });
         state.expires |= came.expires;
         state.expired += expired;
+        state.counting.iter().for_each(|counting| counting.expired(expired));
         state.machine.pass(came.through);
         self.act(&mut state);
         expired
@@ -220,6 +226,7 @@ impl Handle {
         let mut state = self.lock();
         state.letters.retain(|(dead, _)| *dead != seq);
         state.machine.buried(seq);
+        state.counting.iter().for_each(Counting::dead_letter);
         state.forget(&self.keys, seq);
         self.act(&mut state);
     }
@@ -300,6 +307,7 @@ impl Handle {
                     }
                     to = Some(member);
                     let Some(line) = state.lines.get(&seq) else { continue };
+                    state.counting.iter_mut().for_each(|counting| counting.delivered(seq, line, self.now()));
                     events += 1;
                     self.frame(&mut frames, attempt, line);
                 }
@@ -309,6 +317,7 @@ impl Handle {
             }
         }
         state.hand_out(to, &mut frames, &mut events);
+        state.counting.iter_mut().for_each(|counting| counting.add(Counted::Delivered));
         if state.stage == Stage::Begun
             || state.wants_cursor
             || state.machine.has_changes()
@@ -361,6 +370,7 @@ impl State {
         let Some(line) = self.lines.remove(&seq) else { return };
         self.bytes -= line.len();
         self.expires &= !self.lines.is_empty();
+        self.counting.iter_mut().for_each(|counting| counting.forget(seq));
         if let Some(id) = id_of(&line) {
             let id = keys.hash_one(id);
             if self.ids.get(&id) == Some(&seq) {

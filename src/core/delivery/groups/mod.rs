@@ -8,6 +8,8 @@
 //! `members.rs` is what members do, `stages.rs` what becomes of the group; `taken.rs` reads the frames that come in, `letters.rs` makes dead letters. Always holds: what a group has done is in the
 //! journal, and a start finds it there; a member that goes leaves what it held to the others. Owner: [`super::super::bus::Bus`].
 
+mod counting;
+pub mod figures;
 mod handle;
 mod intake;
 mod lapse;
@@ -23,6 +25,7 @@ use super::Delivery;
 use crate::core::event::Batch;
 use crate::core::journal::{Journal, Outcome};
 use crate::core::limits::{GROUPS, Limits};
+use crate::core::metrics::groups::Table;
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::{Join, Word, refused};
@@ -52,6 +55,8 @@ pub struct Groups {
     limits: Limits,
     handles: Mutex<BTreeMap<Box<str>, Arc<Handle>>>,
     dirty: Arc<Dirty>,
+    /// Where metrics count, if there are any.
+    counts: Option<Arc<Table>>,
     /// Dead letters under way.
     letters: Arc<Semaphore>,
     members: AtomicU64,
@@ -74,6 +79,7 @@ impl Groups {
         journal: Arc<Journal>,
         replay: Replay,
         dirty: Arc<Dirty>,
+        counts: Option<Arc<Table>>,
     ) -> Arc<Self> {
         let (begun, is_used) = (Instant::now(), replay.is_any);
         if replay.unknown > 0 {
@@ -84,6 +90,7 @@ impl Groups {
             let patterns = patterns_of(&spec.topics);
             let shared = (dirty.clone(), delivery.retention.clone(), begun);
             let handle = Handle::new(name.clone(), spec, &patterns, Some(saved), shared);
+            counts.iter().for_each(|counts| handle.count(counts.of(&handle.name)));
             handles.insert(name, handle);
         }
         let all: Vec<Arc<Handle>> = handles.values().cloned().collect();
@@ -93,6 +100,7 @@ impl Groups {
             limits: limits.clone(),
             handles: Mutex::new(handles),
             dirty,
+            counts,
             letters: Arc::new(Semaphore::new(GROUPS)),
             members: AtomicU64::new(0),
             is_used: AtomicBool::new(is_used),
@@ -142,6 +150,7 @@ impl Groups {
         may(&wish.patterns)?;
         let shared = (self.dirty.clone(), self.delivery.retention.clone(), self.begun);
         let handle = Handle::new(wish.group.clone(), wish.spec, &wish.patterns, None, shared);
+        self.counts.iter().for_each(|counts| handle.count(counts.of(&handle.name)));
         self.is_used.store(true, Relaxed);
         handles.insert(wish.group, handle.clone());
         tokio::spawn(task::begin(self.clone(), handle.clone(), wish.from));

@@ -9,7 +9,6 @@
 //! durable. Owner: [`super::Groups`].
 
 use super::handle::{Handle, Stage, State};
-use crate::core::delivery::group::figures::Stall;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::refusal::Refusal;
 use crate::core::wire::group::{ended, refused};
@@ -89,13 +88,7 @@ impl Handle {
         let state = self.lock();
         let counts = state.machine.counts();
         let cursor = counts.cursor;
-        let stalled = match state.machine.stalled() {
-            _ if cursor + 1 < first => Some("behind retention"),
-            Some(Stall::NoMembers) => Some("no members"),
-            Some(Stall::InFlightFull) => Some("in-flight full"),
-            Some(Stall::WaitingFull) => Some("waiting full"),
-            None => None,
-        };
+        let stalled = state.stalled(first);
         json!({
             "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
             "members": state.members.len(), "held": counts.in_flight,
