@@ -8,7 +8,7 @@
 //!
 //! Always holds: an event is with the program once at a time, whatever is delivered again; what the program is done with
 //! it does not get again, as far as this process remembers; another event of the same seq (another journal) is another
-//! event. Pure. Owner: [`super::state`].
+//! event. It waits for nothing. Owner: [`super::state`].
 
 use super::error::Error;
 use super::event::Event;

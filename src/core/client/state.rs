@@ -6,7 +6,7 @@
 //! members     member.rs; they join again
 //! ```
 //!
-//! Always holds: what was not answered in one session is in the next one, before anything new. Pure. Owner:
+//! Always holds: what was not answered in one session is in the next one, before anything new. It waits for nothing. Owner:
 //! [`super::task`].
 
 use super::connection::ClientError;

@@ -34,7 +34,8 @@ impl Counting {
         let topic = line.and_then(|line| event_of(line)).map_or(&[][..], |event| event.topic());
         if self.topic != topic {
             self.add(what);
-            self.slot = self.counts.topics.slot(topic);
+            // What is no event any more has no topic.
+            self.slot = if topic.is_empty() { METRICS_TOPICS } else { self.counts.topics.slot(topic) };
             self.topic.clear();
             self.topic.extend_from_slice(topic);
         }
