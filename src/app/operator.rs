@@ -4,8 +4,8 @@
 
 use super::failure::{Exit, Failure};
 use super::{
-    backup, bench, broker, completions, config, config_check, given, latest, logs, man, publish, reload,
-    status, subscribe, tail, verify, vm_forget,
+    backup, bench, broker, completions, config, config_check, given, group, latest, logs, man, publish,
+    reload, status, subscribe, tail, verify, vm_forget,
 };
 use crate::cli::{BusCommand, ConfigCommand, HostCommand, VmCommand};
 use crate::core::config::LogFormat;
@@ -41,6 +41,7 @@ pub fn run(
                     | BusCommand::Subscribe(_)
                     | BusCommand::Latest(_)
                     | BusCommand::Snapshot(_)
+                    | BusCommand::Group(_)
             )
     );
     if !looks_itself {
@@ -58,6 +59,7 @@ pub fn run(
         }
         HostCommand::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
         HostCommand::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
+        HostCommand::Bus(BusCommand::Group(command)) => group::run(&root, &command),
         HostCommand::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
         HostCommand::Bus(BusCommand::Latest(args)) => latest::run(&root, &args),
         HostCommand::Bus(BusCommand::Snapshot(args)) => latest::snapshot(&root, &args),
@@ -87,6 +89,7 @@ fn wants_json(command: &HostCommand) -> bool {
         HostCommand::Bus(BusCommand::Subscribe(args)) => args.json,
         HostCommand::Bus(BusCommand::Latest(args)) => args.json,
         HostCommand::Bus(BusCommand::Snapshot(args)) => args.json,
+        HostCommand::Bus(BusCommand::Group(command)) => command.json(),
         HostCommand::Vm(VmCommand::Forget(args)) => args.json,
         HostCommand::Verify(args) => args.json,
         HostCommand::Backup(args) => args.json,

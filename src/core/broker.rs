@@ -217,8 +217,10 @@ pub async fn run(
 
     let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
     tokio::spawn(sweep::run(retention, journal.clone()));
-    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, latest.clone());
-    let durable_groups = groups.clone();
+    let counts = metrics.as_ref().map(|metrics| metrics.groups.clone());
+    let views = (latest.clone(), counts);
+    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, views);
+    status.attach_groups(groups.clone());
     let snapshots = Snapshots::new(latest.clone(), journal.clone());
     tokio::spawn(snapshots.clone().schedule(std::mem::take(topics)));
     let bus = Bus::new(
@@ -227,7 +229,7 @@ pub async fn run(
         recorder,
         logs.clone(),
         journal.clone(),
-        (delivery, groups, latest.clone(), snapshots),
+        (delivery, groups.clone(), latest.clone(), snapshots),
         (ended.clone(), policy.clone()),
     );
     let (alive, mut all_gone) = mpsc::channel(1);
@@ -240,8 +242,8 @@ pub async fn run(
     doors.serve(&lobby);
     drop(lobby);
     if let Some(metrics) = metrics {
-        let (journal, logs, latest) = (journal.clone(), logs.clone(), latest.clone());
-        metrics.runs(metrics::Running { journal, logs, latest, ending: ended.clone() });
+        let (journal, logs, latest, groups) = (journal.clone(), logs.clone(), latest.clone(), groups.clone());
+        metrics.runs(metrics::Running { journal, logs, latest, groups, ending: ended.clone() });
     }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);
@@ -259,7 +261,7 @@ pub async fn run(
     loop {
         tokio::select! {
             () = &mut shutdown => {
-                durable_groups.drain();
+                groups.drain();
                 ending.send_replace(Ending::Draining);
             }
             _ = ended.wait_for(|e| *e != Ending::No) => {}
@@ -281,7 +283,7 @@ pub async fn run(
     if timeout(limits.drain_time / 2, all_gone.recv()).await.is_err() {
         tracing::warn!("broker: some sessions did not end in time and are cut off");
     }
-    if timeout(limits.drain_time / 10, durable_groups.settle()).await.is_err() {
+    if timeout(limits.drain_time / 10, groups.settle()).await.is_err() {
         tracing::warn!("broker: not all that members of groups said is written; those events come again");
     }
     let end = tokio::task::spawn_blocking(move || {

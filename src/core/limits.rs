@@ -233,6 +233,10 @@ pub const METRICS_REQUEST_BYTES: usize = 8 * 1024;
 pub const METRICS_TIME: Duration = Duration::from_secs(5);
 /// Topics that metrics have by name, those that were published to first; all others count as `other`.
 pub const METRICS_TOPICS: usize = 100;
+/// Consumer groups that metrics have by name, those that were there first; all others count as `other`.
+pub const METRICS_GROUPS: usize = 50;
+/// Consumer groups that status shows, those that are furthest behind; how many there are is said.
+pub const GROUPS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

@@ -11,6 +11,7 @@
 mod totals;
 
 use super::counters::Counters;
+use super::delivery::groups::figures::Figures;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
@@ -382,6 +383,12 @@ pub struct Snapshot {
     /// The newest events per key, where they are kept.
     #[serde(default)]
     pub latest: Option<LatestStatus>,
+    /// How many consumer groups there are.
+    #[serde(default)]
+    pub groups_count: u64,
+    /// Those that are furthest behind.
+    #[serde(default)]
+    pub groups: Vec<Figures>,
     /// The VMs.
     pub vms: Vec<VmRecord>,
 }
@@ -523,6 +530,8 @@ pub(super) mod tests {
             counters: Counters::default(),
             logs_stalled: None,
             latest: None,
+            groups_count: 0,
+            groups: Vec::new(),
             vms: table.records(0),
         }
     }

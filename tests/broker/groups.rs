@@ -362,3 +362,23 @@ fn groups_are_made_shown_moved_and_removed() {
     assert_eq!(all["groups"].as_array().unwrap().len(), 1, "{all}");
     assert_eq!(all["groups"][0]["group"], "f");
 }
+
+#[test]
+fn what_is_refused_of_a_frame_leaves_the_rest_its_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut member, mut other) = (broker.guest("a"), broker.guest("b"));
+    join(&mut member, r#""topic":"t","group":"g","from":"earliest""#);
+    for seq in 1..=2 {
+        assert_eq!(publish(&mut other, "t"), seq);
+        assert_eq!(delivery(&mut member, "g"), (seq, 1));
+    }
+    let refused = member.ask(r#"{"type":"ack","group":"g","seqs":[1,9,2],"confirm":true}"#);
+    assert_eq!((&refused["seq"], code(&refused)), (&json!(9), "not-delivered"));
+    let answer = member.receive().unwrap();
+    assert_eq!(answer, json!({"type":"ack","ack":"ack","status":"ok","group":"g","events":2}));
+    // Where all is refused there is nothing to confirm.
+    let refused = member.ask(r#"{"type":"ack","group":"g","seq":1,"confirm":true}"#);
+    assert_eq!(code(&refused), "already-done");
+    is_quiet(&mut member);
+}

@@ -153,7 +153,8 @@ impl World {
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone(), Arc::default()));
         let policy = watch::channel(policy).1;
         let replay = Replay::default();
-        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), replay, dirty, latest.clone());
+        let groups =
+            Groups::start(&limits, delivery.clone(), journal.clone(), replay, dirty, (latest.clone(), None));
         let snapshots = Snapshots::new(latest.clone(), journal.clone());
         let bus = Arc::new(Bus::new(
             limits,

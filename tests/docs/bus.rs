@@ -521,6 +521,8 @@ fn limits_are_those_of_limits_rs() {
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
         ("FULL_TIME", limits::FULL_TIME.as_millis() as u64),
         ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
+        ("METRICS_GROUPS", limits::METRICS_GROUPS as u64),
+        ("GROUPS_SHOWN", limits::GROUPS_SHOWN as u64),
         ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),
         ("TOPICS_SHOWN_BYTES", limits::TOPICS_SHOWN_BYTES as u64),
     ]

@@ -216,7 +216,9 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
         Place { seq: Some(seq), ts: None, id: None, state: None, .. } if seq > 0 => Ok(From::Seq(seq)),
         Place { seq: None, ts: Some(ts), id: None, state: None, .. } => Ok(From::Ts(ts)),
         Place { seq: None, ts: None, id: None, state: Some(seq), .. } => Ok(From::State(seq)),
-        Place { seq: None, ts: None, id: Some(id), state: None, vm } if (1..=ID_BYTES).contains(&id.len()) => {
+        Place { seq: None, ts: None, id: Some(id), state: None, vm }
+            if (1..=ID_BYTES).contains(&id.len()) =>
+        {
             let vm = vm.map(|vm| VmName::parse(&vm)).transpose().map_err(|_| wrong())?;
             Ok(From::Id(id, vm))
         }

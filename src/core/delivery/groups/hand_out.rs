@@ -8,6 +8,7 @@ use super::taken::event_of;
 use crate::core::clock::wall_ms;
 use crate::core::delivery::group::Effect;
 use crate::core::delivery::group::progress::Failure;
+use crate::core::metrics::groups::What;
 use crate::core::wire::group::delivery_head;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ impl Handle {
                 }
                 Effect::Deliver { member, seq, attempt } => {
                     let Some(line) = state.lines.get(&seq) else { continue };
+                    state.counting.iter_mut().for_each(|counting| counting.delivered(seq, line, self.now()));
                     let (out, events) = frames.entry(member).or_default();
                     self.frame(out, attempt, line);
                     *events += 1;
@@ -35,6 +37,7 @@ impl Handle {
                 Effect::Dead { seq, attempts } => self.give_up(state, seq, attempts),
             }
         }
+        state.counting.iter_mut().for_each(|counting| counting.add(What::Delivered));
         for (number, (out, events)) in frames {
             let Some(member) = state.members.get(&number) else { continue };
             if !member.outlet.hold(number, out.into(), events) {

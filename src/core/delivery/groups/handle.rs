@@ -9,6 +9,7 @@
 //! `hand_out.rs` is the way to the members, `ledger.rs` the way to the journal. Always holds: an answer that says something is so is sent once it is durable; who locks it waits for nothing. Owner:
 //! [`super::Groups`].
 
+use super::counting::Counting;
 use super::intake::Came;
 use super::notes::Known;
 use super::taken::{Found, Taken, id_of};
@@ -19,6 +20,7 @@ use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::event::string_body;
 use crate::core::limits::{GROUP_BYTES_HELD, GROUPS_BYTES_HELD};
+use crate::core::metrics::groups::Table;
 use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::Spec;
@@ -60,6 +62,8 @@ pub(super) struct Shared {
     pub held: Arc<AtomicUsize>,
     /// The broker ends: whoever leaves leaves what it holds to the next one, which delivers it as if it was never out.
     pub ends: Arc<AtomicBool>,
+    /// Where metrics count, if there are any.
+    pub counts: Option<Arc<Table>>,
     pub begun: Instant,
 }
 
@@ -92,6 +96,8 @@ pub(super) struct State {
     pub(super) expires: bool,
     /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
     pub(super) expired: u64,
+    /// For metrics, if there are any.
+    pub(super) counting: Option<Counting>,
     pub(super) members: BTreeMap<u64, Member>,
     /// For whom, once what they say is durable.
     pub(super) answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
@@ -150,6 +156,7 @@ impl Handle {
         (machine, stage): (Group, Stage),
         shared: Shared,
     ) -> Arc<Self> {
+        let counting = shared.counts.iter().map(|counts| Counting::new(counts.of(&name))).next();
         Arc::new(Handle {
             interest: Arc::new(Interest::of_group(&name, patterns, spec.max_attempts)),
             patterns: patterns.into(),
@@ -166,6 +173,7 @@ impl Handle {
                 held: shared.held.clone(),
                 expires: false,
                 expired: 0,
+                counting,
                 members: BTreeMap::new(),
                 answers: Vec::new(),
                 dying: Vec::new(),
@@ -223,6 +231,7 @@ impl Handle {
         }
         state.expires |= came.expires;
         state.expired += expired;
+        state.counting.iter().for_each(|counting| counting.expired(expired));
         state.machine.pass(came.through);
         self.act(&mut state);
         expired
@@ -269,6 +278,7 @@ impl State {
         let Some(line) = self.lines.remove(&seq) else { return };
         self.bytes -= line.len();
         self.held.fetch_sub(line.len(), Relaxed);
+        self.counting.iter_mut().for_each(|counting| counting.forget(seq));
         if self.lines.is_empty() {
             self.expires = false;
             // An idle group is small.
@@ -283,6 +293,7 @@ impl State {
         self.held.fetch_sub(std::mem::take(&mut self.bytes), Relaxed);
         self.lines = HashMap::new();
         self.expires = false;
+        self.counting.iter_mut().for_each(Counting::clear);
         (self.dying, self.burying, self.letters) = (Vec::new(), Vec::new(), VecDeque::new());
     }
 

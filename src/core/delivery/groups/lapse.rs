@@ -36,5 +36,6 @@ impl Handle {
         state.machine.lapse(seq);
         state.forget(seq);
         state.expired += 1;
+        state.counting.iter().for_each(|counting| counting.expired(1));
     }
 }

@@ -8,6 +8,7 @@ use crate::core::delivery::group::answers::{Refused, Which as These};
 use crate::core::delivery::outlet::Outlet;
 use crate::core::delivery::redelivery::Delay;
 use crate::core::limits::{GROUP_ANSWERS, GROUP_MEMBER_BYTES};
+use crate::core::metrics::groups::What;
 use crate::core::refusal::Refusal;
 use crate::core::wire::group::{Say, Spec, Which, Word, join_ack, refused, word_ack};
 use std::sync::Arc;
@@ -92,6 +93,7 @@ impl Handle {
             Say::Ack => {
                 let answered = machine.ack(number, These::Seqs(seqs.clone()), now);
                 refusals = answered.refused;
+                state.count_answered(What::Acked, answered.taken.iter().copied(), now);
                 answered.taken.into_iter().for_each(|seq| state.forget(seq));
             }
             Say::InProgress => refusals = machine.in_progress(number, &seqs, now).refused,
@@ -104,6 +106,10 @@ impl Handle {
                 };
                 each(&seqs, &mut |seq| machine.nack(number, seq, &reason, &delay, now).map(drop));
             }
+        }
+        if matches!(word.say, Say::Nack { .. } | Say::Term) {
+            let taken = seqs.iter().copied().filter(|seq| refusals.iter().all(|(refused, _)| refused != seq));
+            state.count_answered(What::Nacked, taken, now);
         }
         let taken = seqs.len() - refusals.len();
         if word.confirm && taken > 0 {

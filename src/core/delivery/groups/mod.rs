@@ -9,6 +9,8 @@
 //! to the members, `ledger.rs` the way to the journal; `taken.rs` reads the frames that come in, `lapse.rs` lets go of what has expired, `letters.rs` makes dead letters. Always holds: what a group has done is in the
 //! journal, and a start finds it there; a member that goes leaves what it held to the others. Owner: [`super::super::bus::Bus`].
 
+mod counting;
+pub mod figures;
 mod hand_out;
 mod handle;
 mod intake;
@@ -29,6 +31,7 @@ use crate::core::identity::VmName;
 use crate::core::journal::{Journal, Outcome};
 use crate::core::latest::Latest;
 use crate::core::limits::{GROUPS, GROUPS_PER_VM, Limits};
+use crate::core::metrics::groups::Table;
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::{Join, Word};
@@ -84,7 +87,7 @@ impl Groups {
         journal: Arc<Journal>,
         replay: Replay,
         dirty: Arc<Dirty>,
-        latest: Arc<Latest>,
+        (latest, counts): (Arc<Latest>, Option<Arc<Table>>),
     ) -> Arc<Self> {
         // Also of those that are damaged there is something to take the place of.
         let is_used = replay.is_any || journal.map().notes().from > 0;
@@ -96,6 +99,7 @@ impl Groups {
             retention: delivery.retention.clone(),
             held: Arc::default(),
             ends: Arc::default(),
+            counts,
             begun: Instant::now(),
         };
         let mut handles = BTreeMap::new();

@@ -10,7 +10,6 @@
 
 use super::handle::{Handle, Stage, State};
 use crate::core::clock::wall_ms;
-use crate::core::delivery::group::figures::Stall;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::refusal::Refusal;
 use crate::core::wire::group::{Spec, ended, refused};
@@ -135,14 +134,7 @@ impl Handle {
         let state = self.lock();
         let counts = state.machine.counts();
         let cursor = counts.cursor;
-        let stalled = match state.machine.stalled() {
-            _ if cursor + 1 < first => Some("behind retention"),
-            Some(Stall::NoMembers) => Some("no members"),
-            Some(Stall::InFlightFull) => Some("in-flight full"),
-            Some(Stall::WaitingFull) => Some("waiting full"),
-            None if !state.has_room() => Some("waiting full"),
-            None => None,
-        };
+        let stalled = state.stalled(first);
         json!({
             "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
             "members": state.members.len(), "held": counts.in_flight,
@@ -211,6 +203,7 @@ mod tests {
             retention: Arc::default(),
             held: Arc::default(),
             ends: Arc::default(),
+            counts: None,
             begun: tokio::time::Instant::now(),
         };
         (

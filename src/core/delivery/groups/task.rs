@@ -65,6 +65,7 @@ pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             },
             came = intake.next(), if may_take => match came {
                 Ok(came) => {
+                    intake.read.take().into_iter().for_each(|time| handle.polled(time));
                     let expired = handle.take(&came);
                     say_expired(&handle, expired);
                 }
