@@ -18,6 +18,8 @@ mod completions;
 #[cfg(feature = "broker")]
 mod config;
 #[cfg(feature = "broker")]
+mod dlq;
+#[cfg(feature = "broker")]
 mod host;
 #[cfg(feature = "broker")]
 mod latest;
@@ -58,6 +60,8 @@ pub use broker::BrokerArgs;
 pub use completions::CompletionsArgs;
 #[cfg(feature = "broker")]
 pub use config::{CheckArgs, ConfigCommand};
+#[cfg(feature = "broker")]
+pub use dlq::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs};
 #[cfg(feature = "broker")]
 pub use host::{BusCommand, HostCommand};
 #[cfg(feature = "broker")]

@@ -1,8 +1,8 @@
 //! The commands of the host: the broker, and what an operator types beside it.
 
 use super::{
-    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, LatestArgs, LogsArgs, ManArgs,
-    PublishArgs, SnapshotArgs, StatusArgs, SubscribeArgs, TailArgs, VerifyArgs, VmCommand,
+    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, DlqCommand, LatestArgs, LogsArgs,
+    ManArgs, PublishArgs, SnapshotArgs, StatusArgs, SubscribeArgs, TailArgs, VerifyArgs, VmCommand,
 };
 use clap::Subcommand;
 
@@ -62,4 +62,7 @@ pub enum BusCommand {
     /// Publish the newest event of each key of a topic
     #[command(after_help = super::latest::SNAPSHOT_HELP)]
     Snapshot(SnapshotArgs),
+    /// Look after events that groups gave up
+    #[command(subcommand, after_help = super::dlq::HELP)]
+    Dlq(DlqCommand),
 }

@@ -100,6 +100,9 @@ impl Batch {
     ) -> Result<(), Refusal> {
         let topic = match &publish.topic {
             None => Topic::BROADCAST,
+            Some(text) if letter::is_end(vm, publish) => {
+                return self.push_to(&text.0, vm, publish, new_id, EVENT_BYTES);
+            }
             Some(text) => Topic::parse(&text.0).map_err(|e| match e {
                 TopicError::Reserved => Refusal::new("reserved-topic", e.to_string()),
                 _ => Refusal::new("bad-topic", e.to_string()),

@@ -10,6 +10,7 @@ mod support;
 mod bench;
 mod config;
 mod config_vms;
+mod dlq;
 mod doors;
 mod doors_config;
 mod doors_hybrid;

@@ -160,7 +160,7 @@ impl Handle {
         if state.seek.is_some() {
             return 0;
         }
-        super::taken::each(frames, head, &self.spec, &self.keys, |found| match found {
+        super::taken::each(frames, (head, &self.name), &self.spec, &self.keys, |found| match found {
             Found::Event(Taken { seq, key, line }) => {
                 if state.machine.offer(seq, key, line.len()) {
                     if let Some(id) = id_of(&line) {
