@@ -13,8 +13,8 @@ use castra::core::client::{Client, Target};
 use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
 use castra::core::ids::IdSource;
-use castra::core::journal::Opened;
 use castra::core::journal::disk::RealDisk;
+use castra::core::journal::{Opened, Reached};
 use castra::core::limits::Limits;
 use castra::core::log_view::LogView;
 use castra::core::logs::Logs;
@@ -218,9 +218,10 @@ async fn commits(vms: usize, body: &[u8], time: Duration) {
     let table = Arc::new(VmTable::new(limits.vms));
     let view = LogView::open(&root, &limits, table, (1, 0), &|seq| opened.reader(seq)).unwrap();
     let logs = Logs::start(view, &limits, opened.readers()).unwrap();
-    let (sink, floor) = (logs.clone(), logs.floor());
+    let sink = logs.clone();
+    let reached = Reached { views: logs.floor(), ..Reached::default() };
     let journal = opened
-        .start(&limits, move |commit| sink.push(commit), || {}, |error| panic!("{error}"), floor)
+        .start(&limits, move |commit| sink.push(commit), || {}, |error| panic!("{error}"), reached)
         .unwrap();
     let permits = Arc::new(Semaphore::new(64));
     let publish: Publish<'_> = serde_json::from_slice(body).unwrap();

@@ -20,6 +20,8 @@ mod config;
 #[cfg(feature = "broker")]
 mod dlq;
 #[cfg(feature = "broker")]
+mod group;
+#[cfg(feature = "broker")]
 mod host;
 #[cfg(feature = "broker")]
 mod latest;
@@ -62,6 +64,8 @@ pub use completions::CompletionsArgs;
 pub use config::{CheckArgs, ConfigCommand};
 #[cfg(feature = "broker")]
 pub use dlq::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs};
+#[cfg(feature = "broker")]
+pub use group::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupLsArgs, GroupSeekArgs};
 #[cfg(feature = "broker")]
 pub use host::{BusCommand, HostCommand};
 #[cfg(feature = "broker")]

@@ -25,6 +25,8 @@ mod failure;
 #[cfg(feature = "broker")]
 mod given;
 #[cfg(feature = "broker")]
+mod group;
+#[cfg(feature = "broker")]
 mod host;
 #[cfg(feature = "broker")]
 mod latest;
@@ -44,6 +46,8 @@ mod reload;
 mod service;
 #[cfg(feature = "broker")]
 mod status;
+#[cfg(feature = "broker")]
+mod status_groups;
 #[cfg(feature = "broker")]
 mod status_table;
 #[cfg(feature = "broker")]

@@ -4,8 +4,8 @@
 
 use super::failure::{Exit, Failure};
 use super::{
-    backup, bench, broker, completions, config, config_check, dlq, given, latest, logs, man, publish, reload,
-    status, subscribe, tail, verify, vm_forget,
+    backup, bench, broker, completions, config, config_check, dlq, given, group, latest, logs, man, publish,
+    reload, status, subscribe, tail, verify, vm_forget,
 };
 use crate::cli::{BusCommand, ConfigCommand, DlqCommand, HostCommand, VmCommand};
 use crate::core::config::LogFormat;
@@ -42,6 +42,7 @@ pub fn run(
                     | BusCommand::Latest(_)
                     | BusCommand::Snapshot(_)
                     | BusCommand::Dlq(_)
+                    | BusCommand::Group(_)
             )
     );
     if !looks_itself {
@@ -59,6 +60,7 @@ pub fn run(
         }
         HostCommand::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
         HostCommand::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
+        HostCommand::Bus(BusCommand::Group(command)) => group::run(&root, &command),
         HostCommand::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
         HostCommand::Bus(BusCommand::Latest(args)) => latest::run(&root, &args),
         HostCommand::Bus(BusCommand::Snapshot(args)) => latest::snapshot(&root, &args),
@@ -94,6 +96,7 @@ fn wants_json(command: &HostCommand) -> bool {
             DlqCommand::Retry(args) | DlqCommand::Purge(args) => args.json,
             DlqCommand::Show(_) => false,
         },
+        HostCommand::Bus(BusCommand::Group(command)) => command.json(),
         HostCommand::Vm(VmCommand::Forget(args)) => args.json,
         HostCommand::Verify(args) => args.json,
         HostCommand::Backup(args) => args.json,

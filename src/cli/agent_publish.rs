@@ -52,6 +52,12 @@ pub struct AgentPublishArgs {
     /// The id of an event that led to this one; may be given several times
     #[arg(long, value_name = "ID")]
     pub caused_by: Vec<String>,
+    /// The session, boot or run that it comes from, by a name of your own
+    #[arg(long, value_name = "NAME")]
+    pub sid: Option<String>,
+    /// Not delivered later than so long after it was stored
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    pub ttl: Option<Duration>,
     /// Where the agent listens
     #[arg(
         long,

@@ -1,6 +1,6 @@
 //! `castra bus publish`, as it is typed.
 
-use super::{parse_header, parse_time};
+use super::{parse_header, parse_some_time, parse_time};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,9 +22,9 @@ An --id that is one of the last 256 that the host gave is a repeat: nothing is s
 'duplicate' (with --json "duplicate":true) is printed with the seq of the first one.
 
 With --jsonl each line of stdin (or of --file) is a JSON object with the fields of an event:
-topic, payload, id, key, headers, tags, caused_by. Other fields (seq, ts, vm, type) are
-ignored and empty lines are skipped. A field that a line leaves out is taken from TOPIC,
---key, --header, --tag and --caused-by. Lines are sent without waiting for each other, and
+topic, payload, id, key, headers, tags, caused_by, sid, ttl_ms. Other fields (seq, ts, vm,
+type) are ignored and empty lines are skipped. A field that a line leaves out is taken from TOPIC,
+--key, --header, --tag, --caused-by, --sid and --ttl. Lines are sent without waiting for each other, and
 are stored in their order. What is stored is printed in that order; a line that is refused
 is said on stderr with its number, and the others go on. When the broker can take no more
 (its disk is full, it ends, the connection is lost) publishing stops, and the last sentence
@@ -82,6 +82,12 @@ pub struct PublishArgs {
     /// The id of an event that led to this one; may be given several times
     #[arg(long, value_name = "ID")]
     pub caused_by: Vec<String>,
+    /// The session, boot or run that it comes from, by a name of your own
+    #[arg(long, value_name = "NAME")]
+    pub sid: Option<String>,
+    /// Not delivered later than so long after it was stored
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    pub ttl: Option<Duration>,
     /// Publish one event a line
     #[arg(long, conflicts_with_all = ["payload", "payload_flag", "id"])]
     pub jsonl: bool,

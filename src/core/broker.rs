@@ -10,7 +10,7 @@
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
 use super::bus::{Bus, Ending};
-use super::config::topics::TopicSetting;
+use super::config::topics::{Keep, TopicSetting};
 use super::delivery::Delivery;
 use super::delivery::groups::notes::Replay;
 use super::delivery::groups::{Dirty, Groups};
@@ -21,7 +21,7 @@ use super::door::{Lobby, unix};
 use super::events::Recorder;
 use super::journal::disk::{Disk, RealDisk};
 use super::journal::writer::Committed;
-use super::journal::{Damage, Journal, OpenError, Opened};
+use super::journal::{Damage, Journal, OpenError, Opened, Reached};
 use super::latest::Latest;
 use super::latest::compaction::Compaction;
 use super::latest::snapshot::Snapshots;
@@ -30,6 +30,7 @@ use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
 use super::metrics::{self, Metrics};
 use super::policy::Policy;
+use super::retention::{Retention, Rule, sweep};
 use super::service::{self, Supervisor};
 use super::state_root::{StateRoot, StateRootError};
 use super::status::{State, VmTable};
@@ -133,6 +134,7 @@ pub async fn run(
     }
     let places = share_descriptors(&mut config.limits);
     let Config { root, limits, tcp, unix, vsock, metrics, policy, handed, topics } = &mut config;
+    let retention = Arc::new(Retention::new(rules(topics)));
     let vms = Arc::new(VmTable::new(limits.vms));
     let status = StatusKeeper::start(root, vms.clone(), recorder.clone(), supervisor.clone());
     let status = status.map_err(failed("status"))?;
@@ -189,7 +191,8 @@ pub async fn run(
         Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
     let (journal, known) = {
         let logs = logs.clone();
-        let floor = Arc::new((logs.floor(), latest.clone()));
+        let reached =
+            Reached { views: Arc::new((logs.floor(), latest.clone())), useless: retention.useless() };
         let view = latest.clone();
         let commits = router.clone();
         let metrics = metrics.clone();
@@ -207,13 +210,17 @@ pub async fn run(
             move || dirty.rotated()
         };
         let journal =
-            opened.start(limits, committed, rotated, on_failure, floor).map_err(failed("journal"))?;
+            opened.start(limits, committed, rotated, on_failure, reached).map_err(failed("journal"))?;
         (Arc::new(journal), known)
     };
     status.attach(journal.clone(), logs.clone(), latest.clone());
 
-    let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone()));
-    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, latest.clone());
+    let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
+    tokio::spawn(sweep::run(retention, journal.clone()));
+    let counts = metrics.as_ref().map(|metrics| metrics.groups.clone());
+    let views = (latest.clone(), counts);
+    let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, views);
+    status.attach_groups(groups.clone());
     let snapshots = Snapshots::new(latest.clone(), journal.clone());
     tokio::spawn(snapshots.clone().schedule(std::mem::take(topics)));
     let bus = Bus::new(
@@ -222,7 +229,7 @@ pub async fn run(
         recorder,
         logs.clone(),
         journal.clone(),
-        (delivery, groups, latest.clone(), snapshots),
+        (delivery, groups.clone(), latest.clone(), snapshots),
         (ended.clone(), policy.clone()),
     );
     let (alive, mut all_gone) = mpsc::channel(1);
@@ -235,8 +242,8 @@ pub async fn run(
     doors.serve(&lobby);
     drop(lobby);
     if let Some(metrics) = metrics {
-        let (journal, logs, latest) = (journal.clone(), logs.clone(), latest.clone());
-        metrics.runs(metrics::Running { journal, logs, latest, ending: ended.clone() });
+        let (journal, logs, latest, groups) = (journal.clone(), logs.clone(), latest.clone(), groups.clone());
+        metrics.runs(metrics::Running { journal, logs, latest, groups, ending: ended.clone() });
     }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);
@@ -253,7 +260,10 @@ pub async fn run(
     let mut ended = ended;
     loop {
         tokio::select! {
-            () = &mut shutdown => drop(ending.send_replace(Ending::Draining)),
+            () = &mut shutdown => {
+                groups.drain();
+                ending.send_replace(Ending::Draining);
+            }
             _ = ended.wait_for(|e| *e != Ending::No) => {}
             Ok(()) = policy.changed() => {
                 status.say(State::Running, &listeners(&policy.borrow_and_update()));
@@ -273,6 +283,9 @@ pub async fn run(
     if timeout(limits.drain_time / 2, all_gone.recv()).await.is_err() {
         tracing::warn!("broker: some sessions did not end in time and are cut off");
     }
+    if timeout(limits.drain_time / 10, groups.settle()).await.is_err() {
+        tracing::warn!("broker: not all that members of groups said is written; those events come again");
+    }
     let end = tokio::task::spawn_blocking(move || {
         journal.stop();
         router.stop();
@@ -285,6 +298,17 @@ pub async fn run(
     status.end();
     let failure = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
     failure.map_or(Ok(()), |error| Err(BrokerError::JournalFailed(error)))
+}
+
+/// The rules of retention, in the order of the file.
+fn rules(topics: &[TopicSetting]) -> Vec<Rule> {
+    let rule = |topic: &TopicSetting| {
+        let Keep { age, bytes, events } = topic.retention;
+        let age_ms = age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        Rule { topic: topic.topic.clone(), age_ms, bytes, count: events }
+    };
+    // One without a bound is one too: what it matches no other takes away.
+    topics.iter().map(rule).collect()
 }
 
 /// Opens the journal and brings the logs up to date. Blocks.

@@ -1,26 +1,27 @@
 //! Events and their one encoding.
 //!
 //! An event is one JSON object on one line:
-//! `{"seq":…,"ts":…,"id":…,"vm":…,"topic":…[,"key":…][,"headers":…][,"tags":…][,"caused_by":…],"payload":…}\n`.
+//! `{"seq":…,"ts":…,"id":…,"vm":…,"topic":…[,"ttl_ms":…][,"key":…][,"headers":…][,"tags":…][,"caused_by":…]
+//! [,"sid":…],"payload":…}\n`.
 //! A [`Draft`] is that line from `"id"` on: what is known before the journal gives `seq` and `ts`. The same bytes go
 //! to the journal, the logs and the subscribers; the payload is never parsed into a tree. Always holds: an encoded
 //! event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its last byte. Pure. Owner: the session
 //! fills a [`Batch`]; the journal takes it and gives it back.
 
+mod fields;
 mod letter;
 pub mod retry;
 mod string;
 
 use super::identity::VmName;
-use super::limits::{BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, KEY_BYTES, TAG_BYTES, TAGS};
+use super::limits::{BATCH_BYTES, EVENT_BYTES, KEY_BYTES, SID_BYTES, TAG_BYTES, TTL_MS};
 use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
+use fields::{encode_headers, encode_strings};
 pub use letter::Letter;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use string::check_id;
 pub use string::string_body;
@@ -53,6 +54,12 @@ pub struct Publish<'a> {
     /// An array of ids.
     #[serde(borrow, default)]
     pub caused_by: Option<&'a RawValue>,
+    /// The publisher's own name for the session, boot or run that the event comes from.
+    #[serde(borrow, default)]
+    pub sid: Option<Text<'a>>,
+    /// It is delivered no later than so long after its `ts`, in milliseconds.
+    #[serde(default)]
+    pub ttl_ms: Option<u64>,
 }
 
 /// One event of a [`Batch`]: where its bytes are.
@@ -69,6 +76,8 @@ pub struct Draft {
     pub joined: bool,
     /// The publisher gave the id: the same again is a repeat.
     pub own_id: bool,
+    /// It has a `ttl_ms`.
+    pub expires: bool,
 }
 
 /// Before an id in the encoding.
@@ -77,6 +86,8 @@ const ID: &[u8] = b"\"id\":\"";
 const VM_TO_TOPIC: &str = "\",\"topic\":\"";
 /// Between an id and the VM's name.
 const ID_TO_VM: &str = "\",\"vm\":\"";
+/// Before a `ttl_ms`.
+const TTL: &[u8] = b",\"ttl_ms\":";
 /// `{"seq":` 20 digits `,"ts":` 20 digits `,` at the most.
 const PREFIX_BYTES: usize = 54;
 
@@ -154,6 +165,14 @@ impl Batch {
         string_body(out, topic);
         let topic_len = out.len() - topic_at;
         out.push(b'"');
+        if let Some(ttl) = publish.ttl_ms {
+            if !(1..=TTL_MS).contains(&ttl) {
+                return Err(Refusal::new("bad-ttl", format!("ttl_ms is 1 to {TTL_MS}")));
+            }
+            // Right behind the topic, where it is found without reading the rest.
+            out.extend_from_slice(TTL);
+            out.extend_from_slice(itoa::Buffer::new().format(ttl).as_bytes());
+        }
         if let Some(Text(key)) = &publish.key {
             if key.is_empty() || key.len() > KEY_BYTES {
                 return Err(Refusal::new("bad-key", format!("a key is 1-{KEY_BYTES} bytes")));
@@ -181,6 +200,15 @@ impl Batch {
         if let Some(ids) = publish.caused_by {
             encode_strings(out, "caused_by", ids, |ids| ids.iter().try_for_each(|id| check_id(id)))?;
         }
+        if let Some(Text(sid)) = &publish.sid {
+            if sid.is_empty() || sid.len() > SID_BYTES || sid.chars().any(char::is_control) {
+                let why = format!("a sid is 1-{SID_BYTES} bytes without control characters");
+                return Err(Refusal::new("bad-sid", why));
+            }
+            out.extend_from_slice(b",\"sid\":\"");
+            string_body(out, sid);
+            out.push(b'"');
+        }
         out.extend_from_slice(b",\"payload\":");
         let payload_at = out.len();
         out.extend_from_slice(publish.payload.map_or("null", RawValue::get).as_bytes());
@@ -204,6 +232,7 @@ impl Batch {
             topic_len: topic_len as u16,
             joined: false,
             own_id: publish.id.is_some(),
+            expires: publish.ttl_ms.is_some(),
         })
     }
 
@@ -271,7 +300,7 @@ impl Batch {
     }
 }
 
-/// Where in an event's line its VM and topic stand, and whose its id is; kept in the journal's record headers.
+/// Where in an event's line its VM and topic stand, whose its id is, and whether it has a `ttl_ms`; kept in the journal's record headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// From the line's start to the VM's name.
@@ -282,13 +311,15 @@ pub struct Layout {
     pub topic_len: u16,
     /// The id is the publisher's own.
     pub own_id: bool,
+    /// It has a `ttl_ms`.
+    pub expires: bool,
 }
 
 impl Layout {
     /// The layout of a draft's line whose `{"seq":…,"ts":…,` is `prefix` bytes long.
     pub fn of(draft: &Draft, prefix: usize) -> Self {
-        let Draft { vm_len, topic_len, own_id, .. } = *draft;
-        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len, topic_len, own_id }
+        let Draft { vm_len, topic_len, own_id, expires, .. } = *draft;
+        Layout { vm_at: prefix as u16 + draft.vm_at, vm_len, topic_len, own_id, expires }
     }
 
     /// Where the VM's name stands.
@@ -328,6 +359,14 @@ impl<'a> Event<'a> {
         self.line.get(self.layout.topic()).unwrap_or_default()
     }
 
+    /// The wall time in milliseconds from which on it is delivered no more, if it has such a time.
+    pub fn expires_at(&self) -> Option<u64> {
+        self.layout
+            .expires
+            .then(|| self.line.get(self.layout.topic().end + 1..).and_then(ttl_of))?
+            .map(|ttl| self.ts.saturating_add(ttl))
+    }
+
     /// Its id, encoded, without its quotes.
     pub fn id(&self) -> &'a [u8] {
         // Before it there are only numbers.
@@ -352,60 +391,11 @@ impl<'a> Event<'a> {
     }
 }
 
-fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {
-    let wrong = |why: String| Refusal::new("bad-headers", why);
-    let Headers(headers) = serde_json::from_str(raw.get())
-        .map_err(|e| wrong(format!("headers is an object of strings: {e}")))?;
-    let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if headers.len() > HEADERS || bytes > HEADER_BYTES {
-        return Err(wrong(format!("headers are at most {HEADERS} and {HEADER_BYTES} bytes in all")));
-    }
-    out.extend_from_slice(b",\"headers\":");
-    serde_json::to_writer(&mut *out, &headers).map_err(|e| wrong(e.to_string()))
-}
-
-/// An object of strings; a name that stands twice is an error, as in a frame.
-struct Headers(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Headers {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = Headers;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of strings")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Headers, A::Error> {
-                let mut headers = BTreeMap::new();
-                while let Some((name, value)) = fields.next_entry::<String, String>()? {
-                    if let Some(_first) = headers.insert(name, value) {
-                        return Err(serde::de::Error::custom("a name stands twice"));
-                    }
-                }
-                Ok(Headers(headers))
-            }
-        }
-        json.deserialize_map(Names)
-    }
-}
-
-fn encode_strings(
-    out: &mut Vec<u8>,
-    field: &'static str,
-    raw: &RawValue,
-    check: impl FnOnce(&[String]) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
-    let code = if field == "tags" { "bad-tags" } else { "bad-caused-by" };
-    let wrong = |e: serde_json::Error| Refusal::new(code, format!("{field} is an array of strings: {e}"));
-    let strings: Vec<String> = serde_json::from_str(raw.get()).map_err(wrong)?;
-    if strings.len() > TAGS {
-        return Err(Refusal::new(code, format!("{field} has at most {TAGS} entries")));
-    }
-    check(&strings)?;
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(field.as_bytes());
-    out.extend_from_slice(b"\":");
-    serde_json::to_writer(&mut *out, &strings).map_err(wrong)
+/// The `ttl_ms` of an event whose line goes on like this behind its topic.
+fn ttl_of(rest: &[u8]) -> Option<u64> {
+    let digits = rest.strip_prefix(TTL)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -420,6 +410,31 @@ mod tests {
     fn push(batch: &mut Batch, json: &str) -> Result<(), Refusal> {
         let publish: Publish<'_> = serde_json::from_str(json).unwrap();
         batch.push(&vm(), &publish, |out| out.extend_from_slice(b"the-id"))
+    }
+
+    #[test]
+    fn how_long_it_is_of_use_stands_behind_the_topic() {
+        let mut batch = Batch::default();
+        push(&mut batch, r#"{"topic":"t","ttl_ms":5000,"key":"k","headers":{"ttl_ms":"1"},"sid":"b\"7"}"#)
+            .unwrap();
+        let draft = batch.drafts()[0];
+        let tail = "\"topic\":\"t\",\"ttl_ms\":5000,\"key\":\"k\",\"headers\":{\"ttl_ms\":\"1\"},\"sid\":\"b\\\"7\",\"payload\":null}\n";
+        assert!(std::str::from_utf8(batch.tail(&draft)).unwrap().ends_with(tail));
+        let line = [b"{\"seq\":1,\"ts\":7,", batch.tail(&draft)].concat();
+        let event = Event { seq: 1, ts: 7, line: &line, layout: Layout::of(&draft, 16) };
+        assert_eq!(event.expires_at(), Some(5007));
+        for (wrong, code) in [
+            (r#"{"ttl_ms":0}"#, "bad-ttl"),
+            (r#"{"ttl_ms":315360000001}"#, "bad-ttl"),
+            (r#"{"sid":""}"#, "bad-sid"),
+            (r#"{"sid":"a\u0007"}"#, "bad-sid"),
+        ] {
+            assert_eq!(push(&mut batch, wrong).unwrap_err().code, code);
+        }
+        push(&mut batch, r#"{"topic":"t","key":",\"ttl_ms\":5"}"#).unwrap();
+        let draft = batch.drafts()[1];
+        let line = [b"{\"seq\":1,\"ts\":7,", batch.tail(&draft)].concat();
+        assert_eq!(Event { seq: 1, ts: 7, line: &line, layout: Layout::of(&draft, 16) }.expires_at(), None);
     }
 
     #[test]

@@ -273,20 +273,25 @@ impl Follow {
 
 /// The frame that asks for everything from this seq on, or for the beginning.
 pub(in crate::core) fn subscribe(sub: &str, patterns: &[Pattern], begin: &Begin, from: Option<u64>) -> Value {
-    let from = match (from, begin) {
-        (Some(seq), _) | (None, &Begin::Seq(seq)) => json!({"seq": seq}),
-        (None, Begin::Latest) => json!("latest"),
-        (None, Begin::Earliest) => json!("earliest"),
-        (None, Begin::Time(ms)) => json!({"ts": ms}),
-        (None, Begin::Id(id)) => json!({"id": id}),
-        (None, Begin::State(after)) => json!({"state": after}),
-    };
+    let from = from.map_or_else(|| place(begin), |seq| json!({"seq": seq}));
     let mut frame = json!({"type": "subscribe", "sub": sub, "from": from});
     match patterns {
         [pattern] => frame["topic"] = pattern.as_str().into(),
         several => frame["topics"] = several.iter().map(Pattern::as_str).collect(),
     }
     frame
+}
+
+/// A beginning, as frames say it.
+pub(in crate::core) fn place(begin: &Begin) -> Value {
+    match begin {
+        Begin::Latest => json!("latest"),
+        Begin::Earliest => json!("earliest"),
+        Begin::Seq(seq) => json!({"seq": seq}),
+        Begin::Time(ms) => json!({"ts": ms}),
+        Begin::Id(id) => json!({"id": id}),
+        Begin::State(after) => json!({"state": after}),
+    }
 }
 
 async fn send(sender: &mut Sender, frame: &Value) -> Result<(), ClientError> {

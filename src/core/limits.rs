@@ -30,6 +30,10 @@ pub const KEY_BYTES: usize = 255;
 pub const HEADERS: usize = 32;
 /// The most bytes of all header names and values of one event together.
 pub const HEADER_BYTES: usize = 1024;
+/// The longest `sid`, in bytes.
+pub const SID_BYTES: usize = 128;
+/// The longest `ttl_ms`: ten years.
+pub const TTL_MS: u64 = 315_360_000_000;
 /// The most tags of one event, and the most ids in its `caused_by`.
 pub const TAGS: usize = 32;
 /// The most bytes of all tags of one event together.
@@ -58,6 +62,16 @@ pub const GROUP_IN_FLIGHT: u32 = 10_000;
 pub const GROUP_MEMBER_BYTES: usize = 1024 * 1024;
 /// The bytes of the events that a group took in and that are not done; then it takes in no more.
 pub const GROUP_BYTES_HELD: usize = 16 * 1024 * 1024;
+/// The same of all groups together; a group that has taken nothing in may always take something.
+pub const GROUPS_BYTES_HELD: usize = 256 * 1024 * 1024;
+/// What waits to be taken in by all groups together, in bytes; then they read the journal.
+pub const GROUPS_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// Groups that sessions of one VM began and that are there; the host may begin more.
+pub const GROUPS_PER_VM: usize = 256;
+/// Answers of one group that wait for the journal; then what wants one is refused.
+pub const GROUP_ANSWERS: usize = 4096;
+/// What all groups write at a time, in bytes; a group more at the most.
+pub const GROUP_NOTE_BYTES: usize = 256 * 1024;
 /// The most attempts at an event that a group may ask for.
 pub const GROUP_ATTEMPTS: u32 = 100;
 /// The longest time that a member may hold an event.
@@ -96,8 +110,16 @@ pub const CATCH_UP_READS: usize = 4;
 pub const SEEN_IDS: usize = 256;
 /// … of so many VMs; those whose newest id is the oldest give way, an eighth of as many at a time …
 pub const SEEN_VMS: usize = 10_000;
-/// … and so much of the journal's end is read for them at the start, in bytes.
+/// … of all VMs together so many are known in any case, …
+pub const SEEN_ALL: usize = 100_000;
+/// … if they are no older than this; …
+pub const SEEN_TIME: Duration = Duration::from_secs(120);
+/// … and so much of the journal's end is read for these at the start, in bytes.
 pub const SEEN_BYTES: u64 = 64 * 1024 * 1024;
+/// The index of a segment's ids is made of so many events at a time: with more of them the segment is read again.
+pub const INDEX_EVENTS: usize = 1024 * 1024;
+/// What of a segment the snapshot of each VM's ids that it begins with may take: the eighth part.
+pub const SEEN_SHARE: u64 = 8;
 /// Events of a group that wait: for a member, for the end of a delay, for another of their key, or for their dead
 /// letter. With more, no further ones are looked at until some of them are done.
 pub const GROUP_WAITING: usize = 8192;
@@ -211,6 +233,10 @@ pub const METRICS_REQUEST_BYTES: usize = 8 * 1024;
 pub const METRICS_TIME: Duration = Duration::from_secs(5);
 /// Topics that metrics have by name, those that were published to first; all others count as `other`.
 pub const METRICS_TOPICS: usize = 100;
+/// Consumer groups that metrics have by name, those that were there first; all others count as `other`.
+pub const METRICS_GROUPS: usize = 50;
+/// Consumer groups that status shows, those that are furthest behind; how many there are is said.
+pub const GROUPS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

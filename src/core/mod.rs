@@ -74,6 +74,7 @@ pub mod pipeline;
 pub mod policy;
 pub mod refusal;
 pub mod repair;
+pub mod retention;
 pub mod rotation;
 pub mod service;
 pub mod session;

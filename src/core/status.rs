@@ -8,12 +8,15 @@
 //! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store; what a session stands
 //! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
+mod latest;
 mod totals;
 
 use super::counters::Counters;
+use super::delivery::groups::figures::Figures;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
+pub use latest::LatestStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
@@ -335,18 +338,6 @@ pub struct JournalStatus {
     pub damage: Vec<String>,
 }
 
-/// The view of the newest event per key.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct LatestStatus {
-    /// How far it has come.
-    pub seq: u64,
-    /// Events that were gone before it had them.
-    pub lost: u64,
-    /// Why it is not being written, if so.
-    pub stalled: Option<String>,
-}
-
 /// What the broker writes into the status file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Snapshot {
@@ -382,6 +373,12 @@ pub struct Snapshot {
     /// The newest events per key, where they are kept.
     #[serde(default)]
     pub latest: Option<LatestStatus>,
+    /// How many consumer groups there are.
+    #[serde(default)]
+    pub groups_count: u64,
+    /// Those that are furthest behind.
+    #[serde(default)]
+    pub groups: Vec<Figures>,
     /// The VMs.
     pub vms: Vec<VmRecord>,
 }
@@ -523,6 +520,8 @@ pub(super) mod tests {
             counters: Counters::default(),
             logs_stalled: None,
             latest: None,
+            groups_count: 0,
+            groups: Vec::new(),
             vms: table.records(0),
         }
     }

@@ -6,10 +6,11 @@
 
 use super::clock;
 use super::counters::Counters;
+use super::delivery::groups::Groups;
 use super::events::Recorder;
 use super::journal::Journal;
 use super::latest::Latest;
-use super::limits::DAMAGE_SHOWN;
+use super::limits::{DAMAGE_SHOWN, GROUPS_SHOWN};
 use super::logs::Logs;
 use super::service::Supervisor;
 use super::state_root::StateRoot;
@@ -36,6 +37,7 @@ struct Inner {
     writer: StatusWriter,
     snapshot: Snapshot,
     running: Option<(Arc<Journal>, Arc<Logs>, Arc<Latest>)>,
+    groups: Option<Arc<Groups>>,
     write_failed: bool,
     ended: bool,
 }
@@ -82,11 +84,14 @@ impl StatusKeeper {
             counters: Counters::default(),
             logs_stalled: None,
             latest: None,
+            groups_count: 0,
+            groups: Vec::new(),
             vms: vms.records(0),
         };
         let mut writer = StatusWriter::open(root)?;
         writer.write(&snapshot)?;
-        let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
+        let inner =
+            Inner { writer, snapshot, running: None, groups: None, write_failed: false, ended: false };
         let status = Arc::new(StatusKeeper { vms, recorder, supervisor, inner: Mutex::new(inner) });
         let keeper = status.clone();
         let keep = move || {
@@ -120,6 +125,11 @@ impl StatusKeeper {
         self.with(|inner| inner.running = Some((journal, logs, latest)));
     }
 
+    /// From here on consumer groups are shown.
+    pub fn attach_groups(&self, groups: Arc<Groups>) {
+        self.with(|inner| inner.groups = Some(groups));
+    }
+
     /// The broker is in another state.
     pub fn say(&self, state: State, listeners: &[String]) {
         self.with(|inner| (inner.snapshot.state, inner.snapshot.listeners) = (state, listeners.to_vec()));
@@ -135,7 +145,7 @@ impl StatusKeeper {
     /// Writes the status when it changed, or always; false after the end.
     fn refresh(&self, always: bool) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Inner { writer, snapshot, running, write_failed, ended } = &mut *inner;
+        let Inner { writer, snapshot, running, groups, write_failed, ended } = &mut *inner;
         if *ended {
             return false;
         }
@@ -166,6 +176,10 @@ impl StatusKeeper {
         }
         if !changed {
             return true;
+        }
+        // Of each group a look: not ten times a second.
+        if always && let Some(groups) = groups {
+            (snapshot.groups_count, snapshot.groups) = groups.worst(GROUPS_SHOWN);
         }
         (snapshot.signals_dropped, snapshot.counters) =
             (self.recorder.dropped(), self.recorder.counters.read());

@@ -4,6 +4,7 @@
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
 use super::counters::Counters;
+use super::delivery::groups::figures::Figures;
 use super::identity::Identity;
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::state_root::Holder;
@@ -20,6 +21,8 @@ pub struct Report {
     pub last_handshake_vm: Option<String>,
     pub last_handshake_age_ms: Option<i64>,
     pub vms: Vec<VmReport>,
+    pub groups_count: u64,
+    pub groups: Vec<Figures>,
 }
 
 /// The broker's part of a [`Report`].
@@ -88,6 +91,8 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             last_handshake_vm: None,
             last_handshake_age_ms: None,
             vms: Vec::new(),
+            groups_count: 0,
+            groups: Vec::new(),
         };
     };
     let state = match snapshot.state {
@@ -123,6 +128,10 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             }
         })
         .collect();
+    let groups = snapshot.groups.iter().cloned().map(|group| match runs {
+        true => group,
+        false => Figures { members: 0, in_flight: 0, stalled: None, ..group },
+    });
     let last =
         vms.iter().filter(|vm| vm.last_handshake_age_ms.is_some()).min_by_key(|vm| vm.last_handshake_age_ms);
     Report {
@@ -144,6 +153,8 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
         last_handshake_vm: last.map(|vm| vm.name.clone()),
         last_handshake_age_ms: last.and_then(|vm| vm.last_handshake_age_ms),
         vms,
+        groups_count: snapshot.groups_count,
+        groups: groups.collect(),
     }
 }
 

@@ -163,8 +163,8 @@ impl Place {
             vsock,
             metrics: None,
             policy: in_force,
-            handed,
             topics: Vec::new(),
+            handed,
             limits,
         };
         let runtime =

@@ -19,7 +19,7 @@ use castra::core::events::Recorder;
 use castra::core::identity::{Origin, Peer as Whose};
 use castra::core::journal::read::Read;
 use castra::core::journal::writer::Committed;
-use castra::core::journal::{Journal, Opened};
+use castra::core::journal::{Journal, Opened, Reached};
 use castra::core::latest::Latest;
 use castra::core::latest::compaction::Compaction;
 use castra::core::latest::snapshot::Snapshots;
@@ -145,15 +145,16 @@ impl World {
         };
         let failed = |why: String| panic!("the journal failed: {why}");
         // Nothing holds retention back.
-        let floor = Arc::new(AtomicU64::new(u64::MAX));
+        let reached = Reached { views: Arc::new(AtomicU64::new(u64::MAX)), ..Reached::default() };
         let dirty = Arc::<Dirty>::default();
-        let journal = Arc::new(opened.start(&limits, committed, || {}, failed, floor).unwrap());
+        let journal = Arc::new(opened.start(&limits, committed, || {}, failed, reached).unwrap());
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
-        let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone()));
+        let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone(), Arc::default()));
         let policy = watch::channel(policy).1;
         let replay = Replay::default();
-        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), replay, dirty, latest.clone());
+        let groups =
+            Groups::start(&limits, delivery.clone(), journal.clone(), replay, dirty, (latest.clone(), None));
         let snapshots = Snapshots::new(latest.clone(), journal.clone());
         let bus = Arc::new(Bus::new(
             limits,

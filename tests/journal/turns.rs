@@ -11,12 +11,12 @@ use castra::core::event::{Batch, Publish};
 use castra::core::identity::VmName;
 use castra::core::journal::disk::{Disk, DiskFile};
 use castra::core::journal::segment::HEADER_BYTES;
-use castra::core::journal::{Class, Journal, Note, Opened, Outcome};
+use castra::core::journal::{Class, Journal, Note, Opened, Outcome, Reached};
 use castra::core::limits::Limits;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::{Semaphore, oneshot};
@@ -143,7 +143,7 @@ fn stuck(segment_bytes: u64, events: usize) -> (Gated, Receiver<Outcome>) {
             move |_| done.change(|syncs| syncs.done += 1),
             || {},
             |error| panic!("{error}"),
-            Arc::new(AtomicU64::new(0)),
+            Reached::default(),
         )
         .unwrap();
     let gated = Gated { journal, gate };

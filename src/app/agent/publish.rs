@@ -33,7 +33,8 @@ pub fn run(args: AgentPublishArgs) -> Result<Exit, Failure> {
     let id = args.id.unwrap_or_else(new_id);
     let event = Publish { payload: Some(payload), id: Some(Text((&id).into())), ..Publish::default() };
     let topic = Some(args.topic.clone());
-    let fields = Defaults::new(topic, args.key, &args.headers, &args.tags, &args.caused_by);
+    let fields =
+        Defaults::new(topic, args.key, &args.headers, &args.tags, &args.caused_by).and(args.sid, args.ttl);
     let mut line = Vec::new();
     write_body(&mut line, &fields.fill(event)).map_err(|refusal| of(&refusal))?;
     // JSON has line breaks only between its tokens, where a space does as well.

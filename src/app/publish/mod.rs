@@ -31,7 +31,8 @@ use tokio::time::timeout;
 
 pub fn run(root: &StateRoot, mut args: PublishArgs) -> Result<Exit, Failure> {
     let topic = args.topic.take().or(args.topic_flag.take());
-    let fields = Defaults::new(topic, args.key.take(), &args.headers, &args.tags, &args.caused_by);
+    let fields = Defaults::new(topic, args.key.take(), &args.headers, &args.tags, &args.caused_by)
+        .and(args.sid.take(), args.ttl);
     if args.jsonl {
         return jsonl::run(root, &args, fields);
     }

@@ -4,7 +4,7 @@
 //! alone. Pure. Owner: [`super::Settings`].
 
 use super::parse::{Place, Reader, Value, entries, unknown};
-use super::{Settings, quoted, time_text};
+use super::{Settings, bytes_text, parse_bytes, quoted, time_text};
 use crate::core::limits::TOPIC_ENTRIES;
 use crate::core::topic::Pattern;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ pub(super) const SECTION: &str = "topics";
 const EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(366 * 24 * 3600));
 
 /// What can be said of a topic: the key, what it is, an example.
-const KEYS: [(&str, &str, &str); 3] = [
+const KEYS: [(&str, &str, &str); 4] = [
     (
         "topic",
         "A topic or a pattern, as in a subscription: wildcards match neither mailboxes nor what begins with $",
@@ -38,6 +38,13 @@ const KEYS: [(&str, &str, &str); 3] = [
          # when `castra bus snapshot` asks for it. 1s to 1year; only with compaction",
         "\"1h\"",
     ),
+    (
+        "retention",
+        "How long events are of use: an age, bytes or a number of events, or a list of them. What is older or more is\n\
+         # delivered no more. The first of the [[topics]] that matches a topic counts, and none keeps anything longer\n\
+         # than retain_age and retain_bytes of [limits] keep the journal",
+        "[\"3 days\", \"100 MiB\", \"100000 events\"]",
+    ),
 ];
 
 /// What is said of the topics of one pattern.
@@ -49,6 +56,19 @@ pub struct TopicSetting {
     pub compaction: bool,
     /// A snapshot is published so often.
     pub snapshot_every: Option<Duration>,
+    /// How long events are of use.
+    pub retention: Keep,
+}
+
+/// How long events are of use; nothing set is no bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Not older than this.
+    pub age: Option<Duration>,
+    /// The newest ones of so many bytes in all.
+    pub bytes: Option<u64>,
+    /// So many of the newest ones.
+    pub events: Option<u64>,
 }
 
 pub(super) fn take(reader: &mut Reader<'_>, settings: &mut Settings, items: &DeArray<'_>) {
@@ -73,7 +93,7 @@ fn take_one(
     at: &Range<usize>,
 ) {
     let (mut topic, mut is_named, mut every_at) = (None, false, None);
-    let (mut compaction, mut snapshot_every) = (false, None);
+    let (mut compaction, mut snapshot_every, mut retention) = (false, None, Keep::default());
     for (key, value) in entries(table) {
         let Some((known, ..)) = KEYS.iter().find(|(known, ..)| known == key.get_ref()) else {
             unknown(reader, key, " in [[topics]]", KEYS.iter().map(|(known, ..)| *known));
@@ -86,6 +106,7 @@ fn take_one(
                 pattern(value, seen, place).map(|found| topic = Some(found))
             }
             "compaction" => truth(value).map(|is| compaction = is),
+            "retention" => keep(value).map(|keep| retention = keep),
             _ => {
                 every_at = Some(value.span());
                 every(value).map(|time| snapshot_every = Some(time))
@@ -103,7 +124,7 @@ fn take_one(
             .wrong(&at, "topics.snapshot_every: only with compaction = true is there anything to publish");
     }
     if let Some(topic) = topic {
-        settings.topics.push(TopicSetting { topic, compaction, snapshot_every });
+        settings.topics.push(TopicSetting { topic, compaction, snapshot_every, retention });
     }
 }
 
@@ -123,6 +144,56 @@ fn truth(value: &Value<'_>) -> Result<bool, String> {
     match value.get_ref() {
         DeValue::Boolean(is) => Ok(*is),
         _ => Err("true or false is wanted, without quotes".to_owned()),
+    }
+}
+
+fn keep(value: &Value<'_>) -> Result<Keep, String> {
+    let wanted = "an age, bytes or a number of events is wanted, like \"3 days\", \"10 GiB\" or \"1000 events\", or a list";
+    let texts: Option<Vec<&str>> = match value.get_ref() {
+        DeValue::String(text) => Some(vec![text]),
+        DeValue::Array(items) => items.iter().map(|item| item.get_ref().as_str()).collect(),
+        _ => None,
+    };
+    let mut keep = Keep::default();
+    for text in texts.ok_or(wanted)? {
+        let events = text.strip_suffix("events").or(text.strip_suffix("event")).map(str::trim_end);
+        let is_twice = if let Some(events) = events {
+            let events: u64 = events.parse().map_err(|_| format!("{text:?} will not do: {wanted}"))?;
+            if events == 0 {
+                return Err(format!("{text:?} would keep nothing: leave the topic out"));
+            }
+            keep.events.replace(events).is_some()
+        } else if text.ends_with('B')
+            && let Some(bytes) = parse_bytes(text).filter(|bytes| *bytes > 0)
+        {
+            keep.bytes.replace(bytes).is_some()
+        } else if let Some(age) =
+            humantime::parse_duration(text).ok().filter(|age| *age >= Duration::from_millis(1))
+        {
+            keep.age.replace(age).is_some()
+        } else {
+            return Err(format!("{text:?} will not do: {wanted}"));
+        };
+        if is_twice {
+            return Err(format!("{text:?} is the second bound of its kind"));
+        }
+    }
+    Ok(keep)
+}
+
+impl Keep {
+    fn print(&self) -> Option<String> {
+        let bytes = |bytes| match bytes_text(bytes) {
+            text if text.ends_with('B') => text,
+            text => format!("{text} B"),
+        };
+        let all = [
+            self.age.map(time_text),
+            self.bytes.map(bytes),
+            self.events.map(|events| format!("{events} events")),
+        ];
+        let all: Vec<String> = all.into_iter().flatten().map(|text| quoted(&text)).collect();
+        (!all.is_empty()).then(|| format!("[{}]", all.join(", ")))
     }
 }
 
@@ -152,9 +223,11 @@ pub(super) fn print(out: &mut String, topics: &[TopicSetting]) {
     for topic in topics {
         let every = topic.snapshot_every.map(|time| quoted(&time_text(time)));
         let _ = writeln!(out, "\n[[topics]]\ntopic = {}", quoted(topic.topic.as_str()));
-        for (key, value) in
-            [("compaction", topic.compaction.then(|| "true".to_owned())), ("snapshot_every", every)]
-        {
+        for (key, value) in [
+            ("compaction", topic.compaction.then(|| "true".to_owned())),
+            ("snapshot_every", every),
+            ("retention", topic.retention.print()),
+        ] {
             if let Some(value) = value {
                 let _ = writeln!(out, "{key} = {value}");
             }
@@ -169,18 +242,59 @@ pub(super) mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
+    fn keeps() -> impl Strategy<Value = Keep> {
+        let age = option::of((1..10u64.pow(10)).prop_map(Duration::from_millis));
+        (age, option::of(1u64..1 << 40), option::of(1u64..)).prop_map(|(age, bytes, events)| Keep {
+            age,
+            bytes,
+            events,
+        })
+    }
+
+    #[test]
+    fn what_is_kept_is_said_in_words() {
+        let read = |value: &str| {
+            let mut settings = Settings::default();
+            let found = settings.read(&format!("[[topics]]\ntopic = \"a\"\nretention = {value}\n"));
+            match found.mistakes.first() {
+                Some(mistake) => Err(mistake.message.clone()),
+                None => Ok(settings.topics[0].retention),
+            }
+        };
+        let day = Duration::from_secs(24 * 3600);
+        assert_eq!(read("\"3 days\""), Ok(Keep { age: Some(3 * day), ..Keep::default() }));
+        let all = Keep { age: Some(day), bytes: Some(10 << 30), events: Some(7) };
+        assert_eq!(read("[\"10 GiB\", \"7 events\", \"1d\"]"), Ok(all));
+        for (wrong, words) in [
+            ("3", "is wanted, like \"3 days\""),
+            ("[3]", "is wanted, like"),
+            ("\"often\"", "\"often\" will not do"),
+            ("\"-1 events\"", "will not do"),
+            ("\"0 events\"", "would keep nothing"),
+            ("[\"1 day\", \"2 days\"]", "\"2 days\" is the second bound of its kind"),
+        ] {
+            let said = read(wrong).unwrap_err();
+            assert!(said.contains(words), "{wrong}: {said}");
+        }
+    }
+
     /// Any topics.
     pub fn topics() -> impl Strategy<Value = Vec<TopicSetting>> {
         let every = (1..366 * 24 * 3600u64).prop_map(Duration::from_secs);
         let all = btree_map(
             "[a-zä\"]{1,3}([.][a-z*]){0,2}([.]>)?|[$]dlq[.]>",
-            (any::<bool>(), option::of(every)),
+            (any::<bool>(), option::of(every), keeps()),
             0..5,
         );
         all.prop_map(|all| {
-            let topic = |(text, (compaction, every)): (String, (bool, Option<Duration>))| {
+            let topic = |(text, (compaction, every, retention)): (String, (bool, Option<Duration>, Keep))| {
                 let topic = Pattern::parse(&text).ok()?;
-                Some(TopicSetting { topic, compaction, snapshot_every: every.filter(|_| compaction) })
+                Some(TopicSetting {
+                    topic,
+                    compaction,
+                    snapshot_every: every.filter(|_| compaction),
+                    retention,
+                })
             };
             all.into_iter().filter_map(topic).collect()
         })
@@ -194,7 +308,11 @@ pub(super) mod tests {
             ("topic = \"b\"", 9, "\"b\" is there twice; the first is in line 2"),
             ("topic = \"a\"\ncompaction = \"yes\"", 14, "true or false is wanted"),
             ("topic = \"a\"\nsnapshot_every = \"1h\"", 18, "only with compaction = true"),
-            ("topic = \"a\"\nretain = 1", 1, "in [[topics]]; known are topic, compaction, snapshot_every"),
+            (
+                "topic = \"a\"\nretain = 1",
+                1,
+                "in [[topics]]; known are topic, compaction, snapshot_every, retention",
+            ),
             ("topic = \"a\"\ncompactoin = true", 1, "did you mean compaction?"),
             ("compaction = true", 1, "which topics: say topic"),
         ] {

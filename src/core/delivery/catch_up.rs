@@ -7,6 +7,7 @@ use super::subscription::Plan;
 use crate::core::event::Event;
 use crate::core::journal::read::{Mark, Read, Reader};
 use crate::core::limits::{CATCH_UP_BYTES, OUTPUT_BYTES};
+use crate::core::retention::{Retention, is_expired};
 use crate::core::wire::subscribe::{event, gap};
 use std::io;
 
@@ -19,6 +20,10 @@ pub struct Step {
     pub events: u64,
     /// How many of them say that something is gone.
     pub gaps: u64,
+    /// How many events were left out because they have expired, once for each subscription that wanted them.
+    pub expired: u64,
+    /// Some of the events have a `ttl_ms`.
+    pub expires: bool,
     /// Everything before this seq was looked at.
     pub next: u64,
     /// It is the end of what is durable.
@@ -27,19 +32,20 @@ pub struct Step {
     pub mark: Option<Mark>,
 }
 
-/// Reads on for `plan`, and makes about as much as a session takes at a time.
+/// Reads on for `plan`, and makes about as much as a session takes at a time. What has expired at `now`, wall time in
+/// milliseconds, is left out.
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn read(reader: &mut Reader, plan: &Plan) -> io::Result<Step> {
+pub fn read(reader: &mut Reader, plan: &Plan, retention: &Retention, now: u64) -> io::Result<Step> {
     let mut step = Step { next: plan.at, ..Step::default() };
     let mut looked_at = 0;
     // Each event may be wanted by all of them.
     let share = (OUTPUT_BYTES / plan.wanted.len().max(1)).max(1);
     while step.frames.len() < OUTPUT_BYTES && looked_at < CATCH_UP_BYTES {
         // Events of one topic come one behind the other.
-        let (mut topic, mut wanted): (Vec<u8>, Vec<usize>) = (Vec::new(), Vec::new());
-        let Step { frames, events, .. } = &mut step;
+        let (mut topic, mut wanted, mut bound) = (Vec::new(), Vec::<usize>::new(), None);
+        let Step { frames, events, expired, expires, .. } = &mut step;
         let mut each = |found: Event<'_>| {
             looked_at += found.line.len();
             if topic != found.topic() || topic.is_empty() {
@@ -47,7 +53,13 @@ pub fn read(reader: &mut Reader, plan: &Plan) -> io::Result<Step> {
                 let text = std::str::from_utf8(&topic).unwrap_or_default();
                 wanted.clear();
                 wanted.extend((0..plan.wanted.len()).filter(|i| plan.wanted[*i].2.wants(text)));
+                bound = if wanted.is_empty() { None } else { retention.of(&topic) };
             }
+            if !wanted.is_empty() && is_expired(&found, bound, now) {
+                *expired += wanted.iter().filter(|i| found.seq >= plan.wanted[**i].1).count() as u64;
+                return;
+            }
+            *expires |= found.layout.expires;
             for (_, next, interest) in wanted.iter().map(|i| &plan.wanted[*i]) {
                 if found.seq >= *next {
                     event(frames, interest.head(), found.line);

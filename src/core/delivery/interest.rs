@@ -69,6 +69,8 @@ pub struct Chunk {
     pub to: u64,
     /// How many.
     pub events: usize,
+    /// Some of them have a `ttl_ms`.
+    pub expires: bool,
     /// Their frames.
     pub frames: Bytes,
 }
@@ -79,6 +81,7 @@ pub struct Chunks {
     done: Vec<Chunk>,
     frames: Vec<u8>,
     events: usize,
+    expires: bool,
     from: u64,
     to: u64,
 }
@@ -91,6 +94,7 @@ impl Chunks {
         }
         event(&mut self.frames, head, wanted.line);
         (self.to, self.events) = (wanted.seq, self.events + 1);
+        self.expires |= wanted.layout.expires;
         if self.events == CHUNK_EVENTS || self.frames.len() >= CHUNK_BYTES {
             self.cut();
         }
@@ -99,7 +103,8 @@ impl Chunks {
     fn cut(&mut self) {
         if self.events > 0 {
             let frames = std::mem::take(&mut self.frames).into();
-            self.done.push(Chunk { from: self.from, to: self.to, events: self.events, frames });
+            let expires = std::mem::take(&mut self.expires);
+            self.done.push(Chunk { from: self.from, to: self.to, events: self.events, expires, frames });
             self.events = 0;
         }
     }

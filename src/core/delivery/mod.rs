@@ -22,10 +22,13 @@ pub mod router;
 mod routes;
 pub mod subscription;
 
+use super::clock::wall_ms;
+use super::identity::VmName;
 use super::journal::Journal;
 use super::journal::read::Mark;
-use super::limits::{CATCH_UP_READS, Limits};
+use super::limits::{CATCH_UP_READS, GROUPS_QUEUE_BYTES, Limits};
 use super::refusal::Refusal;
+use super::retention::Retention;
 use super::wire::subscribe::From;
 use catch_up::Step;
 use outlet::{Outlet, Room};
@@ -51,19 +54,30 @@ pub struct Delivery {
     /// Who is sent what, as it is committed.
     pub router: Arc<Router>,
     journal: Arc<Journal>,
+    /// What is passed over in reading.
+    pub retention: Arc<Retention>,
     room: Arc<Room>,
+    /// That of groups, so that one of which nobody takes anything is in nobody's way.
+    groups_room: Arc<Room>,
     reads: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
 }
 
 impl Delivery {
-    /// Delivery of what stands in `journal`, whose commits `router` gets.
-    pub fn new(limits: &Limits, journal: Arc<Journal>, router: Arc<Router>) -> Self {
+    /// Delivery of what stands in `journal`, whose commits `router` gets, and is of use.
+    pub fn new(
+        limits: &Limits,
+        journal: Arc<Journal>,
+        router: Arc<Router>,
+        retention: Arc<Retention>,
+    ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         Delivery {
             router,
             journal,
+            retention,
             room: Room::new(limits.queue_bytes_in_all),
+            groups_room: Room::new(GROUPS_QUEUE_BYTES),
             reads: Arc::new(Semaphore::new((cores / 2).clamp(1, CATCH_UP_READS))),
             lookups: Arc::new(Semaphore::new(1)),
         }
@@ -72,6 +86,11 @@ impl Delivery {
     /// A queue for one session.
     pub fn outlet(&self, limits: &Limits) -> Arc<Outlet> {
         Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.room.clone()))
+    }
+
+    /// A queue for one group.
+    pub fn groups_outlet(&self, limits: &Limits) -> Arc<Outlet> {
+        Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.groups_room.clone()))
     }
 
     /// Where a subscription that begins at `from` begins; `None` when that has to be looked up.
@@ -90,13 +109,13 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
             From::Seq(seq) => (*seq, None),
-            From::Ts(_) | From::Id(_) | From::State(_) => return Ok(None),
+            From::Ts(_) | From::Id(..) | From::State(_) => return Ok(None),
         };
         Ok(Some(Beginning { next, gap }))
     }
 
-    /// Looks for where a subscription begins that begins at a time or behind an id, when its turn comes: as long as it
-    /// takes to read the journal.
+    /// Looks for where a subscription begins that begins at a time or behind an id, when its turn comes: one after the
+    /// other, for that may read the journal.
     ///
     /// # Errors
     /// `unknown-id`, `journal-unreadable`, and those of [`Delivery::begin`].
@@ -105,15 +124,24 @@ impl Delivery {
         let wanted = from.clone();
         let found = when_free(&self.lookups, move || match &wanted {
             From::Ts(ts) => journal.seq_at(*ts).map(|at| Some(Beginning { next: at.seq, gap: at.gap })),
-            From::Id(id) => Ok(journal.seq_after_id(id)?.map(|next| Beginning { next, gap: None })),
+            From::Id(id, vm) => {
+                let next = journal.seq_after_id(id, vm.as_ref().map(VmName::as_str))?;
+                Ok(next.map(|next| Beginning { next, gap: None }))
+            }
             From::Latest | From::Earliest | From::Seq(_) | From::State(_) => Ok(None),
         });
         async move {
             match found.await {
                 Ok(Some(beginning)) => Ok(beginning),
                 Ok(None) => {
-                    let id = if let From::Id(id) = from { id } else { String::new() };
-                    Err(Refusal::new("unknown-id", format!("the journal has no event of the id '{id:.64}'")))
+                    let From::Id(id, vm) = from else {
+                        return Err(Refusal::new("unknown-id", "no such event"));
+                    };
+                    let of = vm.map_or_else(String::new, |vm| format!(" of {:.64}", vm.as_str()));
+                    Err(Refusal::new(
+                        "unknown-id",
+                        format!("the journal has no event{of} of the id '{id:.64}'"),
+                    ))
                 }
                 Err(error) => {
                     tracing::error!(%error, "journal: cannot be read to find where a subscription begins");
@@ -129,13 +157,13 @@ impl Delivery {
         plan: Plan,
         mark: Option<Mark>,
     ) -> impl Future<Output = io::Result<Step>> + Send + use<> {
-        let journal = self.journal.clone();
+        let (journal, retention) = (self.journal.clone(), self.retention.clone());
         when_free(&self.reads, move || {
             let mut reader = journal.reader(plan.at);
             if let Some(mark) = mark {
                 reader.resume(mark)?;
             }
-            catch_up::read(&mut reader, &plan)
+            catch_up::read(&mut reader, &plan, &retention, wall_ms())
         })
     }
 }

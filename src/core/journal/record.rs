@@ -6,13 +6,13 @@
 //!  8  u64  lsn         16  u64  seq; of a record that is no event, the last event's before it
 //! 24  u64  ts          32  u64  synced: the last lsn known durable when this was written
 //! 40  u8   kind        41  u8   flags (1: joined with the next record, both or none;
-//!                             2: the publisher gave the id)
-//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  class of a note
+//!                             2: the publisher gave the id; 4: the event has a ttl_ms)
+//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  class of a note or of ids
 //! 48       body, then zeros up to a multiple of 8
 //! ```
 //!
 //! All numbers little-endian. The body of an event is its line ([`crate::core::event`]), newline included;
-//! that of a note ([`super::notes`]) its owner's bytes; a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with
+//! that of a note ([`super::notes`]) its owner's bytes, that of ids what `snapshot.rs` says; a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with
 //! this salt, but for one chance in 2^32. Pure. Owner: `commit.rs` writes, `scan.rs` reads.
 
 use super::notes::Class;
@@ -27,6 +27,7 @@ pub const ALIGN: usize = 8;
 pub const BODY_BYTES: usize = LETTER_BYTES + 1;
 const JOINED: u8 = 1;
 const OWN_ID: u8 = 2;
+const EXPIRES: u8 = 4;
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum Kind {
     Marker,
     /// What somebody else keeps here.
     Note(Class),
+    /// Of a snapshot of the ids that were seen, which the journal keeps itself.
+    Ids(Class),
 }
 
 impl Kind {
@@ -46,6 +49,7 @@ impl Kind {
             Kind::Event => (1, 0),
             Kind::Marker => (2, 0),
             Kind::Note(class) => (3, class as u8),
+            Kind::Ids(class) => (4, class as u8),
         }
     }
 
@@ -54,6 +58,7 @@ impl Kind {
             1 => Some(Kind::Event),
             2 => Some(Kind::Marker),
             3 => Class::from_byte(class).map(Kind::Note),
+            4 => Class::from_byte(class).map(Kind::Ids),
             _ => None,
         }
     }
@@ -121,7 +126,8 @@ pub fn encode(out: &mut Vec<u8>, salt: u32, head: &Head, parts: [&[u8]; 2]) {
     fixed[24..32].copy_from_slice(&head.ts.to_le_bytes());
     fixed[32..40].copy_from_slice(&head.synced.to_le_bytes());
     (fixed[40], fixed[47]) = head.kind.bytes();
-    fixed[41] = if head.joined { JOINED } else { 0 } | if head.layout.own_id { OWN_ID } else { 0 };
+    let flags = [(head.joined, JOINED), (head.layout.own_id, OWN_ID), (head.layout.expires, EXPIRES)];
+    fixed[41] = flags.iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
     fixed[42..44].copy_from_slice(&head.layout.vm_at.to_le_bytes());
     fixed[44..46].copy_from_slice(&head.layout.topic_len.to_le_bytes());
     fixed[46] = head.layout.vm_len;
@@ -169,6 +175,7 @@ pub fn decode(bytes: &[u8], salt: u32) -> Decoded<'_> {
             vm_len: fixed[46],
             // Not set by those who wrote journals before it meant something.
             own_id: fixed[41] & OWN_ID != 0,
+            expires: fixed[41] & EXPIRES != 0,
         },
     };
     Decoded::Record(head, &whole[HEAD_BYTES..], size(length))
@@ -181,7 +188,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn head(lsn: u64, kind: Kind) -> Head {
-        let layout = Layout { vm_at: 60, vm_len: 9, topic_len: 300, own_id: lsn.is_multiple_of(3) };
+        let layout = Layout {
+            vm_at: 60,
+            vm_len: 9,
+            topic_len: 300,
+            own_id: lsn.is_multiple_of(3),
+            expires: lsn.is_multiple_of(5),
+        };
         Head { lsn, seq: lsn, ts: lsn + 5, synced: lsn - 1, kind, joined: lsn.is_multiple_of(2), layout }
     }
 

@@ -4,6 +4,7 @@
 //! views have not reached), nor with notes that the next start needs. Pure, but for `apply`. Owner: the journal's keeper thread.
 
 use super::disk::Disk;
+use super::index::index_name;
 use super::segment::{Map, Segment, segment_name};
 use std::io;
 use std::sync::Arc;
@@ -28,14 +29,30 @@ impl<A: Floor + ?Sized, B: Floor + ?Sized> Floor for (Arc<A>, Arc<B>) {
     }
 }
 
+/// What others say of the events in the journal.
+pub struct Reached {
+    /// Every view has what is up to this seq.
+    pub views: Arc<dyn Floor>,
+    /// Of what is up to this seq, segments hold nothing that is of use.
+    pub useless: Arc<AtomicU64>,
+}
+
+// There is no floor that would be the natural one: clippy takes the two for their types.
+#[allow(clippy::derivable_impls, reason = "a `dyn Floor` has no default")]
+impl Default for Reached {
+    fn default() -> Self {
+        Reached { views: Arc::<AtomicU64>::default(), useless: Arc::default() }
+    }
+}
+
 /// How many of the oldest segments may go. `now` and the ages are milliseconds; `floor` is the last seq
-/// that every view has; the replay of notes begins at the lsn `notes`, 0 when there are none.
+/// that every view has, `useless` the last one of segments that nobody needs however young they are; the replay of notes begins at the lsn `notes`, 0 when there are none.
 pub fn expired(
     segments: &[Segment],
     now: u64,
     max_bytes: u64,
     max_age: u64,
-    floor: u64,
+    (floor, useless): (u64, u64),
     notes: u64,
 ) -> usize {
     let mut bytes: u64 = segments.iter().map(|s| s.end).sum();
@@ -44,8 +61,9 @@ pub fn expired(
         .take_while(|pair| {
             let (segment, next) = (pair[0], pair[1]);
             let old = next.ts.saturating_add(max_age) < now && next.ts > 0;
-            let free = next.first_seq.saturating_sub(1) <= floor && (notes == 0 || next.first_lsn <= notes);
-            let gone = free && (bytes > max_bytes || old);
+            let last = next.first_seq.saturating_sub(1);
+            let free = last <= floor && (notes == 0 || next.first_lsn <= notes);
+            let gone = free && (bytes > max_bytes || old || last <= useless);
             bytes -= segment.end;
             gone
         })
@@ -64,6 +82,8 @@ pub fn apply(disk: &dyn Disk, map: &Map, count: usize) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
+        // Of use to nobody, and few have one.
+        let _ = disk.remove(&index_name(segment.first_lsn));
         if let Err(error) = removed.and_then(|()| disk.sync_dir()) {
             map.remember_oldest(*segment);
             return Err(error);
@@ -90,21 +110,24 @@ mod tests {
     #[test]
     fn by_size_by_age_and_never_past_the_floor() {
         let four = segments(&[100, 100, 100, 100]);
-        assert_eq!(expired(&four, 0, 400, u64::MAX, 99, 0), 0);
-        assert_eq!(expired(&four, 0, 399, u64::MAX, 99, 0), 1);
-        assert_eq!(expired(&four, 0, 0, u64::MAX, 99, 0), 3);
-        assert_eq!(expired(&four, 0, 0, u64::MAX, 19, 0), 1);
-        assert_eq!(expired(&four, 2501, u64::MAX, 500, 99, 0), 2);
-        assert_eq!(expired(&[], 0, 0, 0, 0, 0), 0);
+        assert_eq!(expired(&four, 0, 400, u64::MAX, (99, 0), 0), 0);
+        assert_eq!(expired(&four, 0, 399, u64::MAX, (99, 0), 0), 1);
+        assert_eq!(expired(&four, 0, 0, u64::MAX, (99, 0), 0), 3);
+        assert_eq!(expired(&four, 0, 0, u64::MAX, (19, 0), 0), 1);
+        assert_eq!(expired(&four, 2501, u64::MAX, 500, (99, 0), 0), 2);
+        // What nobody needs goes however young it is, but not before the views have it.
+        assert_eq!(expired(&four, 0, u64::MAX, u64::MAX, (99, 20), 0), 2);
+        assert_eq!(expired(&four, 0, u64::MAX, u64::MAX, (19, 20), 0), 1);
+        assert_eq!(expired(&[], 0, 0, 0, (0, 0), 0), 0);
         // The first record of a segment, the last of the one before it, and the first of all.
-        assert_eq!([21, 20, 1].map(|notes| expired(&four, 0, 0, u64::MAX, 99, notes)), [2, 1, 0]);
+        assert_eq!([21, 20, 1].map(|notes| expired(&four, 0, 0, u64::MAX, (99, 0), notes)), [2, 1, 0]);
     }
 
     proptest! {
         #[test]
         fn what_is_kept_fits_or_is_needed(ends in proptest::collection::vec(1u64..100, 1..9), max in 0u64..500, floor in 0u64..99, notes in 0u64..99) {
             let all = segments(&ends);
-            let gone = expired(&all, 0, max, u64::MAX, floor, notes);
+            let gone = expired(&all, 0, max, u64::MAX, (floor, 0), notes);
             let kept: u64 = all[gone..].iter().map(|s| s.end).sum();
             prop_assert!(gone < all.len());
             let needed = |next: &Segment| next.first_seq > floor + 1 || (notes > 0 && next.first_lsn > notes);

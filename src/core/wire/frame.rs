@@ -65,6 +65,10 @@ struct Fields<'a> {
     #[serde(borrow, default)]
     caused_by: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    sid: Option<Text<'a>>,
+    #[serde(default)]
+    ttl_ms: Option<u64>,
+    #[serde(borrow, default)]
     vm: Option<&'a RawValue>,
 }
 
@@ -78,6 +82,8 @@ impl<'a> From<Fields<'a>> for Publish<'a> {
             headers: fields.headers,
             tags: fields.tags,
             caused_by: fields.caused_by,
+            sid: fields.sid,
+            ttl_ms: fields.ttl_ms,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::core::limits::FRAME_BYTES;
 use crate::core::refusal::Refusal;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::time::Duration;
 
 /// What holds for an event that does not say otherwise.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub struct Defaults {
     headers: Option<Box<RawValue>>,
     tags: Option<Box<RawValue>>,
     caused_by: Option<Box<RawValue>>,
+    sid: Option<String>,
+    ttl_ms: Option<u64>,
 }
 
 impl Defaults {
@@ -38,7 +41,21 @@ impl Defaults {
         };
         // A name that was given twice stands twice: it is refused, and not lost.
         let headers = raw(headers, b"{}", header);
-        Defaults { topic, key, headers, tags: strings(tags), caused_by: strings(caused_by) }
+        Defaults {
+            topic,
+            key,
+            headers,
+            tags: strings(tags),
+            caused_by: strings(caused_by),
+            sid: None,
+            ttl_ms: None,
+        }
+    }
+
+    /// The same, with the session it comes from and how long it is of use.
+    pub fn and(self, sid: Option<String>, ttl: Option<Duration>) -> Self {
+        let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        Defaults { sid, ttl_ms, ..self }
     }
 
     /// `said`, and these fields where it says nothing.
@@ -52,6 +69,8 @@ impl Defaults {
             headers: said.headers.or(self.headers.as_deref()),
             tags: said.tags.or(self.tags.as_deref()),
             caused_by: said.caused_by.or(self.caused_by.as_deref()),
+            sid: text(said.sid, &self.sid),
+            ttl_ms: said.ttl_ms.or(self.ttl_ms),
             ..said
         }
     }
@@ -84,11 +103,17 @@ fn string(out: &mut Vec<u8>, text: &str) {
 pub fn write_body(out: &mut Vec<u8>, publish: &Publish<'_>) -> Result<(), Refusal> {
     let start = out.len();
     out.extend_from_slice(b"{\"type\":\"publish\"");
-    for (name, text) in [("topic", &publish.topic), ("id", &publish.id), ("key", &publish.key)] {
+    let texts =
+        [("topic", &publish.topic), ("id", &publish.id), ("key", &publish.key), ("sid", &publish.sid)];
+    for (name, text) in texts {
         if let Some(Text(text)) = text {
             field(out, name);
             string(out, text);
         }
+    }
+    if let Some(ttl) = publish.ttl_ms {
+        field(out, "ttl_ms");
+        out.extend_from_slice(itoa::Buffer::new().format(ttl).as_bytes());
     }
     let (headers, tags) = (publish.headers, publish.tags);
     for (name, json) in
@@ -151,13 +176,16 @@ mod tests {
             topic in option::of(any::<String>()), key in option::of(any::<String>()),
             headers in vec((any::<String>(), any::<String>()), 0..4),
             tags in vec(any::<String>(), 0..4), ids in vec(any::<String>(), 0..3),
+            sid in option::of(any::<String>()), ttl in option::of(any::<u64>()),
         ) {
             let defaults = Defaults::new(topic.clone(), key.clone(), &headers, &tags, &ids);
+            let defaults = defaults.and(sid.clone(), ttl.map(Duration::from_millis));
             let mut body = Vec::new();
             write_body(&mut body, &defaults.fill(Publish::default())).unwrap();
             let Ok(Frame::Publish(read)) = frame::parse(&body) else { panic!() };
             let text = |text: Option<Text<'_>>| text.map(|Text(text)| text.into_owned());
             prop_assert_eq!((text(read.topic), text(read.key)), (topic, key));
+            prop_assert_eq!((text(read.sid), read.ttl_ms), (sid, ttl));
             let list = |raw: Option<&RawValue>| -> Vec<String> {
                 raw.map_or_else(Vec::new, |raw| serde_json::from_str(raw.get()).unwrap())
             };

@@ -6,6 +6,7 @@
 use super::frame::{framed, refusal};
 use super::group::{Join, check_name, parse_join};
 use crate::core::event::{Text, string_body};
+use crate::core::identity::VmName;
 use crate::core::limits::{ID_BYTES, PATTERN_STARS, PATTERN_TOKENS, PATTERNS, SUB_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
@@ -23,8 +24,8 @@ pub enum From {
     Seq(u64),
     /// At the first event that is not older; milliseconds since 1970.
     Ts(u64),
-    /// Behind the newest event of this id.
-    Id(String),
+    /// Behind the newest event of this id, of this VM if one is named.
+    Id(String, Option<VmName>),
     /// At the newest event of each key, as far as it is behind this seq; then at what is published from now on.
     State(u64),
 }
@@ -78,6 +79,7 @@ struct Place {
     ts: Option<u64>,
     id: Option<String>,
     state: Option<u64>,
+    vm: Option<String>,
 }
 
 /// Reads the body of a frame that is a `subscribe`.
@@ -200,7 +202,7 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
-            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"id":"…"} or {"state":seq}"#,
+            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"state":seq} or {"id":"…"}, with the name of a "vm" or not"#,
         )
     };
     match raw.get() {
@@ -211,11 +213,14 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
         _ => {}
     }
     match serde_json::from_str(raw.get()).map_err(|_| wrong())? {
-        Place { seq: Some(seq), ts: None, id: None, state: None } if seq > 0 => Ok(From::Seq(seq)),
-        Place { seq: None, ts: Some(ts), id: None, state: None } => Ok(From::Ts(ts)),
-        Place { seq: None, ts: None, id: None, state: Some(seq) } => Ok(From::State(seq)),
-        Place { seq: None, ts: None, id: Some(id), state: None } if (1..=ID_BYTES).contains(&id.len()) => {
-            Ok(From::Id(id))
+        Place { seq: Some(seq), ts: None, id: None, state: None, .. } if seq > 0 => Ok(From::Seq(seq)),
+        Place { seq: None, ts: Some(ts), id: None, state: None, .. } => Ok(From::Ts(ts)),
+        Place { seq: None, ts: None, id: None, state: Some(seq), .. } => Ok(From::State(seq)),
+        Place { seq: None, ts: None, id: Some(id), state: None, vm }
+            if (1..=ID_BYTES).contains(&id.len()) =>
+        {
+            let vm = vm.map(|vm| VmName::parse(&vm)).transpose().map_err(|_| wrong())?;
+            Ok(From::Id(id, vm))
         }
         _ => Err(wrong()),
     }
@@ -328,7 +333,8 @@ mod tests {
             (r#""earliest""#, From::Earliest),
             (r#"{"seq":7}"#, From::Seq(7)),
             (r#"{"ts":0,"new":1}"#, From::Ts(0)),
-            (r#"{"id":"x"}"#, From::Id("x".into())),
+            (r#"{"id":"x"}"#, From::Id("x".into(), None)),
+            (r#"{"id":"x","vm":"devbox"}"#, From::Id("x".into(), VmName::parse("devbox").ok())),
         ] {
             assert_eq!(alone(&format!(r#"{{"topic":"a","from":{from}}}"#)).from, want);
         }
@@ -374,6 +380,8 @@ mod tests {
             (r#"{"topic":"a","from":{"seq":"1"}}"#, "bad-from"),
             (r#"{"topic":"a","from":{"seq":1,"ts":1}}"#, "bad-from"),
             (r#"{"topic":"a","from":{"id":""}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"id":"x","vm":"a b"}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"id":"x","vm":7}}"#, "bad-from"),
             (r#"{"topic":"a","group":"a b"}"#, "bad-group"),
             (r#"{"topic":"a","group":"g","sub":"s"}"#, "bad-sub"),
         ] {

@@ -17,6 +17,17 @@ impl Group {
         }
     }
 
+    /// What was to be delivered by the last step is of no use any more: it is done instead.
+    pub fn lapse(&mut self, seq: u64) {
+        self.finish(seq);
+    }
+
+    /// The events that wait for a member, for a delay, or for another of their key.
+    pub fn waiting(&self) -> impl Iterator<Item = u64> + '_ {
+        let waits = |event: &Event| !matches!(event.place, Place::Held { .. } | Place::Dead);
+        self.events.iter().filter(move |(_, event)| waits(event)).map(|(seq, _)| *seq)
+    }
+
     /// A delivery of `seq`, which no timer and no member has any more, was in vain.
     pub(super) fn fail(
         &mut self,
@@ -67,7 +78,7 @@ impl Group {
                 self.members.release(member, seq, event.bytes);
             }
             Place::Waiting { late } => {
-                self.queue.not_again(seq);
+                self.queue.remove(seq);
                 if let Some(member) = late {
                     self.members.not_late(member, seq);
                 }

@@ -13,7 +13,7 @@
 
 use super::super::Delivery;
 use super::super::catch_up::Step;
-use super::super::interest::Interest;
+use super::super::interest::{Chunk, Interest};
 use super::super::outlet::{Item, Outlet};
 use super::super::subscription::Plan;
 use crate::core::journal::read::Mark;
@@ -22,6 +22,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The group's number in its own queue.
 const ID: u32 = 1;
@@ -29,6 +30,10 @@ const ID: u32 = 1;
 /// Frames of events, and of gaps.
 pub(super) struct Came {
     pub frames: Bytes,
+    /// So many more have expired and are left out.
+    pub expired: u64,
+    /// Some of them have a `ttl_ms`.
+    pub expires: bool,
     /// Everything up to this seq was looked at.
     pub through: u64,
 }
@@ -40,13 +45,27 @@ pub(super) struct Intake {
     next: u64,
     is_live: bool,
     mark: Option<Mark>,
+    /// When the read that runs, or the last one, began.
+    since: Instant,
+    /// How long a read took that was not looked at yet.
+    pub read: Option<Duration>,
     reading: Option<Pin<Box<dyn Future<Output = io::Result<Step>> + Send>>>,
 }
 
 impl Intake {
     /// What `interest` wants from the seq `next` on.
     pub fn new(delivery: Arc<Delivery>, outlet: Arc<Outlet>, interest: Arc<Interest>, next: u64) -> Self {
-        Intake { delivery, outlet, interest, next, is_live: false, mark: None, reading: None }
+        Intake {
+            delivery,
+            outlet,
+            interest,
+            next,
+            is_live: false,
+            mark: None,
+            reading: None,
+            since: Instant::now(),
+            read: None,
+        }
     }
 
     /// Waits for more.
@@ -59,7 +78,8 @@ impl Intake {
                 match self.outlet.pop() {
                     Some(Item::Chunk(_, chunk)) => {
                         self.next = chunk.to + 1;
-                        return Ok(Came { frames: chunk.frames, through: chunk.to });
+                        let Chunk { frames, expires, .. } = chunk;
+                        return Ok(Came { frames, expired: 0, expires, through: chunk.to });
                     }
                     Some(Item::Left(_, from)) => {
                         self.is_live = false;
@@ -74,11 +94,13 @@ impl Intake {
                 Some(reading) => reading,
                 None => {
                     let plan = Plan { at: self.next, wanted: vec![(ID, self.next, self.interest.clone())] };
+                    self.since = Instant::now();
                     self.reading.insert(Box::pin(self.delivery.read(plan, self.mark.take())))
                 }
             };
             let step = reading.await;
             self.reading = None;
+            self.read = Some(self.since.elapsed());
             let step = step?;
             self.mark = step.mark;
             self.next = self.next.max(step.next);
@@ -86,7 +108,8 @@ impl Intake {
                 let joined = self.delivery.router.join(&self.interest, &self.outlet, ID, self.next);
                 self.is_live = joined.is_ok();
             }
-            return Ok(Came { frames: step.frames.into(), through: self.next - 1 });
+            let Step { expired, expires, .. } = step;
+            return Ok(Came { frames: step.frames.into(), expired, expires, through: self.next - 1 });
         }
     }
 

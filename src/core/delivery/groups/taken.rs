@@ -3,7 +3,7 @@
 //! Always holds: a frame that the broker made itself is read without a copy; one that is none is left out. Pure. Owner:
 //! the group's task.
 
-use crate::core::event::retry;
+use crate::core::event::{Event, Layout, retry};
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::group::Spec;
 use bytes::Bytes;
@@ -28,8 +28,8 @@ pub(super) enum Found {
     Event(Taken),
     /// It is not for the group.
     Other,
-    /// Everything up to this seq is gone.
-    Gap(u64),
+    /// These seqs are gone, the first and the last.
+    Gap(u64, u64),
 }
 
 #[derive(Deserialize)]
@@ -38,6 +38,8 @@ struct Line<'a> {
     kind: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    from: u64,
     #[serde(default)]
     to: u64,
     #[serde(borrow, default)]
@@ -74,7 +76,7 @@ pub(super) fn each(
             _ => {
                 let Ok(line) = serde_json::from_slice::<Line<'_>>(body) else { continue };
                 if line.kind == "gap" {
-                    take(Found::Gap(line.to));
+                    take(Found::Gap(line.from, line.to));
                     continue;
                 }
                 let is_wanted =
@@ -108,6 +110,40 @@ fn seq_of(line: &[u8]) -> Option<u64> {
     let digits = line.strip_prefix(b"\"seq\":")?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+/// The event whose line, from `"seq":` on, this is.
+pub(super) fn event_of(line: &[u8]) -> Option<Event<'_>> {
+    let number = |at: usize, name: &[u8]| {
+        let digits = line.get(at..)?.strip_prefix(name)?;
+        let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+        let number = std::str::from_utf8(&digits[..end]).ok()?.parse::<u64>().ok()?;
+        Some((number, at + name.len() + end))
+    };
+    // The text behind `name`, and where its closing quote is.
+    let text = |at: usize, name: &[u8]| {
+        let begin = at + name.len();
+        line.get(at..)?.strip_prefix(name)?;
+        let mut end = begin;
+        while *line.get(end)? != b'"' {
+            end += 1 + usize::from(line[end] == b'\\');
+        }
+        Some((begin, end))
+    };
+    let (seq, at) = number(0, b"\"seq\":")?;
+    let (ts, at) = number(at, b",\"ts\":")?;
+    let (_, at) = text(at, b",\"id\":\"")?;
+    let (vm_at, vm_end) = text(at, b"\",\"vm\":\"")?;
+    let (topic_at, topic_end) = text(vm_end, b"\",\"topic\":\"")?;
+    let layout = Layout {
+        vm_at: u16::try_from(vm_at).ok()?,
+        vm_len: u8::try_from(vm_end - vm_at).ok()?,
+        topic_len: u16::try_from(topic_end - topic_at).ok()?,
+        own_id: false,
+        // That there is none is seen where it would stand.
+        expires: true,
+    };
+    Some(Event { seq, ts, line, layout })
 }
 
 /// The id of an event whose line begins with its seq, encoded.
@@ -159,19 +195,19 @@ mod tests {
                 all.push(match found {
                     Found::Event(taken) => (taken.seq, taken.key.is_some()),
                     Found::Other => (0, false),
-                    Found::Gap(to) => (100 * to, false),
+                    Found::Gap(from, to) => (100 * from + to, false),
                 });
             });
             all
         };
-        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (1200, false)]);
-        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (1200, false)]);
+        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (912, false)]);
+        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (912, false)]);
         for only in
             [spec(false, &[("h", "1")], &[]), spec(false, &[], &["x"]), spec(false, &[("h", "1")], &["x"])]
         {
-            assert_eq!(found(&only), [(7, false), (0, false), (1200, false)]);
+            assert_eq!(found(&only), [(7, false), (0, false), (912, false)]);
         }
-        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (1200, false)]);
+        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (912, false)]);
         let mut lines = Vec::new();
         each(&frames, (&head, "g"), &spec(false, &[], &[]), &keys, |found| {
             if let Found::Event(taken) = found {
