@@ -18,6 +18,8 @@ mod completions;
 #[cfg(feature = "broker")]
 mod config;
 #[cfg(feature = "broker")]
+mod dlq;
+#[cfg(feature = "broker")]
 mod group;
 #[cfg(feature = "broker")]
 mod host;
@@ -60,6 +62,8 @@ pub use broker::BrokerArgs;
 pub use completions::CompletionsArgs;
 #[cfg(feature = "broker")]
 pub use config::{CheckArgs, ConfigCommand};
+#[cfg(feature = "broker")]
+pub use dlq::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs};
 #[cfg(feature = "broker")]
 pub use group::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupLsArgs, GroupSeekArgs};
 #[cfg(feature = "broker")]

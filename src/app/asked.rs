@@ -55,18 +55,26 @@ impl Asked {
     /// # Errors
     /// It is refused, or does not come in time.
     pub fn ask(&mut self, frame: &serde_json::Value, patience: Duration) -> Result<BytesMut, Failure> {
+        self.ask_text(frame["type"].as_str().unwrap_or_default(), &frame.to_string(), patience)
+    }
+
+    /// The same for a frame of type `kind` that is written already.
+    ///
+    /// # Errors
+    /// As [`Asked::ask`].
+    pub fn ask_text(&mut self, kind: &str, frame: &str, patience: Duration) -> Result<BytesMut, Failure> {
         let Asked { runtime, sender, receiver } = self;
         let lost = |error: ClientError| {
             Failure::new(Exit::TryAgain, "connection-lost", format!("{error}; try it again"))
         };
         let asked = async {
-            sender.send([frame.to_string().as_bytes()]).await.map_err(lost)?;
+            sender.send([frame.as_bytes()]).await.map_err(lost)?;
             loop {
                 let body = receiver.frame().await.map_err(lost)?;
                 let reply: Reply =
                     serde_json::from_slice(&body).map_err(|e| lost(ClientError::Protocol(e.to_string())))?;
                 match reply.kind.as_str() {
-                    "ack" if reply.ack == frame["type"] || reply.ack == "frame" => {
+                    "ack" if reply.ack == kind || reply.ack == "frame" => {
                         return answered(reply, body);
                     }
                     "close" => return Err(lost(ClientError::Closed(reply.reason))),
@@ -84,7 +92,7 @@ fn answered(reply: Reply, body: BytesMut) -> Result<BytesMut, Failure> {
     }
     let exit = match reply.code.as_str() {
         "not-compacted" => Exit::BadConfig,
-        "view-behind" | "disk-full" | "outcome-unknown" => Exit::TryAgain,
+        "view-behind" | "disk-full" | "outcome-unknown" | "logs-behind" => Exit::TryAgain,
         "forbidden-topic" | "host-only" => Exit::Refused,
         _ => Exit::BadData,
     };

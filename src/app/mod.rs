@@ -19,6 +19,8 @@ mod completions;
 mod config;
 #[cfg(feature = "broker")]
 mod config_check;
+#[cfg(feature = "broker")]
+mod dlq;
 mod failure;
 #[cfg(feature = "broker")]
 mod given;

@@ -4,10 +4,10 @@
 
 use super::failure::{Exit, Failure};
 use super::{
-    backup, bench, broker, completions, config, config_check, given, group, latest, logs, man, publish,
+    backup, bench, broker, completions, config, config_check, dlq, given, group, latest, logs, man, publish,
     reload, status, subscribe, tail, verify, vm_forget,
 };
-use crate::cli::{BusCommand, ConfigCommand, HostCommand, VmCommand};
+use crate::cli::{BusCommand, ConfigCommand, DlqCommand, HostCommand, VmCommand};
 use crate::core::config::LogFormat;
 use std::path::PathBuf;
 
@@ -41,6 +41,7 @@ pub fn run(
                     | BusCommand::Subscribe(_)
                     | BusCommand::Latest(_)
                     | BusCommand::Snapshot(_)
+                    | BusCommand::Dlq(_)
                     | BusCommand::Group(_)
             )
     );
@@ -63,6 +64,7 @@ pub fn run(
         HostCommand::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
         HostCommand::Bus(BusCommand::Latest(args)) => latest::run(&root, &args),
         HostCommand::Bus(BusCommand::Snapshot(args)) => latest::snapshot(&root, &args),
+        HostCommand::Bus(BusCommand::Dlq(command)) => dlq::run(&root, &command),
         HostCommand::Completions(args) => completions::run(&args),
         HostCommand::Logs(args) => logs::run(&root, &args),
         HostCommand::Man(args) => man::run(&args),
@@ -89,6 +91,11 @@ fn wants_json(command: &HostCommand) -> bool {
         HostCommand::Bus(BusCommand::Subscribe(args)) => args.json,
         HostCommand::Bus(BusCommand::Latest(args)) => args.json,
         HostCommand::Bus(BusCommand::Snapshot(args)) => args.json,
+        HostCommand::Bus(BusCommand::Dlq(command)) => match command {
+            DlqCommand::Ls(args) => args.json,
+            DlqCommand::Retry(args) | DlqCommand::Purge(args) => args.json,
+            DlqCommand::Show(_) => false,
+        },
         HostCommand::Bus(BusCommand::Group(command)) => command.json(),
         HostCommand::Vm(VmCommand::Forget(args)) => args.json,
         HostCommand::Verify(args) => args.json,

@@ -1,8 +1,9 @@
 //! The commands of the host: the broker, and what an operator types beside it.
 
 use super::{
-    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, GroupCommand, LatestArgs, LogsArgs,
-    ManArgs, PublishArgs, SnapshotArgs, StatusArgs, SubscribeArgs, TailArgs, VerifyArgs, VmCommand,
+    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, DlqCommand, GroupCommand,
+    LatestArgs, LogsArgs, ManArgs, PublishArgs, SnapshotArgs, StatusArgs, SubscribeArgs, TailArgs,
+    VerifyArgs, VmCommand,
 };
 use clap::Subcommand;
 
@@ -65,4 +66,7 @@ pub enum BusCommand {
     /// Publish the newest event of each key of a topic
     #[command(after_help = super::latest::SNAPSHOT_HELP)]
     Snapshot(SnapshotArgs),
+    /// Look after events that groups gave up
+    #[command(subcommand, after_help = super::dlq::HELP)]
+    Dlq(DlqCommand),
 }

@@ -8,6 +8,7 @@
 //! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store; what a session stands
 //! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
+mod latest;
 mod totals;
 
 use super::counters::Counters;
@@ -15,6 +16,7 @@ use super::delivery::groups::figures::Figures;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
+pub use latest::LatestStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
@@ -334,18 +336,6 @@ pub struct JournalStatus {
     pub ts_ahead_ms: u64,
     /// Ranges that were durable and cannot be read, for people; the broker's log has them all.
     pub damage: Vec<String>,
-}
-
-/// The view of the newest event per key.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct LatestStatus {
-    /// How far it has come.
-    pub seq: u64,
-    /// Events that were gone before it had them.
-    pub lost: u64,
-    /// Why it is not being written, if so.
-    pub stalled: Option<String>,
 }
 
 /// What the broker writes into the status file.

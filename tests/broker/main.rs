@@ -11,6 +11,7 @@ mod bench;
 mod client;
 mod config;
 mod config_vms;
+mod dlq;
 mod doors;
 mod doors_config;
 mod doors_hybrid;

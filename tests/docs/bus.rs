@@ -16,7 +16,7 @@ use castra::core::topic::Pattern;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
-use castra::core::wire::{group, subscribe};
+use castra::core::wire::{group, latest, subscribe};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_util::codec::Decoder;
@@ -24,7 +24,7 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 23] = [
+const SOURCES: [&str; 27] = [
     "src/core/bus.rs",
     "src/core/event.rs",
     "src/core/event/string.rs",
@@ -48,6 +48,10 @@ const SOURCES: [&str; 23] = [
     "src/core/delivery/groups/members.rs",
     "src/core/delivery/groups/mod.rs",
     "src/core/delivery/groups/stages.rs",
+    "src/core/latest/answer.rs",
+    "src/core/latest/snapshot.rs",
+    "src/core/wire/latest.rs",
+    "src/core/session/asking.rs",
 ];
 
 #[test]
@@ -83,6 +87,8 @@ fn every_hex_example_decodes_to_what_it_says() {
         "ack of a member",
         "group_seek",
         "gap",
+        "latest",
+        "state",
         "unsubscribed",
         "heartbeat",
         "forget",
@@ -171,6 +177,10 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
                 let number = |field: &str| value[field].as_u64().unwrap();
                 subscribe::gap(&mut again, &subscribe::event_head(text("sub")), number("from"), number("to"));
             }
+            ("state", _) => {
+                seen.insert("state".into());
+                subscribe::state_end(&mut again, text("sub"), value["through"].as_u64().unwrap());
+            }
             ("unsubscribed", _) => {
                 seen.insert("unsubscribed".into());
                 let rules = Rules { subscribe: Some(Vec::new()), ..Rules::default() };
@@ -207,12 +217,22 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
     match ack["ack"].as_str().unwrap() {
         "heartbeat" => return frame::heartbeat_ack(out),
         "forget" => return frame::forget_ack(out),
+        "latest" => {
+            let mut events = latest::Events::default();
+            for event in ack["events"].as_array().unwrap() {
+                assert!(events.add(said_line(event).as_bytes()));
+            }
+            return events.ack(out, ack["through"].as_u64().unwrap());
+        }
         "unsubscribe" => return subscribe::unsubscribe_ack(out, ack["sub"].as_str().unwrap()),
         "subscribe" => {
             let gap = ack["gap"]
                 .as_object()
                 .map(|gap| (gap["from"].as_u64().unwrap(), gap["to"].as_u64().unwrap()));
             let (sub, next) = (ack["sub"].as_str().unwrap(), ack["next_seq"].as_u64().unwrap());
+            if let Some(through) = ack["state"].as_u64() {
+                return subscribe::state_ack(out, sub, next, through);
+            }
             return subscribe::subscribe_ack(out, sub, next, gap);
         }
         _ => {}
@@ -232,6 +252,15 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
         }
     }
     panic!("no publish before has the id of {ack}");
+}
+
+/// The line of an event that was parsed: its fields stand in another order then.
+fn said_line(event: &Value) -> String {
+    let publish = event.to_string();
+    let publish: Publish<'_> = serde_json::from_str(&publish).unwrap();
+    let batch = encode(event["vm"].as_str().unwrap(), &publish).unwrap();
+    let tail = std::str::from_utf8(batch.tail(&batch.drafts()[0])).unwrap();
+    format!("{{\"seq\":{},\"ts\":{},{tail}", event["seq"], event["ts"])
 }
 
 fn encode(vm: &str, publish: &Publish<'_>) -> Result<Batch, Refusal> {

@@ -7,6 +7,7 @@ use super::{Batch, Publish, Text, string_body};
 use crate::core::identity::VmName;
 use crate::core::limits::LETTER_BYTES;
 use crate::core::refusal::Refusal;
+use crate::core::topic::Pattern;
 use serde_json::value::RawValue;
 
 /// What the broker says of an event of its own.
@@ -22,6 +23,17 @@ pub struct Letter<'a> {
     pub key: Option<&'a str>,
     /// JSON.
     pub payload: &'a [u8],
+}
+
+/// Whether a publish is of the host, and the end of a dead letter: its key, and nothing.
+pub(super) fn is_end(vm: &VmName, publish: &Publish<'_>) -> bool {
+    let is_letter = |text: &Text<'_>| {
+        text.0.starts_with("$dlq.") && Pattern::parse(&text.0).is_ok_and(|pattern| pattern.is_plain())
+    };
+    vm.as_str() == "host"
+        && publish.topic.as_ref().is_some_and(is_letter)
+        && publish.key.is_some()
+        && publish.payload.is_none_or(|payload| payload.get() == "null")
 }
 
 impl Batch {

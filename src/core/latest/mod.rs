@@ -37,7 +37,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
-use work::Work;
+use work::{MARK_BYTES, Work};
 
 /// What failed is tried again so often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -172,8 +172,10 @@ impl Latest {
         let Some(journal) = journal else { return Ok(()) };
         // From here on commits are queued; what was before is in the journal.
         self.is_running.store(true, Relaxed);
-        let work = Work { shared: self.shared.clone(), map: self.map.clone(), journal };
-        let thread = std::thread::Builder::new().name("castra-latest".into()).spawn(move || work.run())?;
+        let mark_bytes = usize::try_from((self.retain_bytes / 8).min(MARK_BYTES)).unwrap_or(usize::MAX);
+        let work = Work { shared: self.shared.clone(), map: self.map.clone(), journal, mark_bytes };
+        let thread = std::thread::Builder::new().name("castra-latest".into()).spawn(move || work.run());
+        let thread = thread.inspect_err(|_| self.is_running.store(false, Relaxed))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
     }

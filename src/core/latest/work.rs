@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 const GATHER: Duration = Duration::from_millis(25);
 /// Where nothing is compacted, that it was looked at is written after so much time …
 const MARK_TIME: Duration = Duration::from_secs(30);
-/// … or so many bytes.
-const MARK_BYTES: usize = 64 * 1024 * 1024;
+/// … or so many bytes, less where the journal is small.
+pub(super) const MARK_BYTES: u64 = 64 * 1024 * 1024;
 /// So much of the journal is read at a time, in bytes.
 const PIECE: usize = 1024 * 1024;
 /// Whoever waits for a long reading is told so often.
@@ -40,6 +40,8 @@ pub(super) struct Work {
     pub shared: Arc<Shared>,
     pub map: Arc<Map>,
     pub journal: Readers,
+    /// After so many bytes that were looked at that is written down: retention goes by it.
+    pub mark_bytes: usize,
 }
 
 impl Work {
@@ -180,7 +182,7 @@ impl<'a> View<'a> {
                 }
                 Read::End => break,
             }
-            if self.pending.bytes >= COMMIT_BYTES || self.unmarked >= MARK_BYTES {
+            if self.pending.bytes >= COMMIT_BYTES || self.unmarked >= self.work.mark_bytes {
                 self.write(true)?;
             }
             if said.elapsed() >= SAY {
@@ -230,7 +232,7 @@ impl<'a> View<'a> {
             }
             std::mem::take(&mut queue.snapped)
         };
-        let is_due = self.unmarked >= MARK_BYTES || self.marked.elapsed() >= MARK_TIME || always;
+        let is_due = self.unmarked >= self.work.mark_bytes || self.marked.elapsed() >= MARK_TIME || always;
         let has_rows = !self.pending.is_empty() || !snapped.is_empty();
         if has_rows || (is_due && self.seq > self.store.seq) {
             if self.file != inode(self.shared) {

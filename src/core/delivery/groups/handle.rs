@@ -208,7 +208,8 @@ impl Handle {
     /// Takes events in, and what was looked at up to `through`; how many were gone before it had them.
     pub fn take(self: &Arc<Self>, came: &Came) -> u64 {
         let (mut found, mut expired) = (Vec::new(), came.expired);
-        super::taken::each(&came.frames, self.interest.head(), &self.spec, &self.keys, |one| found.push(one));
+        let own = (self.interest.head(), &*self.name);
+        super::taken::each(&came.frames, own, &self.spec, &self.keys, |one| found.push(one));
         let mut state = self.lock();
         // It goes on elsewhere: what lies before these events is not done.
         if state.seek.is_some() {
