@@ -27,6 +27,7 @@ const DOC: &str = "docs/BUS.md";
 const SOURCES: [&str; 27] = [
     "src/core/bus.rs",
     "src/core/event.rs",
+    "src/core/event/fields.rs",
     "src/core/event/string.rs",
     "src/core/policy.rs",
     "src/core/session/mod.rs",
