@@ -208,13 +208,14 @@ pub async fn run(
     let counts = metrics.as_ref().map(|metrics| metrics.groups.clone());
     let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, counts);
     status.attach_groups(groups.clone());
+    let durable_groups = groups.clone();
     let bus = Bus::new(
         limits.clone(),
         vms,
         recorder,
         logs.clone(),
         journal.clone(),
-        (delivery, groups.clone()),
+        (delivery, groups),
         (ended.clone(), policy.clone()),
     );
     let (alive, mut all_gone) = mpsc::channel(1);
@@ -228,7 +229,12 @@ pub async fn run(
     drop(lobby);
     if let Some(metrics) = metrics {
         let (journal, logs) = (journal.clone(), logs.clone());
-        metrics.runs(metrics::Running { journal, logs, groups, ending: ended.clone() });
+        metrics.runs(metrics::Running {
+            journal,
+            logs,
+            groups: durable_groups.clone(),
+            ending: ended.clone(),
+        });
     }
     let said = listeners(&policy.borrow_and_update());
     status.say(State::Running, &said);
@@ -245,7 +251,10 @@ pub async fn run(
     let mut ended = ended;
     loop {
         tokio::select! {
-            () = &mut shutdown => drop(ending.send_replace(Ending::Draining)),
+            () = &mut shutdown => {
+                durable_groups.drain();
+                ending.send_replace(Ending::Draining);
+            }
             _ = ended.wait_for(|e| *e != Ending::No) => {}
             Ok(()) = policy.changed() => {
                 status.say(State::Running, &listeners(&policy.borrow_and_update()));
@@ -264,6 +273,9 @@ pub async fn run(
     let until = Instant::now() + limits.drain_time.mul_f32(0.9);
     if timeout(limits.drain_time / 2, all_gone.recv()).await.is_err() {
         tracing::warn!("broker: some sessions did not end in time and are cut off");
+    }
+    if timeout(limits.drain_time / 10, durable_groups.settle()).await.is_err() {
+        tracing::warn!("broker: not all that members of groups said is written; those events come again");
     }
     let end = tokio::task::spawn_blocking(move || {
         journal.stop();

@@ -59,6 +59,16 @@ pub const GROUP_IN_FLIGHT: u32 = 10_000;
 pub const GROUP_MEMBER_BYTES: usize = 1024 * 1024;
 /// The bytes of the events that a group took in and that are not done; then it takes in no more.
 pub const GROUP_BYTES_HELD: usize = 16 * 1024 * 1024;
+/// The same of all groups together; a group that has taken nothing in may always take something.
+pub const GROUPS_BYTES_HELD: usize = 256 * 1024 * 1024;
+/// What waits to be taken in by all groups together, in bytes; then they read the journal.
+pub const GROUPS_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// Groups that sessions of one VM began and that are there; the host may begin more.
+pub const GROUPS_PER_VM: usize = 256;
+/// Answers of one group that wait for the journal; then what wants one is refused.
+pub const GROUP_ANSWERS: usize = 4096;
+/// What all groups write at a time, in bytes; a group more at the most.
+pub const GROUP_NOTE_BYTES: usize = 256 * 1024;
 /// The most attempts at an event that a group may ask for.
 pub const GROUP_ATTEMPTS: u32 = 100;
 /// The longest time that a member may hold an event.

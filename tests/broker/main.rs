@@ -19,6 +19,7 @@ mod doors_world;
 mod drain;
 mod duplicates;
 mod exit_codes;
+mod expiry;
 mod fake_broker;
 mod group_cli;
 mod groups;

@@ -25,7 +25,7 @@ pub mod subscription;
 use super::clock::wall_ms;
 use super::journal::Journal;
 use super::journal::read::Mark;
-use super::limits::{CATCH_UP_READS, Limits};
+use super::limits::{CATCH_UP_READS, GROUPS_QUEUE_BYTES, Limits};
 use super::refusal::Refusal;
 use super::retention::Retention;
 use super::wire::subscribe::From;
@@ -56,6 +56,8 @@ pub struct Delivery {
     /// What is passed over in reading.
     pub retention: Arc<Retention>,
     room: Arc<Room>,
+    /// That of groups, so that one of which nobody takes anything is in nobody's way.
+    groups_room: Arc<Room>,
     reads: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
 }
@@ -74,6 +76,7 @@ impl Delivery {
             journal,
             retention,
             room: Room::new(limits.queue_bytes_in_all),
+            groups_room: Room::new(GROUPS_QUEUE_BYTES),
             reads: Arc::new(Semaphore::new((cores / 2).clamp(1, CATCH_UP_READS))),
             lookups: Arc::new(Semaphore::new(1)),
         }
@@ -82,6 +85,11 @@ impl Delivery {
     /// A queue for one session.
     pub fn outlet(&self, limits: &Limits) -> Arc<Outlet> {
         Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.room.clone()))
+    }
+
+    /// A queue for one group.
+    pub fn groups_outlet(&self, limits: &Limits) -> Arc<Outlet> {
+        Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.groups_room.clone()))
     }
 
     /// Where a subscription that begins at `from` begins; `None` when that has to be looked up.

@@ -174,8 +174,10 @@ impl Session<'_> {
     fn try_subscribe(&mut self, wish: Subscribe) -> Result<(), Refusal> {
         self.check_rights(&wish.patterns)?;
         let interest = Interest::new(wish.sub, &wish.patterns);
+        // A membership is one of the session's patterns.
+        let most = self.bus.limits.subscriptions.saturating_sub(self.grouping.len());
         let subscribing = &mut self.subscribing;
-        if let Some(next) = subscribing.table.check(&interest, self.bus.limits.subscriptions)? {
+        if let Some(next) = subscribing.table.check(&interest, most)? {
             self.output.own(|out| subscribe_ack(out, interest.sub(), next, None));
             return Ok(());
         }
@@ -275,6 +277,9 @@ impl Session<'_> {
                     }
                 }
             }
+        }
+        if self.subscribing.outlet.take_relief() {
+            self.grouping.go_on();
         }
         self.release();
         if events > 0 {

@@ -65,6 +65,10 @@ impl Counting {
     pub fn forget(&mut self, seq: u64) {
         self.since.remove(&seq);
     }
+
+    pub fn forget_all(&mut self) {
+        self.since = HashMap::new();
+    }
 }
 
 impl State {
@@ -82,11 +86,6 @@ impl State {
 }
 
 impl Handle {
-    /// Counts from here on.
-    pub fn count(&self, counts: Arc<Counts>) {
-        self.lock().counting = Some(Counting::new(counts));
-    }
-
     /// The journal was read for it.
     pub fn polled(&self, time: Duration) {
         if let Some(counting) = &self.lock().counting {

@@ -28,8 +28,8 @@ pub(super) enum Found {
     Event(Taken),
     /// It is not for the group.
     Other,
-    /// Everything up to this seq is gone.
-    Gap(u64),
+    /// These seqs are gone, the first and the last.
+    Gap(u64, u64),
 }
 
 #[derive(Deserialize)]
@@ -38,6 +38,8 @@ struct Line<'a> {
     kind: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    from: u64,
     #[serde(default)]
     to: u64,
     #[serde(borrow, default)]
@@ -69,7 +71,7 @@ pub(super) fn each(
             _ => {
                 let Ok(line) = serde_json::from_slice::<Line<'_>>(body) else { continue };
                 if line.kind == "gap" {
-                    take(Found::Gap(line.to));
+                    take(Found::Gap(line.from, line.to));
                     continue;
                 }
                 let is_wanted =
@@ -177,19 +179,19 @@ mod tests {
                 all.push(match found {
                     Found::Event(taken) => (taken.seq, taken.key.is_some()),
                     Found::Other => (0, false),
-                    Found::Gap(to) => (100 * to, false),
+                    Found::Gap(from, to) => (100 * from + to, false),
                 });
             });
             all
         };
-        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (1200, false)]);
-        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (1200, false)]);
+        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (912, false)]);
+        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (912, false)]);
         for only in
             [spec(false, &[("h", "1")], &[]), spec(false, &[], &["x"]), spec(false, &[("h", "1")], &["x"])]
         {
-            assert_eq!(found(&only), [(7, false), (0, false), (1200, false)]);
+            assert_eq!(found(&only), [(7, false), (0, false), (912, false)]);
         }
-        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (1200, false)]);
+        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (912, false)]);
         let mut lines = Vec::new();
         each(&frames, &head, &spec(false, &[], &[]), &keys, |found| {
             if let Found::Event(taken) = found {
