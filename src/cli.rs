@@ -22,6 +22,8 @@ mod group;
 #[cfg(feature = "broker")]
 mod host;
 #[cfg(feature = "broker")]
+mod latest;
+#[cfg(feature = "broker")]
 mod logs;
 #[cfg(feature = "broker")]
 mod man;
@@ -62,6 +64,8 @@ pub use config::{CheckArgs, ConfigCommand};
 pub use group::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupLsArgs, GroupSeekArgs};
 #[cfg(feature = "broker")]
 pub use host::{BusCommand, HostCommand};
+#[cfg(feature = "broker")]
+pub use latest::{LatestArgs, SnapshotArgs};
 #[cfg(feature = "broker")]
 pub use logs::LogsArgs;
 #[cfg(feature = "broker")]

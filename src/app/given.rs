@@ -46,7 +46,7 @@ pub fn when(text: &str) -> Result<When, WhenError> {
     When::parse(text, clock::wall_ms(), &TimeZone::system())
 }
 
-/// Reads where to begin: `latest`, `earliest`, a time, a seq or an id; `what` it was typed as.
+/// Reads where to begin: `latest`, `earliest`, `state`, a time, a seq or an id; `what` it was typed as.
 ///
 /// # Errors
 /// It is none of these.
@@ -62,11 +62,12 @@ pub fn begin(what: &str, text: &str) -> Result<Begin, Failure> {
     match text {
         "latest" => Ok(Begin::Latest),
         "earliest" => Ok(Begin::Earliest),
+        "state" => Ok(Begin::State(0)),
         _ => match when(seq.as_deref().unwrap_or(text)) {
             // There is no event 0: all of them, as `bus tail --since` has it.
             Ok(When::Seq(seq)) => Ok(Begin::Seq(seq.max(1))),
             Ok(When::Time(ms)) => Ok(Begin::Time(ms)),
-            Err(e) => Err(bad(format!("is latest, earliest, id:ID or a time, and {e}"))),
+            Err(e) => Err(bad(format!("is latest, earliest, state, id:ID or a time, and {e}"))),
         },
     }
 }

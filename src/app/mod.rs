@@ -6,6 +6,8 @@
 #[cfg(feature = "agent")]
 mod agent;
 #[cfg(feature = "broker")]
+mod asked;
+#[cfg(feature = "broker")]
 mod backup;
 #[cfg(feature = "broker")]
 mod bench;
@@ -24,6 +26,8 @@ mod given;
 mod group;
 #[cfg(feature = "broker")]
 mod host;
+#[cfg(feature = "broker")]
+mod latest;
 #[cfg(feature = "broker")]
 mod logging;
 #[cfg(feature = "broker")]

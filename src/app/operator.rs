@@ -4,8 +4,8 @@
 
 use super::failure::{Exit, Failure};
 use super::{
-    backup, bench, broker, completions, config, config_check, given, group, logs, man, publish, reload,
-    status, subscribe, tail, verify, vm_forget,
+    backup, bench, broker, completions, config, config_check, given, group, latest, logs, man, publish,
+    reload, status, subscribe, tail, verify, vm_forget,
 };
 use crate::cli::{BusCommand, ConfigCommand, HostCommand, VmCommand};
 use crate::core::config::LogFormat;
@@ -36,7 +36,13 @@ pub fn run(
         command,
         HostCommand::Broker(_)
             | HostCommand::Bench(_)
-            | HostCommand::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_) | BusCommand::Group(_))
+            | HostCommand::Bus(
+                BusCommand::Publish(_)
+                    | BusCommand::Subscribe(_)
+                    | BusCommand::Latest(_)
+                    | BusCommand::Snapshot(_)
+                    | BusCommand::Group(_)
+            )
     );
     if !looks_itself {
         given::check_root(&root)?;
@@ -55,6 +61,8 @@ pub fn run(
         HostCommand::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
         HostCommand::Bus(BusCommand::Group(command)) => group::run(&root, &command),
         HostCommand::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
+        HostCommand::Bus(BusCommand::Latest(args)) => latest::run(&root, &args),
+        HostCommand::Bus(BusCommand::Snapshot(args)) => latest::snapshot(&root, &args),
         HostCommand::Completions(args) => completions::run(&args),
         HostCommand::Logs(args) => logs::run(&root, &args),
         HostCommand::Man(args) => man::run(&args),
@@ -79,6 +87,8 @@ fn wants_json(command: &HostCommand) -> bool {
         HostCommand::Broker(args) => args.log_format.as_deref() == Some("json"),
         HostCommand::Bus(BusCommand::Publish(args)) => args.json,
         HostCommand::Bus(BusCommand::Subscribe(args)) => args.json,
+        HostCommand::Bus(BusCommand::Latest(args)) => args.json,
+        HostCommand::Bus(BusCommand::Snapshot(args)) => args.json,
         HostCommand::Bus(BusCommand::Group(command)) => command.json(),
         HostCommand::Vm(VmCommand::Forget(args)) => args.json,
         HostCommand::Verify(args) => args.json,

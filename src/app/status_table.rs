@@ -75,6 +75,9 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     if let Some(why) = &report.broker.logs_stalled {
         warn(format!("logs are not being written: {why}"))?;
     }
+    if let Some(why) = report.broker.latest.as_ref().and_then(|latest| latest.stalled.as_ref()) {
+        warn(format!("the newest events per key are not being written: {why}"))?;
+    }
     if journal.ts_ahead_ms > 0 {
         warn(format!("the clock was set back: ts stands still for {}", age(journal.ts_ahead_ms as i64)))?;
     }

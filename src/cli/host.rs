@@ -1,8 +1,8 @@
 //! The commands of the host: the broker, and what an operator types beside it.
 
 use super::{
-    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, GroupCommand, LogsArgs, ManArgs,
-    PublishArgs, StatusArgs, SubscribeArgs, TailArgs, VerifyArgs, VmCommand,
+    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, GroupCommand, LatestArgs, LogsArgs,
+    ManArgs, PublishArgs, SnapshotArgs, StatusArgs, SubscribeArgs, TailArgs, VerifyArgs, VmCommand,
 };
 use clap::Subcommand;
 
@@ -59,4 +59,10 @@ pub enum BusCommand {
     /// Print the bus's logs; works without a broker and never waits for one
     #[command(after_help = super::tail::HELP)]
     Tail(TailArgs),
+    /// Print the newest event of each key of a topic
+    #[command(after_help = super::latest::LATEST_HELP)]
+    Latest(LatestArgs),
+    /// Publish the newest event of each key of a topic
+    #[command(after_help = super::latest::SNAPSHOT_HELP)]
+    Snapshot(SnapshotArgs),
 }

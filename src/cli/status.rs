@@ -35,6 +35,11 @@ Fields of --json (ages are milliseconds, null when never):
   broker.journal.damage        ranges that were durable and cannot be read (at most 16;
                                logs/broker.log has all)
   broker.logs_stalled          why the logs are not being written, or null
+  broker.latest                the newest events per key ([[topics]] in castra.toml, and dead
+                               letters); null where there are none:
+    .seq                       how far they have come
+    .lost                      events that were gone before they were looked at
+    .stalled                   why they are not being written, or null
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written
   broker.counters              since the broker started; those of the last one when offline:

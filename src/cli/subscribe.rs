@@ -21,7 +21,8 @@ Without a pattern it is '>': every topic, but no mailbox (vm:NAME, or vm:* for a
 none of the broker's own ($…). The host may subscribe to everything, a guest to no mailbox but
 its own and to no $….
 
---from is latest (what is published from now on), earliest, @SEQ (this event first), id:ID (what
+--from is latest (what is published from now on), earliest, state (the newest event of each key
+of topics that are compacted, then what is published), @SEQ (this event first), id:ID (what
 follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d), now, RFC 3339
 (2026-11-21T08:00:00Z), or a local time ('2026-11-21 08:00').
 
@@ -72,7 +73,7 @@ pub struct SubscribeArgs {
     /// Topics or patterns (* is one token, a last > is one or more); none: '>'
     #[arg(value_name = "PATTERN")]
     pub patterns: Vec<String>,
-    /// Begin here: latest, earliest, @SEQ, id:ID or TIME
+    /// Begin here: latest, earliest, state, @SEQ, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
     /// End when N events were printed, or handed to the command

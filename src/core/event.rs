@@ -9,6 +9,7 @@
 //! fills a [`Batch`]; the journal takes it and gives it back.
 
 mod letter;
+pub mod retry;
 mod string;
 
 use super::identity::VmName;
@@ -17,6 +18,7 @@ use super::limits::{
 };
 use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
+pub use letter::Letter;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -109,8 +111,26 @@ impl Batch {
         publish: &Publish<'_>,
         new_id: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Refusal> {
+        let topic = match &publish.topic {
+            None => Topic::BROADCAST,
+            Some(text) => Topic::parse(&text.0).map_err(|e| match e {
+                TopicError::Reserved => Refusal::new("reserved-topic", e.to_string()),
+                _ => Refusal::new("bad-topic", e.to_string()),
+            })?,
+        };
+        self.push_to(topic.as_str(), vm, publish, new_id, EVENT_BYTES)
+    }
+
+    fn push_to(
+        &mut self,
+        topic: &str,
+        vm: &VmName,
+        publish: &Publish<'_>,
+        new_id: impl FnOnce(&mut Vec<u8>),
+        most_bytes: usize,
+    ) -> Result<(), Refusal> {
         let start = self.bytes.len();
-        let draft = self.encode(vm, publish, new_id);
+        let draft = self.encode(topic, vm, publish, new_id, most_bytes);
         match draft {
             Ok(draft) => self.drafts.push(draft),
             Err(_) => self.bytes.truncate(start),
@@ -120,17 +140,12 @@ impl Batch {
 
     fn encode(
         &mut self,
+        topic: &str,
         vm: &VmName,
         publish: &Publish<'_>,
         new_id: impl FnOnce(&mut Vec<u8>),
+        most_bytes: usize,
     ) -> Result<Draft, Refusal> {
-        let topic = match &publish.topic {
-            None => Topic::BROADCAST,
-            Some(text) => Topic::parse(&text.0).map_err(|e| match e {
-                TopicError::Reserved => Refusal::new("reserved-topic", e.to_string()),
-                _ => Refusal::new("bad-topic", e.to_string()),
-            })?,
-        };
         let out = &mut self.bytes;
         let start = out.len();
         out.extend_from_slice(ID);
@@ -146,7 +161,7 @@ impl Batch {
         out.extend_from_slice(vm.as_str().as_bytes());
         out.extend_from_slice(VM_TO_TOPIC.as_bytes());
         let topic_at = out.len();
-        string_body(out, topic.as_str());
+        string_body(out, topic);
         let topic_len = out.len() - topic_at;
         out.push(b'"');
         if let Some(ttl) = publish.ttl_ms {
@@ -204,8 +219,8 @@ impl Batch {
         }
         out.extend_from_slice(b"}\n");
         let bytes = PREFIX_BYTES + out.len() - 1 - start;
-        if bytes > EVENT_BYTES {
-            let reason = format!("the event is {bytes} bytes encoded, at most {EVENT_BYTES} are allowed");
+        if bytes > most_bytes {
+            let reason = format!("the event is {bytes} bytes encoded, at most {most_bytes} are allowed");
             return Err(Refusal::new("event-too-large", reason));
         }
         Ok(Draft {

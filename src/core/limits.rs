@@ -15,6 +15,9 @@ pub const HELLO_BYTES: usize = 512;
 pub const FRAME_BYTES: usize = 65_536;
 /// The longest encoded event (the JSON object of a log line, without its newline), in bytes.
 pub const EVENT_BYTES: usize = 60 * 1024;
+/// The same of an event that wraps another one, which only the broker makes: a dead letter, an event of a snapshot.
+/// What stands before it in a frame has the rest.
+pub const LETTER_BYTES: usize = FRAME_BYTES - 576;
 /// The longest topic, in bytes of UTF-8.
 pub const TOPIC_BYTES: usize = 255;
 /// The longest VM name, in bytes.
@@ -107,8 +110,16 @@ pub const CATCH_UP_READS: usize = 4;
 pub const SEEN_IDS: usize = 256;
 /// … of so many VMs; those whose newest id is the oldest give way, an eighth of as many at a time …
 pub const SEEN_VMS: usize = 10_000;
-/// … and so much of the journal's end is read for them at the start, in bytes.
+/// … of all VMs together so many are known in any case, …
+pub const SEEN_ALL: usize = 100_000;
+/// … if they are no older than this; …
+pub const SEEN_TIME: Duration = Duration::from_secs(120);
+/// … and so much of the journal's end is read for these at the start, in bytes.
 pub const SEEN_BYTES: u64 = 64 * 1024 * 1024;
+/// The index of a segment's ids is made of so many events at a time: with more of them the segment is read again.
+pub const INDEX_EVENTS: usize = 1024 * 1024;
+/// What of a segment the snapshot of each VM's ids that it begins with may take: the eighth part.
+pub const SEEN_SHARE: u64 = 8;
 /// Events of a group that wait: for a member, for the end of a delay, for another of their key, or for their dead
 /// letter. With more, no further ones are looked at until some of them are done.
 pub const GROUP_WAITING: usize = 8192;
@@ -193,6 +204,21 @@ pub const TOKEN_FILE_BYTES: usize = 4096;
 pub const VM_ENTRIES: usize = 10_000;
 /// … and the most patterns in a list of one of them: each publish may be compared with all.
 pub const VM_PATTERNS: usize = 64;
+/// The most `[[topics]]` of a castra.toml: each new topic is compared with all.
+pub const TOPIC_ENTRIES: usize = 1000;
+/// Commits that wait for the view of the newest event per key, in bytes; at more it reads the journal.
+pub const LATEST_BYTES: usize = 16 * 1024 * 1024;
+/// How long a question waits for that view to have what is durable.
+pub const LATEST_WAIT: Duration = Duration::from_secs(5);
+/// The most keys of one question.
+pub const LATEST_KEYS: usize = 1024;
+/// Questions of one session about that view that are not answered; then it is not read.
+pub const LATEST_ASKED: usize = 16;
+/// A view that is damaged is kept aside; so many are, the newest.
+pub const LATEST_ASIDES: usize = 4;
+/// While that view is behind, the journal grows to so many times the size that it may have; then what the view has not
+/// read is removed all the same.
+pub const LATEST_HOLDS: u64 = 2;
 /// The largest castra.toml, in bytes.
 pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.

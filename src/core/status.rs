@@ -336,6 +336,18 @@ pub struct JournalStatus {
     pub damage: Vec<String>,
 }
 
+/// The view of the newest event per key.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct LatestStatus {
+    /// How far it has come.
+    pub seq: u64,
+    /// Events that were gone before it had them.
+    pub lost: u64,
+    /// Why it is not being written, if so.
+    pub stalled: Option<String>,
+}
+
 /// What the broker writes into the status file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Snapshot {
@@ -368,6 +380,9 @@ pub struct Snapshot {
     pub counters: Counters,
     /// Why the logs are not being written, if so.
     pub logs_stalled: Option<String>,
+    /// The newest events per key, where they are kept.
+    #[serde(default)]
+    pub latest: Option<LatestStatus>,
     /// How many consumer groups there are.
     #[serde(default)]
     pub groups_count: u64,
@@ -514,6 +529,7 @@ pub(super) mod tests {
             signals_dropped: 0,
             counters: Counters::default(),
             logs_stalled: None,
+            latest: None,
             groups_count: 0,
             groups: Vec::new(),
             vms: table.records(0),

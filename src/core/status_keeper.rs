@@ -9,11 +9,12 @@ use super::counters::Counters;
 use super::delivery::groups::Groups;
 use super::events::Recorder;
 use super::journal::Journal;
+use super::latest::Latest;
 use super::limits::{DAMAGE_SHOWN, GROUPS_SHOWN};
 use super::logs::Logs;
 use super::service::Supervisor;
 use super::state_root::StateRoot;
-use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State, VmTable};
+use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State, VmTable};
 use super::status_file::{self, StatusWriter};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +36,7 @@ pub struct StatusKeeper {
 struct Inner {
     writer: StatusWriter,
     snapshot: Snapshot,
-    running: Option<(Arc<Journal>, Arc<Logs>)>,
+    running: Option<(Arc<Journal>, Arc<Logs>, Arc<Latest>)>,
     groups: Option<Arc<Groups>>,
     write_failed: bool,
     ended: bool,
@@ -82,6 +83,7 @@ impl StatusKeeper {
             signals_dropped: 0,
             counters: Counters::default(),
             logs_stalled: None,
+            latest: None,
             groups_count: 0,
             groups: Vec::new(),
             vms: vms.records(0),
@@ -118,9 +120,9 @@ impl StatusKeeper {
         });
     }
 
-    /// From here on the journal and the logs are shown.
-    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>) {
-        self.with(|inner| inner.running = Some((journal, logs)));
+    /// From here on the journal and its views are shown.
+    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>, latest: Arc<Latest>) {
+        self.with(|inner| inner.running = Some((journal, logs, latest)));
     }
 
     /// From here on consumer groups are shown.
@@ -148,7 +150,7 @@ impl StatusKeeper {
             return false;
         }
         let mut changed = self.vms.take_changed() || always;
-        if let Some((journal, logs)) = running {
+        if let Some((journal, logs, latest)) = running {
             let map = journal.map();
             let segments = map.segments();
             let now = JournalStatus {
@@ -169,6 +171,8 @@ impl StatusKeeper {
                 || now.logs_seq != snapshot.journal.logs_seq
                 || state != snapshot.state;
             (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
+            let view = |seq| LatestStatus { seq, lost: latest.lost(), stalled: latest.stalled() };
+            snapshot.latest = latest.seq().map(view);
         }
         if !changed {
             return true;

@@ -8,7 +8,7 @@ use super::delivery::groups::figures::Figures;
 use super::identity::Identity;
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::state_root::Holder;
-use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
+use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State};
 use serde::Serialize;
 
 /// What `castra status --json` prints; `castra status --help` documents every field.
@@ -37,6 +37,7 @@ pub struct BrokerReport {
     pub listeners: Vec<String>,
     pub journal: JournalStatus,
     pub logs_stalled: Option<String>,
+    pub latest: Option<LatestStatus>,
     pub signals_dropped: u64,
     pub counters: Counters,
 }
@@ -82,6 +83,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 listeners: Vec::new(),
                 journal: JournalStatus::default(),
                 logs_stalled: None,
+                latest: None,
                 signals_dropped: 0,
                 counters: Counters::default(),
             },
@@ -143,6 +145,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             listeners: if said_by_it { snapshot.listeners.clone() } else { Vec::new() },
             journal: snapshot.journal.clone(),
             logs_stalled: snapshot.logs_stalled.clone(),
+            latest: snapshot.latest.clone(),
             signals_dropped: snapshot.signals_dropped,
             counters: snapshot.counters.clone(),
         },

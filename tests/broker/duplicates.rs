@@ -150,6 +150,81 @@ fn the_last_256_ids_of_each_vm_are_known_to_the_next_broker() {
     assert_eq!(broker.guest("dev").ask(one("e43")), acked(302, "e43"));
 }
 
+/// 4,096 events under way of each of two sessions, and no ack arrives.
+#[test]
+fn a_session_that_lost_all_its_acks_sends_everything_again() {
+    const EVENTS: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Broker::start(dir.path());
+    let vms = ["dev", "web"];
+    for turn in 0..3 {
+        if turn == 2 {
+            broker.kill();
+            broker = Broker::start(dir.path());
+        }
+        let mut guests = vms.map(|vm| broker.guest(vm));
+        for guest in &mut guests {
+            let frames: Vec<u8> = (0..EVENTS).flat_map(|n| frame(one(&format!("e{n}")))).collect();
+            let mut stream = guest.stream.get_ref().try_clone().unwrap();
+            // A broker stops reading a session whose acks nobody reads.
+            let writer = std::thread::spawn(move || stream.write_all(&frames).unwrap());
+            let mut seqs = Vec::new();
+            for _ in 0..EVENTS {
+                let ack = guest.receive().unwrap();
+                assert_eq!(ack.get("duplicate").is_some(), turn > 0, "{ack}");
+                seqs.push(ack["seq"].as_u64().unwrap());
+            }
+            writer.join().unwrap();
+            assert!(seqs.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+    }
+    stored(&broker, vms.len() * EVENTS);
+}
+
+/// The last 256 ids of a VM are repeats for ever: others publish more than is read at a start, the broker is killed, and
+/// their segments are gone.
+#[test]
+fn the_last_256_outlive_their_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--segment-bytes", "1048576", "--retain-bytes", "4194304"];
+    let broker = Broker::start_args(dir.path(), &args);
+    let names: Vec<String> = (0..256).map(|n| format!("e{n}")).collect();
+    let ids: Vec<&str> = names.iter().map(String::as_str).collect();
+    let want: Vec<u64> = (1..=256).collect();
+    let mut quiet = broker.guest("quiet");
+    assert_eq!(quiet.ask(all(&ids))["seqs"], json!(want));
+    // 66 MiB of others, with ids of their own and without.
+    let pad = "x".repeat(60_000);
+    let mut flood = broker.guest("flood");
+    let frames: Vec<u8> = (0..1150)
+        .flat_map(|n| {
+            let id = if n % 3 == 0 { json!(format!("f{n}")) } else { Value::Null };
+            frame(json!({"type":"publish","topic":"t","payload":pad,"id":id}).to_string())
+        })
+        .collect();
+    assert!(frames.len() > 66 << 20);
+    let mut stream = flood.stream.get_ref().try_clone().unwrap();
+    let writer = std::thread::spawn(move || stream.write_all(&frames).unwrap());
+    (0..1150).for_each(|_| assert_eq!(flood.receive().unwrap()["status"], "ok"));
+    writer.join().unwrap();
+    eventually("retention", || {
+        let journal = broker.status()["broker"]["journal"].clone();
+        (journal["first_seq"].as_u64()? > 300).then_some(())
+    });
+    let mut broker = broker;
+    for turn in 0..3 {
+        broker.kill();
+        broker = Broker::start_args(dir.path(), &args);
+        let first = broker.status()["broker"]["journal"]["first_seq"].as_u64();
+        assert!(first > Some(300), "{first:?}");
+        let mut quiet = broker.guest("quiet");
+        let ack = quiet.ask(all(&ids));
+        assert_eq!((&ack["seqs"], &ack["duplicate"]), (&json!(want), &json!(true)));
+        // Something is written, and begins a segment or goes on in one.
+        broker.guest("flood").ask(one(&format!("turn{turn}")));
+    }
+}
+
 #[test]
 fn the_host_is_told_in_json_and_in_text() {
     let dir = tempfile::tempdir().unwrap();

@@ -97,9 +97,9 @@ fn until(broker: &Broker, topic: &str, is: impl Fn(&[u64]) -> bool) -> Vec<u64> 
 #[test]
 fn a_rule_keeps_so_many_of_the_newest_events_of_its_topics() {
     let dir = tempfile::tempdir().unwrap();
-    let rules = "[[topics]]\ntopic = \"a.b\"\n\n[[topics]]\ntopic = \"a.*\"\nretention_count = 3\n\n\
-                 [[topics]]\ntopic = \"big\"\nretention_bytes = \"2 KiB\"\n\n\
-                 [[topics]]\ntopic = \"old\"\nretention_age = \"1 ms\"\n";
+    let rules = "[[topics]]\ntopic = \"a.b\"\n\n[[topics]]\ntopic = \"a.*\"\nretention = \"3 events\"\n\n\
+                 [[topics]]\ntopic = \"big\"\nretention = \"2 KiB\"\n\n\
+                 [[topics]]\ntopic = \"old\"\nretention = \"1 ms\"\n";
     let broker = broker_with(dir.path(), rules);
     let mut publisher = broker.guest("p");
     let made = publisher.ask(r#"{"type":"group_create","group":"g","topic":"a.c","from":"earliest"}"#);
@@ -128,7 +128,8 @@ fn a_rule_keeps_so_many_of_the_newest_events_of_its_topics() {
 #[test]
 fn segments_without_anything_of_use_are_removed_however_young() {
     let dir = tempfile::tempdir().unwrap();
-    let rules = "[journal]\nsegment_bytes = \"1 MiB\"\n\n[[topics]]\ntopic = \">\"\nretention_count = 10\n";
+    let rules =
+        "[limits]\nsegment_bytes = \"1 MiB\"\n\n[[topics]]\ntopic = \">\"\nretention = \"10 events\"\n";
     let broker = broker_with(dir.path(), rules);
     let mut publisher = broker.guest("p");
     let pad = "x".repeat(30_000);

@@ -25,6 +25,7 @@ mod group_cli;
 mod groups;
 mod handshake;
 mod instance;
+mod latest;
 mod limits;
 mod logging;
 mod logs;

@@ -80,6 +80,7 @@ fn a_running_broker_shows_itself_and_its_vms() {
             "journal",
             "listeners",
             "logs_stalled",
+            "latest",
             "pid",
             "signals_dropped",
             "started_at",

@@ -1,11 +1,15 @@
 //! docs/ARCHITECTURE.md: byte maps, threads and exit codes are the code's.
 
 use crate::markdown::{blocks, code, hex, read, root, table};
-use castra::core::event::Layout;
+use castra::core::event::{Batch, Layout, Publish, Text};
+use castra::core::identity::VmName;
+use castra::core::journal::disk::RealDisk;
 use castra::core::journal::notes::{Class, Trail};
 use castra::core::journal::record::{self, Decoded, HEAD_BYTES, Head, Kind};
-use castra::core::journal::segment::{HEADER_BYTES, Header, VERSION};
+use castra::core::journal::segment::{HEADER_BYTES, Header, VERSION, segment_name};
+use castra::core::journal::{Opened, spare};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const DOC: &str = "docs/ARCHITECTURE.md";
 
@@ -37,6 +41,7 @@ fn a_segments_header_is_as_mapped() {
         synced_seq: 14,
         ts: 15,
         notes: Trail { from: 16, open: 17 },
+        ids: Trail { from: 18, open: 19 },
     };
     let bytes = header.encode();
     for (name, at) in byte_map("Segment header") {
@@ -54,9 +59,11 @@ fn a_segments_header_is_as_mapped() {
             "ts" => header.ts.to_le_bytes().into(),
             "notes lsn" => header.notes.from.to_le_bytes().into(),
             "snapshot lsn" => header.notes.open.to_le_bytes().into(),
+            "ids lsn" => header.ids.from.to_le_bytes().into(),
+            "ids snapshot lsn" => header.ids.open.to_le_bytes().into(),
             "notes crc" => {
                 let crc = u32::from_le_bytes(bytes[12..16].try_into().unwrap());
-                crc32c::crc32c_append(crc, &bytes[72..88]).to_le_bytes().into()
+                crc32c::crc32c_append(crc, &bytes[72..104]).to_le_bytes().into()
             }
             other => panic!("{DOC}: a segment's header has no {other:?}"),
         };
@@ -85,7 +92,7 @@ fn a_record_is_as_mapped() {
             "vm at" => layout.vm_at.to_le_bytes().into(),
             "topic length" => layout.topic_len.to_le_bytes().into(),
             "vm length" => vec![layout.vm_len],
-            "class of a note" => vec![0],
+            "class of a note" | "class of a note, or of ids" => vec![0],
             body if body.starts_with("body") => {
                 assert_eq!((at.start, &bytes[at.start..]), (HEAD_BYTES, &b"abc\0\0\0\0\0"[..]));
                 continue;
@@ -98,6 +105,7 @@ fn a_record_is_as_mapped() {
     for (kind, want) in [(Kind::Marker, (2, 0))]
         .into_iter()
         .chain(classes.into_iter().zip(1..).map(|(class, number)| (Kind::Note(class), (3, number))))
+        .chain(classes.into_iter().zip(1..).map(|(class, number)| (Kind::Ids(class), (4, number))))
     {
         bytes.clear();
         record::encode(&mut bytes, 7, &Head { kind, ..head }, [b"", b""]);
@@ -106,7 +114,84 @@ fn a_record_is_as_mapped() {
     let text = read(DOC);
     assert!(text.contains("at most 61,440 bytes") && castra::core::limits::NOTE_BYTES == 61_440);
     assert!(text.contains("multiple of 8 bytes") && record::ALIGN == 8);
-    assert!(text.contains("at most 61,441 bytes") && record::BODY_BYTES == 61_441);
+    assert!(text.contains("at most 64,961 bytes") && record::BODY_BYTES == 64_961);
+}
+
+/// A segment that begins with a snapshot of ids, and the index of the one before it, as they are on a disk.
+#[test]
+fn ids_are_as_mapped() {
+    const JOURNAL: u128 = 77;
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(RealDisk::new(dir.path()));
+    let opened = Opened::open(disk.clone(), JOURNAL, 1 << 20).unwrap();
+    let mut writer = opened.into_writer();
+    for (turn, ids) in [["a", "b"], ["c", "d"]].into_iter().enumerate() {
+        writer.rotate(spare::make(&*disk, 1 << 20, turn).unwrap()).unwrap();
+        let mut batch = Batch::default();
+        for id in ids {
+            let publish = Publish { id: Some(Text(id.into())), ..Publish::default() };
+            batch.push(&VmName::parse("web").unwrap(), &publish, |_| {}).unwrap();
+        }
+        writer.push(&batch, 1);
+        writer.commit().unwrap();
+    }
+    writer.mark().unwrap();
+    drop(writer);
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    let bytes = read(&segment_name(3));
+    let (mut at, mut bodies) = (HEADER_BYTES as usize, Vec::new());
+    while let Decoded::Record(head, body, size) = record::decode(&bytes[at..], record::salt(JOURNAL, 3)) {
+        let Kind::Ids(class) = head.kind else { break };
+        bodies.push((class, body.to_vec()));
+        at += size;
+    }
+    let [(Class::SnapshotBegin, begin), (Class::SnapshotPart, part), (Class::SnapshotEnd, end)] = &bodies[..]
+    else {
+        panic!("{bodies:?}")
+    };
+    assert!(end.is_empty());
+    let map = byte_map("Snapshot of ids: its begin");
+    assert_eq!((map[0].0.as_str(), map[0].1.clone()), ("key", 0..16));
+    assert_eq!((map[1].0.as_str(), &begin[map[1].1.clone()]), ("VMs", &1u32.to_le_bytes()[..]));
+    assert_eq!((map.len(), map[1].1.end), (2, begin.len()));
+    let [hash, seq] = &byte_map("Snapshot of ids: an id")[..] else { panic!() };
+    assert_eq!((hash.0.as_str(), seq.0.as_str()), ("hash", "seq"));
+    assert_eq!(part[..6], *b"\x03web\x02\0");
+    let key: &[u8; 16] = begin[..16].try_into().unwrap();
+    for ((id, number), text) in part[6..].chunks(24).zip(1u64..).zip(["a\"web", "b\"web"]) {
+        let want = siphasher::sip128::SipHasher13::new_with_key(key).hash(text.as_bytes());
+        assert_eq!(id[hash.1.clone()], [want.h1.to_le_bytes(), want.h2.to_le_bytes()].concat());
+        assert_eq!(id[seq.1.clone()], number.to_le_bytes());
+    }
+
+    let opened = Opened::open(disk, JOURNAL, 1 << 20).unwrap();
+    assert_eq!(opened.seq_after_id("b", Some("web")).unwrap(), Some(3));
+    let (segment, bytes) = (read(&segment_name(1)), read(&segment_name(1).replace("seg", "ids")));
+    assert_eq!(bytes.len(), 4096);
+    let sip = |text: &[u8]| siphasher::sip::SipHasher13::new_with_key(&JOURNAL.to_le_bytes()).hash(text);
+    for (name, at) in byte_map("Index of ids") {
+        let want: Vec<u8> = match name.as_str() {
+            "crc" => crc32c::crc32c_append(record::salt(JOURNAL, 1), &bytes[4..]).to_le_bytes().into(),
+            "version" | "blocks" => 1u32.to_le_bytes().into(),
+            "number of the block" | "zeros" => vec![0; 4],
+            "end" => 3u64.to_le_bytes().into(),
+            "entries" => 2u32.to_le_bytes().into(),
+            "hash of the id" => sip(b"a").min(sip(b"b")).to_le_bytes().into(),
+            "hash of the VM" => (sip(b"web") as u32).to_le_bytes().into(),
+            "place" => {
+                let place = u32::from_le_bytes(bytes[at].try_into().unwrap()) as usize * 8;
+                let found = record::decode(&segment[place..], record::salt(JOURNAL, 1));
+                assert!(matches!(found, Decoded::Record(head, ..) if head.kind == Kind::Event), "{found:?}");
+                continue;
+            }
+            "the next entry" => {
+                assert_eq!(bytes[at.start..at.start + 8], sip(b"a").max(sip(b"b")).to_le_bytes());
+                continue;
+            }
+            other => panic!("{DOC}: an index has no {other:?}"),
+        };
+        assert_eq!(bytes[at.clone()], want, "{DOC}, Index of ids: {name} at {at:?}");
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What is written of a header, in bytes.
-const HEADER: u64 = 92;
+const HEADER: u64 = 108;
 
 /// A journal that was written by several processes, and what it holds.
 fn build(rng: &mut Rng) -> (SimDisk, Model, u64) {
@@ -54,7 +54,7 @@ fn build(rng: &mut Rng) -> (SimDisk, Model, u64) {
             writer.mark().unwrap();
         }
         if rng.one_in(4) {
-            let (segments, from) = (map.segments(), map.notes().from);
+            let (segments, from) = (map.segments(), map.needed());
             let free = segments.iter().skip(1).filter(|next| from == 0 || next.first_lsn <= from).count();
             let gone = free.min(segments.len() / 3);
             retain::apply(&disk, &map, gone).unwrap();

@@ -187,18 +187,18 @@ fn start(
         let unused = disk.heal();
         match opened {
             // What is served after that must last as if nothing had happened.
-            Ok(opened) => return adopt(context, opened, rng),
+            Ok(opened) => return adopt(context, opened, bytes, rng),
             Err(why) if unused > 0 => return Err(format!("opening failed by itself: {why}")),
             Err(_) => done.failed += 1,
         }
     }
-    adopt(context, open(disk, bytes)?, rng)
+    adopt(context, open(disk, bytes)?, bytes, rng)
 }
 
-fn adopt(context: &Mutex<Context>, opened: Opened, rng: &mut Rng) -> Result<Opened, String> {
+fn adopt(context: &Mutex<Context>, opened: Opened, bytes: u64, rng: &mut Rng) -> Result<Opened, String> {
     let mut context = context.lock().unwrap();
     let last = context.model.check(&opened, rng).map_err(|e| format!("opened: {e}"))?;
-    context.model.adopt(&opened, last);
+    context.model.adopt(&opened, last, bytes)?;
     let first = opened.map().first_seq();
     context.model.first = (first, first);
     Ok(opened)
@@ -364,7 +364,7 @@ impl Life {
 
     /// It repeats what is acked and nothing else: the answer needs no commit and no room.
     fn is_answered(&mut self, batch: &Batch, parts: &[Part]) -> Result<bool, End> {
-        let said = self.writer.repeats(batch);
+        let said = self.writer.repeats(batch, self.now);
         let answered = self.model(|model| model.check_repeats(said, parts)).map_err(End::Wrong)?;
         self.done.repeats += if answered { batch.len() as u64 } else { 0 };
         Ok(answered)
@@ -448,7 +448,7 @@ impl Life {
         let keep = rng.below(5 * self.bytes);
         let floor =
             if rng.one_in(4) { rng.below(self.map.durable_seq() + 1) } else { self.map.durable_seq() };
-        let gone = retain::expired(&segments, self.now, keep, 1 << 40, (floor, 0), self.map.notes().from);
+        let gone = retain::expired(&segments, self.now, keep, 1 << 40, (floor, 0), self.map.needed());
         if gone == 0 {
             return Ok(());
         }

@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 struct Published {
     ts: u64,
     id: String,
+    vm: String,
 }
 
 const IDS: [&str; 6] = ["a", "b\"c", "c", "x\\", "\",\"id\":\"a", "\u{1f980} é"];
@@ -40,10 +41,11 @@ fn draw(rng: &mut Rng, most: usize, published: &mut Vec<Published>, ts: u64) -> 
         let payload = format!("\"{}\"", "x".repeat(size));
         let publish =
             Publish { payload: Some(serde_json::from_str(&payload).unwrap()), ..Publish::default() };
-        let vm = VmName::parse(["web", "db"][rng.below(2) as usize]).unwrap();
+        let name = ["web", "db"][rng.below(2) as usize];
+        let vm = VmName::parse(name).unwrap();
         // Given by nobody, so that it may stand twice.
         batch.push(&vm, &publish, |out| string_body(out, &id)).unwrap();
-        published.push(Published { ts, id });
+        published.push(Published { ts, id, vm: name.to_owned() });
         if batch.bytes() > most / 2 {
             break;
         }
@@ -131,18 +133,19 @@ fn strike(rng: &mut Rng, disk: &SimDisk, reopened: bool) {
 }
 
 /// All that can be read, and all that is said to be missing.
-fn walk(opened: &Opened) -> (Vec<(u64, u64, String)>, BTreeSet<u64>) {
+fn walk(opened: &Opened) -> (Vec<(u64, u64, String, String)>, BTreeSet<u64>) {
     #[derive(serde::Deserialize)]
     struct Line {
         seq: u64,
         id: String,
+        vm: String,
     }
     let (mut events, mut missing, mut reader) = (Vec::new(), BTreeSet::new(), opened.reader(1));
     loop {
         let read = reader.read(10_000, &mut |event| {
             let line: Line = serde_json::from_slice(event.line).unwrap();
             assert_eq!(line.seq, event.seq);
-            events.push((event.seq, event.ts, line.id));
+            events.push((event.seq, event.ts, line.vm, line.id));
         });
         match read.unwrap() {
             Read::End => return (events, missing),
@@ -161,7 +164,7 @@ fn check(case: &Case, rng: &mut Rng, times: usize) -> Result<(), String> {
         asked.remove(&any);
     }
     for ts in asked.into_iter().chain([0, 1, u64::MAX]) {
-        let want = events.iter().find(|(_, at, _)| *at >= ts).map_or(head + 1, |(seq, ..)| *seq);
+        let want = events.iter().find(|(_, at, ..)| *at >= ts).map_or(head + 1, |(seq, ..)| *seq);
         let got = case.opened.seq_at(ts).map_err(|e| e.to_string())?;
         let wrong = |why: &str| Err(format!("{why}: at {ts} {got:?}, should be {want}"));
         if got.seq != want {
@@ -186,28 +189,59 @@ fn check(case: &Case, rng: &mut Rng, times: usize) -> Result<(), String> {
     let some = (0..4).filter_map(|_| events.get(rng.below(events.len() as u64) as usize));
     let ids = some.map(|(.., id)| id.as_str()).chain(IDS).chain(["", "\"", "nowhere"]);
     for id in ids {
-        let want = events.iter().rev().find(|(.., at)| at == id).map(|(seq, ..)| *seq + 1);
-        let got = case.opened.seq_after_id(id).map_err(|e| e.to_string())?;
-        if got != want {
-            return Err(format!("behind {id:?}: {got:?}, should be {want:?}"));
+        for vm in [None, Some("web"), Some("db"), Some("nobody")] {
+            let is_it =
+                |(_, _, of, at): &&(u64, u64, String, String)| at == id && vm.is_none_or(|vm| vm == of);
+            let want = events.iter().rev().find(is_it).map(|(seq, ..)| *seq + 1);
+            let got = case.opened.seq_after_id(id, vm).map_err(|e| e.to_string())?;
+            if got != want {
+                return Err(format!("behind {id:?} of {vm:?}: {got:?}, should be {want:?}"));
+            }
         }
     }
     Ok(())
 }
 
+fn indexes(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
+    disk.files().into_iter().filter(|(name, _)| name.ends_with(".ids")).collect()
+}
+
+/// Damages indexes; no answer may depend on them.
+fn strike_indexes(rng: &mut Rng, disk: &SimDisk) {
+    let all = indexes(disk);
+    for (name, mut bytes) in all.clone() {
+        let at = rng.below(bytes.len() as u64) as usize;
+        match rng.below(8) {
+            0 => disk.remove(&name).unwrap(),
+            1 => bytes[at] ^= 1 << rng.below(8),
+            2 => bytes.truncate(at),
+            3 => bytes.truncate(at / 4096 * 4096),
+            4 => bytes.fill(0),
+            5 => bytes = all[rng.below(all.len() as u64) as usize].1.clone(),
+            6 => bytes.extend_from_within(..4096),
+            _ => {}
+        }
+        disk.overwrite(&name, bytes);
+    }
+}
+
 fn seeds(count: u64, bytes: impl Fn(&mut Rng) -> u64, turns: u64, times: usize) {
     let one = std::env::var("CASTRA_SEED").ok().and_then(|text| text.parse::<u64>().ok());
-    let (mut opened, mut gaps) = (0, 0);
+    let (mut opened, mut gaps, mut made) = (0, 0, 0);
     for seed in one.map_or(1..count + 1, |seed| seed..seed + 1) {
         let mut rng = Rng(seed);
         let (bytes, blows) = (bytes(&mut rng), rng.below(4).saturating_sub(1));
         let Some(case) = case(&mut rng, bytes, turns, blows) else { continue };
         check(&case, &mut rng, times).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        strike_indexes(&mut rng, &case.disk);
+        check(&case, &mut rng, 5).unwrap_or_else(|why| panic!("seed {seed}, other indexes: {why}"));
+        made += indexes(&case.disk).len();
         opened += 1;
         gaps += u64::from(case.opened.seq_at(0).unwrap().gap.is_some());
         drop(case.disk);
     }
     assert!(one.is_some() || (opened * 10 > count * 8 && gaps > 0), "{opened} of {count}, {gaps} with a gap");
+    assert!(one.is_some() || made > count as usize, "{made} indexes");
 }
 
 #[test]
@@ -221,6 +255,61 @@ fn times_and_ids_are_found_in_large_segments() {
     seeds(24, |_| 1536 * 1024, 120, 200);
 }
 
+/// An index is made once, goes with its segment, is of sealed segments only, and on a full disk there is none.
+#[test]
+fn indexes_come_and_go() {
+    let (mut rng, bytes) = (Rng(3), 1 << 20);
+    let disk = SimDisk::new(rng.fork(), Lies::default());
+    let opened = open(&disk, bytes).unwrap();
+    let (map, readers) = (opened.map().clone(), opened.readers());
+    let mut writer = opened.into_writer();
+    let mut published = Vec::new();
+    for turn in 0..4 {
+        writer.rotate(spare::make(&disk, bytes, turn).unwrap()).unwrap();
+        for _ in 0..30 {
+            let batch = draw(&mut rng, 20_000, &mut published, 1);
+            writer.push(&batch, 1);
+        }
+        writer.commit().unwrap();
+    }
+    writer.mark().unwrap();
+    drop((writer, readers));
+    let disk = disk.cut(&mut rng, Cut::Nothing);
+    let opened = open(&disk, bytes).unwrap();
+    let (sealed, names) = (map.segments()[..3].to_vec(), || indexes(&disk).into_iter().map(|(name, _)| name));
+    let name = |first_lsn: u64| format!("{first_lsn:020}.ids");
+    // The newest is in the segment that is read in any case.
+    opened.seq_after_id(&published.last().unwrap().id, None).unwrap();
+    assert_eq!(names().count(), 0);
+    // Full: no index, and an answer.
+    disk.room(Some(3 << 20));
+    assert_eq!(opened.seq_after_id("nowhere", None).unwrap(), None);
+    assert_eq!(names().count(), 0);
+    disk.room(None);
+    disk.fail(crate::sim::Call::Write, 0, 28);
+    assert_eq!(opened.seq_after_id("nowhere", None).unwrap(), None);
+    // The newest sealed one had the failing write.
+    assert!(names().eq(sealed[..2].iter().map(|segment| name(segment.first_lsn))));
+    assert!(disk.files().keys().all(|name| !name.ends_with(".new")), "nothing is left of it");
+    assert_eq!(opened.seq_after_id("nowhere", None).unwrap(), None);
+    assert!(names().eq(sealed.iter().map(|segment| name(segment.first_lsn))));
+    let writes = disk.writes();
+    for event in &published {
+        assert!(opened.seq_after_id(&event.id, Some(&event.vm)).unwrap().is_some());
+    }
+    assert_eq!(disk.writes(), writes, "they are made once");
+    // What a crash left, what is of no segment, and that of one that is written.
+    let newest = map.segments()[3].first_lsn;
+    for left in [name(1).replace("ids", "ids.new"), name(77_777), name(newest)] {
+        disk.create(&left).unwrap();
+    }
+    retain::apply(&disk, opened.map(), 1).unwrap();
+    drop(opened);
+    drop(open(&disk, bytes).unwrap());
+    assert!(names().eq(sealed[1..].iter().map(|segment| name(segment.first_lsn))));
+    assert!(disk.files().keys().all(|name| !name.ends_with(".new")));
+}
+
 /// While it is written: what is durable is found, and nothing beyond it.
 #[test]
 fn a_running_journal_is_asked() {
@@ -231,7 +320,7 @@ fn a_running_journal_is_asked() {
         .start(&Limits::default(), |_| {}, || {}, |error| panic!("{error}"), Reached::default())
         .unwrap();
     assert_eq!(journal.seq_at(u64::MAX).unwrap(), SeqAt { seq: 1, gap: None });
-    assert_eq!(journal.seq_after_id("a").unwrap(), None);
+    assert_eq!(journal.seq_after_id("a", None).unwrap(), None);
     let (mut rng, mut published) = (Rng(6), Vec::new());
     for _ in 0..50 {
         let batch = draw(&mut rng, 4000, &mut published, 0);
@@ -242,7 +331,7 @@ fn a_running_journal_is_asked() {
         assert_eq!(journal.seq_at(newest + 1).unwrap(), SeqAt { seq: head + 1, gap: None });
         assert!(journal.seq_at(newest).unwrap().seq <= head);
         assert_eq!(journal.seq_at(1).unwrap(), SeqAt { seq: 1, gap: None });
-        assert_eq!(journal.seq_after_id(&last.id).unwrap(), Some(head + 1));
+        assert_eq!(journal.seq_after_id(&last.id, None).unwrap(), Some(head + 1));
     }
     journal.stop();
 }

@@ -7,9 +7,11 @@ use crate::sim::{Cut, Rng, SimDisk};
 use castra::core::event::{Batch, Publish, Text};
 use castra::core::identity::VmName;
 use castra::core::journal::read::{Read, Reader};
+use castra::core::journal::record::size;
 use castra::core::journal::writer::{Share, Writer, note_bytes};
 use castra::core::journal::{Class, Note, Opened, Seqs};
-use castra::core::limits::{RESERVED_BYTES, SEEN_IDS};
+use castra::core::limits::{RESERVED_BYTES, SEEN_IDS, SEEN_SHARE};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub const JOURNAL: u128 = 0xca57_4a00_1234_5678_9abc_def0_1122_3344;
@@ -57,8 +59,8 @@ pub struct Model {
     /// The oldest event that must be there, and the oldest that may be the oldest.
     pub first: (u64, u64),
     pub ts: u64,
-    /// Events before this one were gone when the journal was opened: their ids are not known.
-    pub known_from: u64,
+    /// Events that were gone when the journal was opened, and whose ids no snapshot had room for.
+    pub unknown: BTreeSet<u64>,
 }
 
 /// Some publishes of random VMs: single events and groups.
@@ -121,9 +123,9 @@ pub fn draw_repeats(rng: &mut Rng, most: usize, mut sent: Option<&mut Sent>) -> 
     (batch, parts)
 }
 
-/// What the largest batch of a segment of so many bytes takes at the most, with its estimate.
+/// What the largest batch of a segment of so many bytes takes at the most, with its estimate, behind a snapshot of ids.
 pub fn most(bytes: u64) -> usize {
-    (bytes - 4096 - 48 - RESERVED_BYTES.min(bytes / 8)) as usize
+    (bytes - 4096 - 48 - RESERVED_BYTES.min(bytes / 8) - bytes / SEEN_SHARE) as usize
 }
 
 /// A call of notes: some changes, or a snapshot, or a part of one. No two bodies are alike.
@@ -216,7 +218,7 @@ impl Model {
     fn repeated(&self, vm: &str, own_id: Option<&str>) -> Option<u64> {
         let lines = (1..).zip(self.acked.iter().chain(&self.in_flight).filter(|_| own_id.is_some()));
         let known: Vec<(u64, &Line)> = lines
-            .filter(|(seq, line)| *seq >= self.known_from && line.vm == vm && line.own_id.is_some())
+            .filter(|(seq, line)| line.vm == vm && line.own_id.is_some() && !self.unknown.contains(seq))
             .collect();
         let mut last = known.iter().rev().take(SEEN_IDS);
         last.find(|(_, line)| line.own_id.as_deref() == own_id).map(|(seq, _)| *seq)
@@ -247,14 +249,47 @@ impl Model {
 
     /// A recovery served events up to `last`, and so many of the notes that were under way: from now on they count as
     /// acked.
-    pub fn adopt(&mut self, opened: &Opened, (last, notes): (u64, usize)) {
-        self.known_from = opened.map().first_seq();
+    pub fn adopt(&mut self, opened: &Opened, (last, notes): (u64, usize), bytes: u64) -> Result<(), String> {
         let more = (last as usize).saturating_sub(self.acked.len());
         self.stale = more == 0 && notes == 0;
         if !self.stale {
             self.acked.extend(self.in_flight.drain(..).take(more));
             self.notes.extend(self.notes_in_flight.drain(..).take(notes).map(|(note, _)| note));
         }
+        self.forget(opened, bytes)
+    }
+
+    /// Asks which ids of events that are gone are known. All of them, when the snapshots had room for all that there were.
+    fn forget(&mut self, opened: &Opened, bytes: u64) -> Result<(), String> {
+        let lines = (1..).zip(self.acked.iter());
+        let own: Vec<(u64, &Line, &str)> =
+            lines.filter_map(|(seq, line)| Some((seq, line, line.own_id.as_deref()?))).collect();
+        let vms: BTreeSet<&str> = own.iter().map(|(_, line, _)| line.vm.as_str()).collect();
+        let body = vms.iter().map(|vm| 3 + vm.len()).sum::<usize>() + 24 * own.len();
+        let has_room = (size(20) + size(body) + size(0)) as u64 <= bytes / SEEN_SHARE;
+        let mut unknown = BTreeSet::new();
+        for (seq, line, id) in own.iter().take_while(|(seq, ..)| *seq < opened.map().first_seq()) {
+            let mut batch = Batch::default();
+            let publish = Publish { id: Some(Text((*id).into())), ..Publish::default() };
+            batch.push(&VmName::parse(&line.vm).unwrap(), &publish, |_| {}).unwrap();
+            let said = opened.repeats(&batch, self.ts).and_then(|seqs| seqs.each().next());
+            let is_right =
+                |said: u64| own.iter().any(|own| own.0 == said && own.1.vm == line.vm && own.2 == *id);
+            match said {
+                Some((said, _)) if said == *seq => {}
+                Some((said, _)) if !is_right(said) => {
+                    return Err(format!("{id} of {seq} is known as that of {said}"));
+                }
+                None if has_room => {
+                    return Err(format!("the id {id} of {seq} is not known, and there was room for it"));
+                }
+                _ => {
+                    unknown.insert(*seq);
+                }
+            }
+        }
+        self.unknown = unknown;
+        Ok(())
     }
 
     /// How many of the notes under way were recovered beside the events up to `last`: those of the longest beginning
@@ -398,7 +433,7 @@ pub fn survives(disk: &SimDisk, model: &Model, bytes: u64, rng: &mut Rng, depth:
     let last = model.check(&opened, rng)?;
     let mut model = model.clone();
     let sent: Vec<Line> = model.acked.iter().chain(&model.in_flight).cloned().collect();
-    model.adopt(&opened, last);
+    model.adopt(&opened, last, bytes)?;
     model.first = (opened.map().first_seq(), opened.map().first_seq());
     if depth == 0 && rng.one_in(8) {
         write_on(disk, opened, &mut model, bytes, &sent, rng).map_err(|e| format!("going on: {e}"))?;
@@ -428,7 +463,7 @@ fn write_on(
         true => sent_again(sent, most(bytes)),
         false => draw_batch(rng, most(bytes)),
     };
-    if model.check_repeats(writer.repeats(&batch), &parts)? {
+    if model.check_repeats(writer.repeats(&batch, model.ts), &parts)? {
         return Ok(());
     }
     if !writer.has_room(&batch) {

@@ -497,6 +497,10 @@ impl Disk for SimDisk {
         })
     }
 
+    fn secret(&self) -> u128 {
+        0x0123_4567_89ab_cdef << 17
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         let state = &self.lock().state;
         Ok(state.capacity.saturating_sub(state.used()))

@@ -23,6 +23,7 @@ mod routes;
 pub mod subscription;
 
 use super::clock::wall_ms;
+use super::identity::VmName;
 use super::journal::Journal;
 use super::journal::read::Mark;
 use super::limits::{CATCH_UP_READS, GROUPS_QUEUE_BYTES, Limits};
@@ -108,13 +109,13 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
             From::Seq(seq) => (*seq, None),
-            From::Ts(_) | From::Id(_) => return Ok(None),
+            From::Ts(_) | From::Id(..) | From::State(_) => return Ok(None),
         };
         Ok(Some(Beginning { next, gap }))
     }
 
-    /// Looks for where a subscription begins that begins at a time or behind an id, when its turn comes: as long as it
-    /// takes to read the journal.
+    /// Looks for where a subscription begins that begins at a time or behind an id, when its turn comes: one after the
+    /// other, for that may read the journal.
     ///
     /// # Errors
     /// `unknown-id`, `journal-unreadable`, and those of [`Delivery::begin`].
@@ -123,15 +124,24 @@ impl Delivery {
         let wanted = from.clone();
         let found = when_free(&self.lookups, move || match &wanted {
             From::Ts(ts) => journal.seq_at(*ts).map(|at| Some(Beginning { next: at.seq, gap: at.gap })),
-            From::Id(id) => Ok(journal.seq_after_id(id)?.map(|next| Beginning { next, gap: None })),
-            From::Latest | From::Earliest | From::Seq(_) => Ok(None),
+            From::Id(id, vm) => {
+                let next = journal.seq_after_id(id, vm.as_ref().map(VmName::as_str))?;
+                Ok(next.map(|next| Beginning { next, gap: None }))
+            }
+            From::Latest | From::Earliest | From::Seq(_) | From::State(_) => Ok(None),
         });
         async move {
             match found.await {
                 Ok(Some(beginning)) => Ok(beginning),
                 Ok(None) => {
-                    let id = if let From::Id(id) = from { id } else { String::new() };
-                    Err(Refusal::new("unknown-id", format!("the journal has no event of the id '{id:.64}'")))
+                    let From::Id(id, vm) = from else {
+                        return Err(Refusal::new("unknown-id", "no such event"));
+                    };
+                    let of = vm.map_or_else(String::new, |vm| format!(" of {:.64}", vm.as_str()));
+                    Err(Refusal::new(
+                        "unknown-id",
+                        format!("the journal has no event{of} of the id '{id:.64}'"),
+                    ))
                 }
                 Err(error) => {
                     tracing::error!(%error, "journal: cannot be read to find where a subscription begins");
@@ -160,7 +170,7 @@ impl Delivery {
 
 /// Runs what blocks, when one of `places` is free. It stands in line by itself, whether it is polled or not, so that
 /// nobody who waits for something else keeps a place; dropped, it leaves the line.
-fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
+pub(in crate::core) fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
     places: &Arc<Semaphore>,
     read: F,
 ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {

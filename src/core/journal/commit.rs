@@ -237,7 +237,7 @@ impl<O: Observer> CommitLoop<O> {
 
     /// What repeats only what is durable needs no room and no commit; anything else comes back.
     fn answer_repeats(&mut self, submission: Submission) -> Option<Submission> {
-        match self.writer.repeats(&submission.batch) {
+        match self.writer.repeats(&submission.batch, wall_ms()) {
             Some(seqs) => settle(seqs, submission),
             None => return Some(submission),
         }

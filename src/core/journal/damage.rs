@@ -91,6 +91,8 @@ pub enum Found<'a> {
     Event(Event<'a>),
     /// A note that can be read, and its lsn.
     Note(u64, Class, &'a [u8]),
+    /// A record of ids that can be read, and its lsn.
+    Ids(u64, Class),
     /// Records that were durable and cannot be read.
     Lost(Damage),
     /// So many bytes of segments were read since the last time this was said.
@@ -125,6 +127,7 @@ pub(super) fn check(
                         each(Found::Event(Event { seq: head.seq, ts: head.ts, line, layout }))?;
                     }
                     Kind::Note(class) => each(Found::Note(head.lsn, class, record.body))?,
+                    Kind::Ids(class) => each(Found::Ids(head.lsn, class))?,
                     Kind::Marker => {}
                 }
                 if at - said >= SAY_BYTES {

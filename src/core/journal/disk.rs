@@ -38,6 +38,10 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self) -> io::Result<()>;
     /// Bytes that may still be written here.
     fn free_bytes(&self) -> io::Result<u64>;
+    /// A number that nobody can guess.
+    fn secret(&self) -> u128 {
+        uuid::Uuid::new_v4().as_u128()
+    }
 }
 
 /// One file, read and written at offsets.

@@ -10,7 +10,7 @@ use super::damage::Damage;
 use super::disk::Disk;
 use super::notes::Trail;
 use super::record::{Head, Kind, salt, size};
-use super::replay::trail_before;
+use super::replay::trails_before;
 use super::scan::Scanner;
 use super::segment::{HEADER_BYTES, Header, HeaderError, Segment, parse_name, segment_name};
 use std::io;
@@ -46,14 +46,25 @@ pub struct Next {
     pub ts: u64,
     /// Where the notes before it stand.
     pub notes: Trail,
+    /// The same of the ids that were seen.
+    pub ids: Trail,
 }
 
 impl Next {
     /// Behind a record, and behind what is lost when it is not the one that was expected.
     pub fn behind(self, head: &Head) -> Self {
-        let notes = if head.lsn == self.lsn { self.notes } else { self.notes.broken() };
-        let notes = if let Kind::Note(class) = head.kind { notes.behind(head.lsn, class) } else { notes };
-        Next { lsn: head.lsn + 1, seq: head.seq + 1, ts: self.ts.max(head.ts), notes }
+        let Next { mut notes, mut ids, .. } = if head.lsn == self.lsn { self } else { self.broken() };
+        match head.kind {
+            Kind::Note(class) => notes = notes.behind(head.lsn, class),
+            Kind::Ids(class) => ids = ids.behind_snapshot(head.lsn, class),
+            Kind::Event | Kind::Marker => {}
+        }
+        Next { lsn: head.lsn + 1, seq: head.seq + 1, ts: self.ts.max(head.ts), notes, ids }
+    }
+
+    /// Behind something that cannot be read.
+    fn broken(self) -> Self {
+        Next { notes: self.notes.broken(), ids: self.ids.broken(), ..self }
     }
 }
 
@@ -79,8 +90,9 @@ pub(super) fn look(disk: &dyn Disk, journal: u128) -> Result<Look, OpenError> {
     let walked = match found.last() {
         Some((last, header)) => {
             let whole = |header: &Header| !damage.iter().any(|damage| damage.segment == header.name());
-            let notes = trail_before(disk, journal, &found, whole).map_err(failed("read the notes"))?;
-            Some(walk(disk, last, &Header { notes, ..*header })?)
+            let (notes, ids) =
+                trails_before(disk, journal, &found, whole).map_err(failed("read the notes"))?;
+            Some(walk(disk, last, &Header { notes, ids, ..*header })?)
         }
         None => None,
     };
@@ -142,7 +154,8 @@ fn read_headers(
 
 /// What a header must have said. The salt needs only the name, so the records are as readable as before;
 /// the first one that is says where the segment is in the journal, or else the segment after it does.
-/// When records before that one are lost, the segment before it says how many of them were events.
+/// When records before that one are lost, the segment before it says how many of them were events; if its end is lost
+/// too, all that lies between counts as lost there.
 fn guess_header(
     disk: &dyn Disk,
     journal: u128,
@@ -158,14 +171,19 @@ fn guess_header(
     };
     let mut first_seq = seq;
     if lsn > first_lsn {
+        // No fewer events than there can have been.
         first_seq = seq.saturating_sub(lsn - first_lsn).max(1);
-        if let Some((before_lsn, end, header)) = before {
-            let known = record(disk, journal, (before_lsn, end), first_lsn, false)?.map(|head| head.seq + 1);
-            first_seq = first_seq.max(known.or(header.map(|header| header.first_seq)).unwrap_or(1));
+        if let Some((before_lsn, end, _)) = before {
+            first_seq = match record(disk, journal, (before_lsn, end), first_lsn, false)? {
+                Some(last) if last.lsn + 1 == first_lsn => last.seq + 1,
+                // Whichever of the two has lost them: no seq is used twice.
+                _ => seq,
+            };
         }
     }
     let (synced_lsn, synced_seq) = (first_lsn - 1, first_seq - 1);
-    Ok(Some(Header { journal, first_lsn, first_seq, synced_lsn, synced_seq, ts, notes: Trail::default() }))
+    let (notes, ids) = (Trail::default(), Trail::default());
+    Ok(Some(Header { journal, first_lsn, first_seq, synced_lsn, synced_seq, ts, notes, ids }))
 }
 
 /// The first valid record of a segment, or the last, below an lsn.
@@ -213,7 +231,7 @@ impl Walked {
     fn lose(&mut self, segment: &str, at: u64, lsn: u64, seq: u64) {
         let (lsns, seqs) = (self.next.lsn..lsn, self.next.seq..seq);
         self.damage.push(Damage { segment: segment.to_owned(), at, lsns, seqs });
-        self.next = Next { lsn, seq, ts: self.next.ts, notes: self.next.notes.broken() };
+        self.next = Next { lsn, seq, ..self.next.broken() };
         self.known = self.next;
         self.known_end = at;
     }
@@ -240,7 +258,8 @@ fn walk(disk: &dyn Disk, segment: &Segment, header: &Header) -> Result<Walked, O
         }
     }
 
-    let start = Next { lsn: segment.first_lsn, seq: segment.first_seq, ts: header.ts, notes: header.notes };
+    let Header { ts, notes, ids, .. } = *header;
+    let start = Next { lsn: segment.first_lsn, seq: segment.first_seq, ts, notes, ids };
     let mut walked = Walked {
         damage: Vec::new(),
         tail: Vec::new(),
@@ -274,8 +293,7 @@ fn walk(disk: &dyn Disk, segment: &Segment, header: &Header) -> Result<Walked, O
                     let (segment, at) = (name.clone(), walked.known_end);
                     let (lsns, seqs) = (expected.lsn..head.lsn, expected.seq..head.first_seq());
                     walked.damage.push(Damage { segment, at, lsns, seqs });
-                    let (lsn, seq, notes) = (head.lsn, head.first_seq(), expected.notes.broken());
-                    walked.known = Next { lsn, seq, ts: expected.ts, notes };
+                    walked.known = Next { lsn: head.lsn, seq: head.first_seq(), ..expected.broken() };
                     walked.known_end = record.at;
                 }
                 walked.next = expected.behind(&head);

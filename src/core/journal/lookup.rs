@@ -1,12 +1,14 @@
-//! Where to begin reading: at a time, or behind an id. No index is kept.
+//! Where to begin reading: at a time, or behind an id.
 //!
 //! `ts` never goes back along seq, so a time is found as a seq is: by the segments' own `ts`, then by bisection in
-//! one of them (`read.rs`), then by reading a window on. An id is looked for from the newest segment back. Always
+//! one of them (`read.rs`), then by reading a window on. An id is looked for from the newest segment back: that one is
+//! read, the others have an index (`index.rs`). Always
 //! holds: what is answered is exact for the events that can be read; those that cannot, removed or damaged, are a
 //! gap where they may have been meant; no lock is held while files are read. Owner: `delivery`, off the tokio
 //! workers.
 
 use super::disk::Disk;
+use super::index::{Answer, Sealed, Wanted};
 use super::read::{Read, Reader, seek};
 use super::record::salt;
 use super::scan::{Scanner, WINDOW};
@@ -72,27 +74,52 @@ fn seq_before(disk: &dyn Disk, map: &Map, ts: u64) -> io::Result<u64> {
     }
 }
 
-pub(super) fn seq_after_id(disk: &Arc<dyn Disk>, map: &Arc<Map>, id: &str) -> io::Result<Option<u64>> {
+pub(super) fn seq_after_id(
+    disk: &Arc<dyn Disk>,
+    map: &Arc<Map>,
+    id: &str,
+    vm: Option<&str>,
+) -> io::Result<Option<u64>> {
     if id.is_empty() || id.len() > ID_BYTES {
         return Ok(None);
     }
     let mut encoded = Vec::new();
     string_body(&mut encoded, id);
-    let mut end = map.durable_seq() + 1;
-    for segment in map.segments().iter().rev() {
-        let mut reader = Reader::new(disk.clone(), map.clone(), segment.first_seq);
-        let mut found = None;
-        while reader.next_seq() < end {
-            reader.read(WINDOW, &mut |event| {
-                if event.has_id(&encoded) {
-                    found = Some(event.seq + 1);
-                }
-            })?;
+    let wanted = Wanted { id: &encoded, vm: vm.map(str::as_bytes) };
+    let mut end = (u64::MAX, map.durable_seq() + 1);
+    for segment in map.segments().into_iter().rev() {
+        let is_newest = end.0 == u64::MAX;
+        let sealed = Sealed { journal: map.journal, segment, end };
+        let answer = if is_newest { Answer::Unknown } else { sealed.find(&**disk, map, &wanted)? };
+        let found = match answer {
+            Answer::Found(seq) => Some(seq),
+            Answer::Nowhere => None,
+            Answer::Unknown => read_through(disk, map, &sealed, &wanted)?,
+        };
+        if let Some(seq) = found {
+            return Ok(Some(seq + 1));
         }
-        if found.is_some() {
-            return Ok(found);
-        }
-        end = end.min(segment.first_seq);
+        end = (segment.first_lsn, end.1.min(segment.first_seq));
     }
     Ok(None)
+}
+
+/// The newest event of that id in the segment, found by reading all of it.
+fn read_through(
+    disk: &Arc<dyn Disk>,
+    map: &Arc<Map>,
+    sealed: &Sealed,
+    wanted: &Wanted<'_>,
+) -> io::Result<Option<u64>> {
+    let mut reader = Reader::new(disk.clone(), map.clone(), sealed.segment.first_seq);
+    let mut found = None;
+    while reader.next_seq() < sealed.end.1 {
+        reader.read(WINDOW, &mut |event| {
+            // A segment that was removed meanwhile is a gap, and what is read then is of the next ones.
+            if event.seq < sealed.end.1 && wanted.is(&event) {
+                found = Some(event.seq);
+            }
+        })?;
+    }
+    Ok(found)
 }

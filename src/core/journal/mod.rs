@@ -7,8 +7,9 @@
 //!
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records, `look.rs` what
-//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs` and `seen.rs` which
-//! events are repeats, `refill.rs` the same after a start; `notes.rs` what others keep here, `replay.rs` the same after a
+//! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs`, `seen.rs` and `window.rs`
+//! which events are repeats, `snapshot.rs` and `refill.rs` the same after a start; `lookup.rs` and `index.rs` find a time
+//! or an id; `notes.rs` what others keep here, `replay.rs` the same after a
 //! start. Owner: `broker.rs`.
 
 pub mod aligned;
@@ -18,6 +19,7 @@ mod damage;
 pub mod disk;
 pub mod held;
 mod inbox;
+mod index;
 pub mod inspect;
 mod look;
 mod lookup;
@@ -32,8 +34,10 @@ pub mod retain;
 mod scan;
 mod seen;
 pub mod segment;
+mod snapshot;
 pub mod spare;
 mod turns;
+mod window;
 pub mod writer;
 
 pub use commit::{NotCommitted, Outcome, Receipt};
@@ -78,7 +82,10 @@ impl Opened {
     pub fn open(disk: Arc<dyn Disk>, id: u128, segment_bytes: u64) -> Result<Self, OpenError> {
         let recover::Recovered { map, report, rewritten } = recover::recover(&*disk, id, segment_bytes)?;
         let map = Arc::new(map);
-        let seen = refill::refill(&disk, &map).map_err(look::failed("read its end for the ids"))?;
+        if let Err(error) = index::clean(&*disk, &map) {
+            tracing::warn!(%error, "journal: an index of ids that is of no use could not be removed");
+        }
+        let seen = refill::refill(&disk, &map).map_err(look::failed("read its ids"))?;
         let writer = Writer::new(disk.clone(), map.clone(), report.next, rewritten, seen);
         Ok(Opened { disk, map, writer, report })
     }
@@ -99,6 +106,11 @@ impl Opened {
         move |seq| Reader::new(disk.clone(), map.clone(), seq)
     }
 
+    /// As [`Writer::repeats`].
+    pub fn repeats(&self, batch: &Batch, now: u64) -> Option<Seqs> {
+        self.writer.repeats(batch, now)
+    }
+
     /// As [`Journal::seq_at`].
     ///
     /// # Errors
@@ -111,8 +123,8 @@ impl Opened {
     ///
     /// # Errors
     /// As there.
-    pub fn seq_after_id(&self, id: &str) -> io::Result<Option<u64>> {
-        lookup::seq_after_id(&self.disk, &self.map, id)
+    pub fn seq_after_id(&self, id: &str, vm: Option<&str>) -> io::Result<Option<u64>> {
+        lookup::seq_after_id(&self.disk, &self.map, id, vm)
     }
 
     /// As [`Journal::check_sealed`].
@@ -171,13 +183,13 @@ impl Opened {
             let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
             let retain = move |disk: &dyn Disk| {
                 let segments = map.segments();
-                let views = reached.views.load(Ordering::Relaxed);
+                let views = reached.views.seq();
                 let useless = reached.useless.load(Ordering::Relaxed);
                 // Asked for later: what it does not need any more is in these segments, and the first note of all is
                 // in none of them but the newest.
-                let notes = map.notes().from;
+                let needed = map.needed();
                 let gone =
-                    retain::expired(&segments, wall_ms(), retain_bytes, retain_age, (views, useless), notes);
+                    retain::expired(&segments, wall_ms(), retain_bytes, retain_age, (views, useless), needed);
                 if let Err(error) = retain::apply(disk, &map, gone) {
                     tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
                 }
@@ -272,14 +284,14 @@ impl Journal {
         lookup::seq_at(&self.disk, &self.map, ts)
     }
 
-    /// The seq behind the newest event with this id, of whatever VM; `None` when no event that can be read has
-    /// it. Blocks, for as long as reading the journal back to that event takes (all of it when there is none:
-    /// about a second for a GiB), and holds no lock meanwhile.
+    /// The seq behind the newest event with this id, of that VM or of whatever VM; `None` when no event that can be read
+    /// has it. Blocks: the newest segment is read, and the first time that an id is looked for in another one, that too
+    /// (about a second for a GiB). Holds no lock meanwhile. Call it for one id at a time.
     ///
     /// # Errors
     /// A segment cannot be opened or read.
-    pub fn seq_after_id(&self, id: &str) -> io::Result<Option<u64>> {
-        lookup::seq_after_id(&self.disk, &self.map, id)
+    pub fn seq_after_id(&self, id: &str, vm: Option<&str>) -> io::Result<Option<u64>> {
+        lookup::seq_after_id(&self.disk, &self.map, id, vm)
     }
 
     /// There is no room for the next segment.

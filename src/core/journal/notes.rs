@@ -87,6 +87,13 @@ impl Trail {
         }
     }
 
+    /// The same where there is nothing but snapshots: one that is not whole is not needed.
+    pub fn behind_snapshot(self, lsn: u64, class: Class) -> Self {
+        let behind = self.behind(lsn, class);
+        let is_whole = class == Class::SnapshotEnd && self.open > 0;
+        if is_whole { behind } else { Trail { from: self.from, ..behind } }
+    }
+
     /// Behind something that cannot be read: a snapshot that it was in the middle of is not whole.
     pub fn broken(self) -> Self {
         Trail { open: 0, ..self }

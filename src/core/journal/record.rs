@@ -7,24 +7,24 @@
 //! 24  u64  ts          32  u64  synced: the last lsn known durable when this was written
 //! 40  u8   kind        41  u8   flags (1: joined with the next record, both or none;
 //!                             2: the publisher gave the id; 4: the event has a ttl_ms)
-//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  class of a note
+//! 42  u16  vm at       44  u16  topic length      46  u8  vm length     47  u8  class of a note or of ids
 //! 48       body, then zeros up to a multiple of 8
 //! ```
 //!
 //! All numbers little-endian. The body of an event is its line ([`crate::core::event`]), newline included;
-//! that of a note ([`super::notes`]) its owner's bytes; a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with
+//! that of a note ([`super::notes`]) its owner's bytes, that of ids what `snapshot.rs` says; a marker has none. Always holds: no bytes panic; a record that decodes is one that was encoded with
 //! this salt, but for one chance in 2^32. Pure. Owner: `commit.rs` writes, `scan.rs` reads.
 
 use super::notes::Class;
 use crate::core::event::Layout;
-use crate::core::limits::EVENT_BYTES;
+use crate::core::limits::LETTER_BYTES;
 
 /// The fixed part, in bytes.
 pub const HEAD_BYTES: usize = 48;
 /// Records begin at multiples of this.
 pub const ALIGN: usize = 8;
 /// The longest body, in bytes.
-pub const BODY_BYTES: usize = EVENT_BYTES + 1;
+pub const BODY_BYTES: usize = LETTER_BYTES + 1;
 const JOINED: u8 = 1;
 const OWN_ID: u8 = 2;
 const EXPIRES: u8 = 4;
@@ -38,6 +38,8 @@ pub enum Kind {
     Marker,
     /// What somebody else keeps here.
     Note(Class),
+    /// Of a snapshot of the ids that were seen, which the journal keeps itself.
+    Ids(Class),
 }
 
 impl Kind {
@@ -47,6 +49,7 @@ impl Kind {
             Kind::Event => (1, 0),
             Kind::Marker => (2, 0),
             Kind::Note(class) => (3, class as u8),
+            Kind::Ids(class) => (4, class as u8),
         }
     }
 
@@ -55,6 +58,7 @@ impl Kind {
             1 => Some(Kind::Event),
             2 => Some(Kind::Marker),
             3 => Class::from_byte(class).map(Kind::Note),
+            4 => Class::from_byte(class).map(Kind::Ids),
             _ => None,
         }
     }

@@ -56,7 +56,7 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     let (Some(walked), Some(last)) = (walked, sealed.last_mut()) else {
         let next = Next { lsn: 1, seq: 1, ..Next::default() };
         let report = Report { damage, rewritten: 0, next };
-        return Ok(Recovered { map: Map::new(journal, Vec::new(), 0, next.notes), report, rewritten: None });
+        return Ok(Recovered { map: Map::new(journal, Vec::new(), &next), report, rewritten: None });
     };
     last.end = walked.known_end;
     let last = *last;
@@ -74,15 +74,11 @@ pub(super) fn recover(disk: &dyn Disk, journal: u128, spare_bytes: u64) -> Resul
     };
     if walked.tail.is_empty() {
         shrink()?;
-        return Ok(Recovered {
-            map: Map::new(journal, sealed, walked.next.seq - 1, walked.next.notes),
-            report,
-            rewritten: None,
-        });
+        return Ok(Recovered { map: Map::new(journal, sealed, &walked.next), report, rewritten: None });
     }
     let rewritten = rewrite(disk, journal, spare_bytes, &walked)?;
     let segment = rewritten.segment;
-    let map = Map::new(journal, sealed, walked.next.seq - 1, walked.next.notes);
+    let map = Map::new(journal, sealed, &walked.next);
     if segment.first_lsn != last.first_lsn {
         shrink()?;
     }
@@ -105,6 +101,7 @@ fn rewrite(
         synced_seq: walked.next.seq - 1,
         ts: walked.known.ts,
         notes: walked.known.notes,
+        ids: walked.known.ids,
     };
     let mut bytes = Vec::new();
     for (head, body) in &walked.tail {

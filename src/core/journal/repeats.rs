@@ -16,13 +16,13 @@ pub struct Seqs {
 }
 
 impl Seqs {
-    /// Those of `batch`, from `next` on. The ids of what is no repeat are added to `seen`.
-    pub fn give(batch: &Batch, next: u64, seen: &mut Seen) -> Self {
+    /// Those of `batch`, from `next` on, at the time `ts`. The ids of what is no repeat are added to `seen`.
+    pub fn give(batch: &Batch, next: u64, ts: u64, seen: &mut Seen) -> Self {
         let (mut repeats, mut seq) = (Vec::new(), next);
         for (i, draft) in batch.drafts().iter().enumerate() {
             // What has the broker's own id costs nothing here.
             let first = match draft.own_id {
-                true => seen.find_or_add(batch.vm(draft), batch.id(draft), seq),
+                true => seen.find_or_add(batch.vm(draft), batch.id(draft), seq, ts),
                 false => None,
             };
             match first {
@@ -33,10 +33,10 @@ impl Seqs {
         Seqs { first: next, repeats }
     }
 
-    /// Those of `batch` when all of it repeats events before `pending`.
-    pub fn of_repeats(batch: &Batch, pending: u64, seen: &Seen) -> Option<Self> {
+    /// Those of `batch` when all of it repeats, at the time `ts`, events before `pending`.
+    pub fn of_repeats(batch: &Batch, pending: u64, ts: u64, seen: &Seen) -> Option<Self> {
         let repeat = |(i, draft): (usize, &Draft)| {
-            let first = if draft.own_id { seen.find(batch.vm(draft), batch.id(draft)) } else { None };
+            let first = if draft.own_id { seen.find(batch.vm(draft), batch.id(draft), ts) } else { None };
             first.filter(|first| *first < pending).map(|first| (i, first))
         };
         let repeats: Option<Vec<_>> = batch.drafts().iter().enumerate().map(repeat).collect();

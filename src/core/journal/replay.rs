@@ -47,26 +47,27 @@ pub(super) fn replay(
     Ok(damage)
 }
 
-/// Where the notes before the newest segment stand: its header says it, or else the one before it and the records
-/// since.
-pub(super) fn trail_before(
+/// Where the notes before the newest segment stand, and the ids: its header says it, or else the one before it and the
+/// records since.
+pub(super) fn trails_before(
     disk: &dyn Disk,
     journal: u128,
     found: &[(Segment, Header)],
     whole: impl Fn(&Header) -> bool,
-) -> io::Result<Trail> {
+) -> io::Result<(Trail, Trail)> {
     let known = found.iter().rposition(|(_, header)| whole(header));
-    let mut trail = known.map_or(Trail::default(), |i| found[i].1.notes);
+    let (mut notes, mut ids) = known.map_or_else(Default::default, |i| (found[i].1.notes, found[i].1.ids));
     for pair in found[known.unwrap_or(0)..].windows(2) {
         let next = (pair[1].1.first_lsn, pair[1].1.first_seq);
         check(disk, journal, &pair[0].0, next, &mut |found| {
             match found {
-                Found::Note(lsn, class, _) => trail = trail.behind(lsn, class),
-                Found::Lost(_) => trail = trail.broken(),
+                Found::Note(lsn, class, _) => notes = notes.behind(lsn, class),
+                Found::Ids(lsn, class) => ids = ids.behind_snapshot(lsn, class),
+                Found::Lost(_) => (notes, ids) = (notes.broken(), ids.broken()),
                 _ => {}
             }
             Ok(())
         })?;
     }
-    Ok(trail)
+    Ok((notes, ids))
 }

@@ -6,6 +6,7 @@
 use super::disk::DiskFile;
 use super::record::{ALIGN, BODY_BYTES, Decoded, HEAD_BYTES, Head, decode, peek_lsn, size};
 use super::segment::HEADER_BYTES;
+use crate::core::event::Event;
 use std::io;
 
 /// How much is read at a time, in bytes; more than the longest record.
@@ -21,6 +22,14 @@ pub struct Record<'a> {
     pub body: &'a [u8],
     /// Where it begins in the file.
     pub at: u64,
+}
+
+impl<'a> Record<'a> {
+    /// What it is when it is an event.
+    pub fn event(&self) -> Event<'a> {
+        let Head { seq, ts, layout, .. } = self.head;
+        Event { seq, ts, line: self.body, layout }
+    }
 }
 
 /// A place in a segment, from which records are read on.

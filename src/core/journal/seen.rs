@@ -1,4 +1,5 @@
-//! Which ids were seen: the last [`SEEN_IDS`] that the publishers of each VM gave, and the seqs of their events.
+//! Which ids were seen: the last [`SEEN_IDS`] that the publishers of each VM gave, the last [`SEEN_ALL`] of all, and the
+//! seqs of their events.
 //!
 //! ```text
 //! add ──▶ known, not durable ──keep──▶ seen
@@ -7,81 +8,133 @@
 //!
 //! An event whose id is known is a repeat: it has the seq of the first one and is not written. Always holds: an
 //! id is found from its `add` on until so many others of its VM were added, or until its VM gave none for longer
-//! than [`SEEN_VMS`] others; what was forgotten left no trace. An id is kept as 128 bits of two hashes whose keys
-//! nobody outside knows, so a false repeat is not to be expected, nor to be made. Pure. Owner: `writer.rs`, and
-//! `refill.rs` before it.
+//! than [`SEEN_VMS`] others, and in any case as long as it is in the window of all (`window.rs`); what was forgotten left
+//! no trace. An id is kept as 128 bits of a hash, of its VM and itself, whose key nobody outside knows, so a false repeat
+//! is not to be expected, nor to be made. Pure. Owner: `writer.rs`, and `refill.rs` before it; `snapshot.rs` writes it
+//! down.
 
-use crate::core::limits::{SEEN_IDS, SEEN_VMS};
+use super::window::Window;
+use crate::core::limits::{SEEN_ALL, SEEN_IDS, SEEN_TIME, SEEN_VMS};
+use siphasher::sip128::{Hasher128, SipHasher13};
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+use std::hash::Hasher;
+
+/// What an id is kept as.
+pub type Hash = [u64; 2];
+
+/// An id and the event that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The id's, and its VM's.
+    pub hash: Hash,
+    /// The event's.
+    pub seq: u64,
+}
 
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Seen {
-    keys: [RandomState; 2],
+    key: [u8; 16],
     /// Where the ring of each VM is.
     vms: HashMap<Box<[u8]>, usize>,
     rings: Vec<Ring>,
+    window: Window,
     /// The rings that were added to since the last `keep`, in order, and what gave way there.
     undo: Vec<(usize, Option<Known>)>,
 }
 
 /// The ids of one VM.
 #[derive(Debug, Default)]
-struct Ring {
+pub struct Ring {
     /// The low bits of each hash: all of them are looked through for every id.
     marks: Vec<u32>,
     known: Vec<Known>,
     /// How many were ever added: the next one's place, around the ring.
     added: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Known {
-    hash: [u64; 2],
-    seq: u64,
+    /// It came from a snapshot, and has what there was up to this seq.
+    whole_to: u64,
 }
 
 impl Seen {
-    /// The seq of the event of `vm` that has this `id`.
-    pub fn find(&self, vm: &[u8], id: &[u8]) -> Option<u64> {
-        self.rings[*self.vms.get(vm)?].find(self.hash(id))
+    /// An empty one, whose hashes have this key.
+    pub fn new(key: [u8; 16]) -> Self {
+        let age = u64::try_from(SEEN_TIME.as_millis()).unwrap_or(u64::MAX);
+        Seen::with(key, Window::new(SEEN_ALL, age))
     }
 
-    /// The same; when there is none, the event `seq` has it from now on.
-    pub fn find_or_add(&mut self, vm: &[u8], id: &[u8], seq: u64) -> Option<u64> {
-        let (hash, ring) = (self.hash(id), self.ring_of(vm));
-        let found = self.rings[ring].find(hash);
+    fn with(key: [u8; 16], window: Window) -> Self {
+        Seen { key, vms: HashMap::new(), rings: Vec::new(), window, undo: Vec::new() }
+    }
+
+    /// The hashes' key.
+    pub fn key(&self) -> [u8; 16] {
+        self.key
+    }
+
+    /// No VM gave an id.
+    pub fn is_empty(&self) -> bool {
+        self.rings.is_empty()
+    }
+
+    /// The VMs that gave ids, and these.
+    pub fn vms(&self) -> impl Iterator<Item = (&[u8], &Ring)> {
+        self.vms.iter().map(|(vm, ring)| (&**vm, &self.rings[*ring]))
+    }
+
+    /// The seq of the event of `vm` that has this `id`; `ts` is the time of the event that is compared, in milliseconds.
+    pub fn find(&self, vm: &[u8], id: &[u8], ts: u64) -> Option<u64> {
+        let hash = self.hash(vm, id);
+        let ring = self.vms.get(vm).and_then(|ring| self.rings[*ring].find(hash));
+        ring.or_else(|| self.window.find(hash, ts))
+    }
+
+    /// The same; when there is none, the event `seq` has it from now on. `ts` never goes back.
+    pub fn find_or_add(&mut self, vm: &[u8], id: &[u8], seq: u64, ts: u64) -> Option<u64> {
+        let (hash, ring) = (self.hash(vm, id), self.vms.get(vm).copied());
+        let found = ring.and_then(|ring| self.rings[ring].find(hash));
+        let found = found.or_else(|| self.window.find(hash, ts));
         if found.is_none() {
-            let old = self.rings[ring].add(Known { hash, seq });
+            let (known, ring) = (Known { hash, seq }, ring.unwrap_or_else(|| self.new_ring(vm)));
+            let old = self.rings[ring].add(known);
             self.undo.push((ring, old));
+            self.window.add(known, ts);
         }
         found
     }
 
-    /// The event `seq` of `vm` is durable and has this `id`, the same as an older one or not. Only while nothing was
-    /// added that may still be forgotten.
-    pub fn add(&mut self, vm: &[u8], id: &[u8], seq: u64) {
-        let (hash, ring) = (self.hash(id), self.ring_of(vm));
-        // It is stored: nothing brings back what gives way.
-        self.rings[ring].add(Known { hash, seq });
+    /// The event `seq` of `vm`, of the time `ts`, is durable and has this `id`, the same as an older one or not. Only
+    /// while nothing was added that may still be forgotten.
+    pub fn add(&mut self, vm: &[u8], id: &[u8], seq: u64, ts: u64) {
+        let known = Known { hash: self.hash(vm, id), seq };
+        let ring = self.vms.get(vm).copied().unwrap_or_else(|| self.new_ring(vm));
+        let ring = &mut self.rings[ring];
+        if seq > ring.whole_to {
+            // It is stored: nothing brings back what gives way.
+            ring.add(known);
+        }
+        self.window.add(known, ts);
     }
 
-    fn ring_of(&mut self, vm: &[u8]) -> usize {
-        match self.vms.get(vm) {
-            Some(ring) => *ring,
-            None => {
-                self.vms.insert(vm.into(), self.rings.len());
-                self.rings.push(Ring::default());
-                self.rings.len() - 1
-            }
+    /// As a snapshot has it: the ids of one VM, oldest first, and no others of its events up to `whole_to`.
+    pub fn restore(&mut self, vm: &[u8], known: impl Iterator<Item = Known>, whole_to: u64) {
+        let ring = self.vms.get(vm).copied().unwrap_or_else(|| self.new_ring(vm));
+        let ring = &mut self.rings[ring];
+        *ring = Ring { whole_to, ..Ring::default() };
+        for known in known {
+            ring.add(known);
         }
     }
 
-    /// What was added is durable.
-    pub fn keep(&mut self) {
+    fn new_ring(&mut self, vm: &[u8]) -> usize {
+        self.vms.insert(vm.into(), self.rings.len());
+        self.rings.push(Ring::default());
+        self.rings.len() - 1
+    }
+
+    /// What was added is durable, and no later event is older than `ts`.
+    pub fn keep(&mut self, ts: u64) {
         self.undo.clear();
+        self.window.keep(ts);
         // Some more than the bound may be in the table, so that the oldest are looked for once in a while.
         if self.rings.len() > SEEN_VMS + SEEN_VMS / 8 {
             self.forget_silent();
@@ -93,6 +146,7 @@ impl Seen {
         for (ring, old) in self.undo.drain(..).rev() {
             self.rings[ring].take_back(old);
         }
+        self.window.forget();
         // New ones stand last, and nothing that they had was kept.
         let kept = self.rings.iter().rposition(|ring| ring.added > 0).map_or(0, |last| last + 1);
         if kept < self.rings.len() {
@@ -118,13 +172,19 @@ impl Seen {
         });
     }
 
-    fn hash(&self, id: &[u8]) -> [u64; 2] {
-        self.keys.each_ref().map(|key| key.hash_one(id))
+    fn hash(&self, vm: &[u8], id: &[u8]) -> Hash {
+        let mut hasher = SipHasher13::new_with_key(&self.key);
+        hasher.write(id);
+        // In no name.
+        hasher.write_u8(b'"');
+        hasher.write(vm);
+        let hash = hasher.finish128();
+        [hash.h1, hash.h2]
     }
 }
 
 impl Ring {
-    fn find(&self, hash: [u64; 2]) -> Option<u64> {
+    fn find(&self, hash: Hash) -> Option<u64> {
         const STEP: usize = 32;
         let mark = hash[0] as u32;
         for (at, marks) in (0..).step_by(STEP).zip(self.marks.chunks(STEP)) {
@@ -167,7 +227,14 @@ impl Ring {
         }
     }
 
-    fn newest(&self) -> u64 {
+    /// The ids, oldest first.
+    pub fn known(&self) -> impl ExactSizeIterator<Item = Known> + '_ {
+        let (count, added) = (self.known.len(), self.added as usize);
+        (0..count).map(move |i| self.known[(added + i) % count])
+    }
+
+    /// The newest one's seq; 0 when there is none.
+    pub fn newest(&self) -> u64 {
         self.known.iter().map(|known| known.seq).max().unwrap_or(0)
     }
 }
@@ -176,16 +243,19 @@ impl Ring {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
-    /// Every id in its order, by VM, and nothing clever.
+    const MOST: usize = 500;
+    const AGE: u64 = 100;
+
+    /// Every VM, id, seq and time in their order, and nothing clever.
     #[derive(Clone, Default)]
-    struct Naive(BTreeMap<u8, Vec<(u16, u64)>>);
+    struct Naive(Vec<(u8, u16, u64, u64)>);
 
     impl Naive {
-        fn find(&self, vm: u8, id: u16) -> Option<u64> {
-            let last = self.0.get(&vm)?.iter().rev().take(SEEN_IDS);
-            last.rev().find(|known| known.0 == id).map(|known| known.1)
+        fn find(&self, vm: u8, id: u16, ts: u64) -> Option<u64> {
+            let own = self.0.iter().rev().filter(|known| known.0 == vm).take(SEEN_IDS);
+            let all = self.0.iter().rev().take(MOST).filter(|known| known.0 == vm && ts - known.3 <= AGE);
+            own.chain(all).find(|known| known.1 == id).map(|known| known.2)
         }
     }
 
@@ -194,31 +264,38 @@ mod tests {
         Add(u8, u16),
         /// So many ids in a row.
         Run(u8, u16, u16),
+        Later(u64),
         Keep,
         Forget,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
-            6 => (0u8..4, 0u16..400).prop_map(|(vm, id)| Step::Add(vm, id)),
-            3 => (0u8..4, 0u16..400, 1u16..300).prop_map(|(vm, id, n)| Step::Run(vm, id, n)),
+            6 => (0u8..4, 0u16..700).prop_map(|(vm, id)| Step::Add(vm, id)),
+            3 => (0u8..4, 0u16..700, 1u16..400).prop_map(|(vm, id, n)| Step::Run(vm, id, n)),
+            2 => (1u64..60).prop_map(Step::Later),
             2 => Just(Step::Keep),
             2 => Just(Step::Forget),
         ];
-        proptest::collection::vec(step, 0..80)
+        proptest::collection::vec(step, 0..60)
     }
 
     proptest! {
         #[test]
         fn it_knows_what_a_naive_one_knows(steps in steps()) {
-            let (mut seen, mut naive, mut next) = (Seen::default(), Naive::default(), 1);
+            let mut seen = Seen::with([3; 16], Window::new(MOST, AGE));
+            let (mut naive, mut next, mut ts) = (Naive::default(), 1, 0);
             let mut kept = (naive.clone(), next);
             for step in steps {
                 let (vm, ids) = match step {
                     Step::Add(vm, id) => (vm, id..id + 1),
                     Step::Run(vm, from, count) => (vm, from..from + count),
+                    Step::Later(ms) => {
+                        ts += ms;
+                        continue;
+                    }
                     Step::Keep => {
-                        seen.keep();
+                        seen.keep(ts);
                         kept = (naive.clone(), next);
                         continue;
                     }
@@ -229,43 +306,44 @@ mod tests {
                     }
                 };
                 for id in ids {
-                    let want = naive.find(vm, id);
-                    prop_assert_eq!(seen.find(&[vm], &id.to_le_bytes()), want);
-                    prop_assert_eq!(seen.find_or_add(&[vm], &id.to_le_bytes(), next), want);
+                    let want = naive.find(vm, id, ts);
+                    prop_assert_eq!(seen.find(&[vm], &id.to_le_bytes(), ts), want);
+                    prop_assert_eq!(seen.find_or_add(&[vm], &id.to_le_bytes(), next, ts), want);
                     if want.is_none() {
-                        naive.0.entry(vm).or_default().push((id, next));
+                        naive.0.push((vm, id, next, ts));
                         next += 1;
                     }
                 }
             }
-            for (vm, id) in (0..4u8).flat_map(|vm| (0..700u16).map(move |id| (vm, id))) {
-                prop_assert_eq!(seen.find(&[vm], &id.to_le_bytes()), naive.find(vm, id), "{} {}", vm, id);
+            for (vm, id) in (0..4u8).flat_map(|vm| (0..1100u16).map(move |id| (vm, id))) {
+                let want = naive.find(vm, id, ts);
+                prop_assert_eq!(seen.find(&[vm], &id.to_le_bytes(), ts), want, "{} {}", vm, id);
             }
         }
     }
 
     #[test]
     fn the_longest_silent_vms_give_way() {
-        let mut seen = Seen::default();
+        let mut seen = Seen::with([3; 16], Window::new(0, 0));
         let vm = |n: usize| format!("vm{n}");
         let most = SEEN_VMS + SEEN_VMS / 8;
         for n in 0..most {
-            assert_eq!(seen.find_or_add(vm(n).as_bytes(), b"a", 1 + n as u64), None);
+            assert_eq!(seen.find_or_add(vm(n).as_bytes(), b"a", 1 + n as u64, 0), None);
         }
-        seen.keep();
+        seen.keep(0);
         // The first of them speaks once more, then there is one too many.
-        assert_eq!(seen.find_or_add(b"vm0", b"b", 100_000), None);
-        assert_eq!(seen.find_or_add(b"new", b"a", 100_001), None);
+        assert_eq!(seen.find_or_add(b"vm0", b"b", 100_000, 0), None);
+        assert_eq!(seen.find_or_add(b"new", b"a", 100_001, 0), None);
         assert_eq!(seen.rings.len(), most + 1);
         seen.forget();
         assert_eq!((seen.rings.len(), seen.vms.len()), (most, most));
-        assert_eq!(seen.find_or_add(b"vm0", b"b", 100_000), None);
-        assert_eq!(seen.find_or_add(b"new", b"a", 100_001), None);
-        seen.keep();
+        assert_eq!(seen.find_or_add(b"vm0", b"b", 100_000, 0), None);
+        assert_eq!(seen.find_or_add(b"new", b"a", 100_001, 0), None);
+        seen.keep(0);
         assert_eq!((seen.rings.len(), seen.vms.len()), (SEEN_VMS, SEEN_VMS));
-        let known = |n: usize| seen.find(vm(n).as_bytes(), b"a");
+        let known = |n: usize| seen.find(vm(n).as_bytes(), b"a", 0);
         assert_eq!(
-            (known(0), seen.find(b"vm0", b"b"), seen.find(b"new", b"a")),
+            (known(0), seen.find(b"vm0", b"b", 0), seen.find(b"new", b"a", 0)),
             (Some(1), Some(100_000), Some(100_001))
         );
         let gone = most + 1 - SEEN_VMS;
@@ -275,10 +353,10 @@ mod tests {
 
     #[test]
     fn one_id_of_two_vms_is_two_ids() {
-        let mut seen = Seen::default();
-        assert_eq!(seen.find_or_add(b"a", b"1", 1), None);
-        assert_eq!(seen.find_or_add(b"b", b"1", 2), None);
-        assert_eq!((seen.find(b"a", b"1"), seen.find(b"b", b"1")), (Some(1), Some(2)));
-        assert_eq!((seen.find(b"c", b"1"), seen.find(b"a", b"2")), (None, None));
+        let mut seen = Seen::with([3; 16], Window::new(0, 0));
+        assert_eq!(seen.find_or_add(b"a", b"1", 1, 0), None);
+        assert_eq!(seen.find_or_add(b"b", b"1", 2, 0), None);
+        assert_eq!((seen.find(b"a", b"1", 0), seen.find(b"b", b"1", 0)), (Some(1), Some(2)));
+        assert_eq!((seen.find(b"c", b"1", 0), seen.find(b"a", b"2", 0)), (None, None));
     }
 }

@@ -6,13 +6,15 @@
 //!  0  8 bytes  "castra\0J"    8  u32  format version     12  u32  CRC-32C of 8 … 12 and 16 … 72
 //! 16  u128     journal id    32  u64  first lsn          40  u64  first seq
 //! 48  u64      synced lsn    56  u64  synced seq         64  u64  ts
-//! 72  u64      notes lsn     80  u64  snapshot lsn       88  u32  CRC-32C of 72 … 88, begun with that at 12
+//! 72  u64      notes lsn     80  u64  snapshot lsn       88  u64  ids lsn    96  u64  ids snapshot lsn
+//! 104 u32      CRC-32C of 72 … 104, begun with that at 12
 //! ```
 //!
 //! `synced …`: what was durable, in this file or before it, when the file got its name; `ts`: no event
-//! before this segment is younger; `notes lsn` and `snapshot lsn`: the [`Trail`] of the notes before this segment.
-//! Version 1 ends before them and has no notes; it is read, and no longer written. The first CRC leaves them out, so
-//! that a program that knows only version 1 sees a whole header of a later one, and refuses it. Always holds: a file has its name only after its header is durable;
+//! before this segment is younger; `notes lsn` and `snapshot lsn`: the [`Trail`] of the notes before this segment; the
+//! other two: that of the ids. Version 2 has no ids, and the CRC of its notes at 88; version 1 ends before them. Both are
+//! read, and no longer written. The first CRC leaves out what came later, so that a program that knows only an older
+//! version sees a whole header of a later one, and refuses it. Always holds: a file has its name only after its header is durable;
 //! a segment's records end where the next segment begins, whatever bytes follow in the file; segments are
 //! sealed by the next one and never written again. Owner: `writer.rs` adds, `retain.rs` removes.
 
@@ -27,13 +29,16 @@ use std::sync::{PoisonError, RwLock};
 /// Before the first record, in bytes.
 pub const HEADER_BYTES: u64 = 4096;
 /// The version of segments and records that are written.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The oldest that is read.
 const OLDEST: u32 = 1;
 const MAGIC: &[u8; 8] = b"castra\0J";
 /// What every version has.
 const COMMON: usize = 72;
-const WRITTEN: usize = 92;
+/// Where the trails end that a version has.
+const TRAILS_2: usize = 88;
+const TRAILS: usize = 104;
+const WRITTEN: usize = TRAILS + 4;
 
 /// A segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub struct Header {
     pub ts: u64,
     /// Where the notes before it stand.
     pub notes: Trail,
+    /// Where the snapshot of the ids before it stands.
+    pub ids: Trail,
 }
 
 /// Why a header cannot be used.
@@ -86,12 +93,14 @@ impl Header {
         for (i, number) in numbers.iter().enumerate() {
             out[32 + 8 * i..40 + 8 * i].copy_from_slice(&number.to_le_bytes());
         }
-        out[72..80].copy_from_slice(&self.notes.from.to_le_bytes());
-        out[80..88].copy_from_slice(&self.notes.open.to_le_bytes());
+        let trails = [self.notes.from, self.notes.open, self.ids.from, self.ids.open];
+        for (i, number) in trails.iter().enumerate() {
+            out[COMMON + 8 * i..COMMON + 8 * i + 8].copy_from_slice(&number.to_le_bytes());
+        }
         let crc = crc(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
-        let notes = crc32c::crc32c_append(crc, &out[COMMON..88]);
-        out[88..].copy_from_slice(&notes.to_le_bytes());
+        let trails = crc32c::crc32c_append(crc, &out[COMMON..TRAILS]);
+        out[TRAILS..].copy_from_slice(&trails.to_le_bytes());
         out
     }
 
@@ -106,11 +115,13 @@ impl Header {
         if fixed[..8] != MAGIC[..] || crc(fixed) != u32_at(12) {
             return Err(HeaderError::Damaged);
         }
-        let notes = match u32_at(8) {
-            1 => Trail::default(),
-            VERSION => notes(bytes, u32_at(12)).ok_or(HeaderError::Damaged)?,
+        let end = match u32_at(8) {
+            1 => COMMON,
+            2 => TRAILS_2,
+            VERSION => TRAILS,
             other => return Err(HeaderError::Version(other)),
         };
+        let [notes, ids] = trails(bytes, end, u32_at(12)).ok_or(HeaderError::Damaged)?;
         Ok(Header {
             journal: u128::from_le_bytes(std::array::from_fn(|i| fixed[16 + i])),
             first_lsn: u64_at(32),
@@ -119,6 +130,7 @@ impl Header {
             synced_seq: u64_at(56),
             ts: u64_at(64),
             notes,
+            ids,
         })
     }
 
@@ -138,13 +150,19 @@ fn crc(header: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&header[8..12]), &header[16..COMMON])
 }
 
-/// What version 2 has behind it.
-fn notes(header: &[u8], crc: u32) -> Option<Trail> {
-    let fixed = header.first_chunk::<WRITTEN>()?;
-    let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| fixed[at + i]));
-    let said = u32::from_le_bytes(std::array::from_fn(|i| fixed[88 + i]));
-    let whole = crc32c::crc32c_append(crc, &fixed[COMMON..88]) == said;
-    whole.then(|| Trail { from: u64_at(72), open: u64_at(80) })
+/// What later versions have behind it, up to `end`: of the notes and of the ids. What is not there is none.
+fn trails(header: &[u8], end: usize, crc: u32) -> Option<[Trail; 2]> {
+    let mut trails = [Trail::default(); 2];
+    if end == COMMON {
+        return Some(trails);
+    }
+    let said = header.get(end..end + 4)?;
+    let numbers = header.get(COMMON..end)?;
+    for (trail, pair) in trails.iter_mut().zip(numbers.chunks_exact(16)) {
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| pair[at + i]));
+        *trail = Trail { from: u64_at(0), open: u64_at(8) };
+    }
+    (crc32c::crc32c_append(crc, numbers).to_le_bytes() == said).then_some(trails)
 }
 
 /// `<first lsn, 20 digits>.seg`.
@@ -177,6 +195,9 @@ struct State {
     durable_seq: u64,
     newest_ts: u64,
     notes: Trail,
+    ids: Trail,
+    /// There are ids, and no snapshot of them.
+    bare: bool,
 }
 
 /// The journal's map: which segments there are and how far they are durable. Shared by the one writer
@@ -189,9 +210,11 @@ pub struct Map {
 }
 
 impl Map {
-    /// A map of these segments, oldest first.
-    pub fn new(journal: u128, segments: Vec<Segment>, durable_seq: u64, notes: Trail) -> Self {
-        Map { journal, state: RwLock::new(State { segments, durable_seq, newest_ts: 0, notes }) }
+    /// A map of these segments, oldest first; all before `next` is durable.
+    pub(super) fn new(journal: u128, segments: Vec<Segment>, next: &Next) -> Self {
+        let Next { seq, notes, ids, .. } = *next;
+        let state = State { segments, durable_seq: seq - 1, newest_ts: 0, notes, ids, bare: false };
+        Map { journal, state: RwLock::new(state) }
     }
 
     fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
@@ -215,6 +238,23 @@ impl Map {
     /// Where the notes stand that are durable.
     pub fn notes(&self) -> Trail {
         self.read(|s| s.notes)
+    }
+
+    /// Where the snapshot of the ids stands that is durable.
+    pub fn ids(&self) -> Trail {
+        self.read(|s| s.ids)
+    }
+
+    /// The first lsn that the next start needs, of notes or ids; 0 when it needs none. Ids without a snapshot may be in any
+    /// segment.
+    pub fn needed(&self) -> u64 {
+        let needed = self.read(|s| [s.notes.from, if s.bare { 1 } else { s.ids.from }]);
+        needed.into_iter().filter(|lsn| *lsn > 0).min().unwrap_or(0)
+    }
+
+    /// There are ids that were seen, or not.
+    pub(super) fn has_ids(&self, has_ids: bool) {
+        self.write(|s| s.bare = has_ids && s.ids.from == 0);
     }
 
     /// All segments, oldest first.
@@ -246,7 +286,8 @@ impl Map {
     /// The newest segment's records end at `end`, and those before `next` are durable.
     pub(super) fn advance(&self, end: u64, next: &Next) {
         self.write(|s| {
-            (s.durable_seq, s.newest_ts, s.notes) = (next.seq - 1, next.ts, next.notes);
+            (s.durable_seq, s.newest_ts) = (next.seq - 1, next.ts);
+            (s.notes, s.ids) = (next.notes, next.ids);
             if let Some(last) = s.segments.last_mut() {
                 last.end = end;
             }
@@ -301,6 +342,7 @@ mod tests {
             synced_seq: 41,
             ts: 9,
             notes: Trail { from: 30, open: 41 },
+            ids: Trail { from: 20, open: 31 },
         };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Ok(header));
@@ -314,19 +356,31 @@ mod tests {
             assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged));
         }
         let mut newer = bytes;
-        newer[8] = 3;
+        newer[8] = 4;
         let crc = crc(&newer);
         newer[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Header::decode(&newer), Err(HeaderError::Version(3)));
-        for cut in [71, 72, 91] {
+        assert_eq!(Header::decode(&newer), Err(HeaderError::Version(4)));
+        for cut in [71, 72, 107] {
             assert_eq!(Header::decode(&bytes[..cut]), Err(HeaderError::Damaged));
         }
+        // As it was written before there were ids.
+        let mut older = bytes;
+        older[8] = 2;
+        let crc = super::crc(&older);
+        older[12..16].copy_from_slice(&crc.to_le_bytes());
+        let notes = crc32c::crc32c_append(crc, &older[72..88]);
+        older[88..92].copy_from_slice(&notes.to_le_bytes());
+        let without = Header { ids: Trail::default(), ..header };
+        assert_eq!(Header::decode(&older), Ok(without));
+        assert_eq!(Header::decode(&older[..92]), Ok(without));
+        older[80] ^= 1;
+        assert_eq!(Header::decode(&older), Err(HeaderError::Damaged));
         // As it was written before there were notes: nothing behind its 72 bytes counts.
         let mut older = bytes;
         older[8] = 1;
         let crc = super::crc(&older);
         older[12..16].copy_from_slice(&crc.to_le_bytes());
-        let without = Header { notes: Trail::default(), ..header };
+        let without = Header { notes: Trail::default(), ids: Trail::default(), ..header };
         assert_eq!(Header::decode(&older), Ok(without));
         assert_eq!(Header::decode(&older[..72]), Ok(without));
         for name in ["spare", "42.seg", "0000000000000000004x.seg", "00000000000000000042.seg2"] {

@@ -9,7 +9,8 @@
 //!
 //! Always holds: nothing is durable in the map before its fdatasync returned 0 (invariant 1); after a
 //! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4); the last
-//! bytes of a segment, its *reserve*, hold only what was asked for with [`Share::Reserved`].
+//! bytes of a segment, its *reserve*, hold only what was asked for with [`Share::Reserved`]; the first commit of a segment
+//! begins with the *opening*, a snapshot of the ids that were seen (`snapshot.rs`).
 //! No thread, no clock: `commit.rs` owns it and runs it, the model test in `tests/journal` drives it.
 
 use super::aligned::Aligned;
@@ -18,14 +19,15 @@ use super::committed::{Placed, free_chunk};
 use super::disk::Disk;
 use super::look::Next;
 use super::notes::Note;
-use super::record::{self, Head, Kind, encode};
+use super::record::{self, Head, Kind, encode, size};
 use super::recover::Rewritten;
 use super::repeats::Seqs;
 use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
+use super::snapshot;
 use super::spare::Spare;
 use crate::core::event::{Batch, Layout};
-use crate::core::limits::{EVENT_BYTES, RESERVED_BYTES};
+use crate::core::limits::{LETTER_BYTES, RESERVED_BYTES, SEEN_SHARE};
 use std::io;
 use std::sync::Arc;
 
@@ -70,6 +72,10 @@ pub struct Writer {
     marked: bool,
     /// The ids that are durable, and those of `chunk`.
     seen: Seen,
+    /// What the next write begins with, before `chunk`; the views do not get it.
+    opening: Vec<u8>,
+    /// It was said that a snapshot of the ids lacks some.
+    said: bool,
     chunk: Arc<Committed>,
     /// What is written, in whole blocks.
     blocks: Aligned,
@@ -85,14 +91,15 @@ impl Writer {
         rewritten: Option<Rewritten>,
         seen: Seen,
     ) -> Self {
+        let first_lsn = rewritten.as_ref().map_or(0, |rewritten| rewritten.segment.first_lsn);
         let active = rewritten.map(|Rewritten { spare, segment, rest }| Active {
             spare,
             salt: record::salt(map.journal, segment.first_lsn),
             end: segment.end,
             rest,
         });
-        let chunk = Arc::default();
-        Writer {
+        let is_whole = active.as_ref().is_some_and(|_| next.ids.from >= first_lsn);
+        let mut writer = Writer {
             disk,
             map,
             active,
@@ -101,9 +108,42 @@ impl Writer {
             poisoned: false,
             marked: true,
             seen,
-            chunk,
+            opening: Vec::new(),
+            said: false,
+            chunk: Arc::default(),
             blocks: Aligned::default(),
             used: Vec::new(),
+        };
+        writer.map.has_ids(!writer.seen.is_empty());
+        // The tail may have brought one along.
+        if !is_whole {
+            writer.open();
+        }
+        writer
+    }
+
+    /// Makes the snapshot of the ids that a segment begins with. Nothing may be pushed and not committed.
+    fn open(&mut self) {
+        let Some(active) = self.active.as_ref().filter(|_| !self.seen.is_empty()) else { return };
+        let most = opening_most(&active.spare);
+        if most > room(&active.spare, active.end, Share::Common) {
+            // Of a rewritten tail that fills its segment; the next one is near.
+            return;
+        }
+        let (seen, next, opening) = (&self.seen, &mut self.next, &mut self.opening);
+        let (salt, synced) = (active.salt, self.durable.lsn - 1);
+        let left_out = snapshot::write(seen, most, &mut |class, body| {
+            let head = Head { synced, ..head(next, Kind::Ids(class)) };
+            encode(opening, salt, &head, [body, b""]);
+            *next = next.behind(&head);
+        });
+        if left_out > 0 && !self.said {
+            self.said = true;
+            tracing::warn!(
+                vms = left_out,
+                "journal: the snapshot of ids has no room for those of all VMs in a segment of this size; after a restart \
+                 repeats of those that were silent longest may be stored again"
+            );
         }
     }
 
@@ -119,13 +159,16 @@ impl Writer {
 
     /// The same for records of so many `bytes`, in that part of the segment.
     pub fn fits(&self, bytes: u64, share: Share) -> bool {
-        let left = |active: &Active| room(&active.spare, active.end + self.chunk.bytes.len() as u64, share);
+        let pushed = (self.opening.len() + self.chunk.bytes.len()) as u64;
+        let left = |active: &Active| room(&active.spare, active.end + pushed, share);
         self.active.as_ref().is_some_and(|active| bytes <= left(active))
     }
 
     /// Whether records of so many `bytes` would fit a segment as large as this, if there were nothing else in it.
     pub fn would_fit(&self, bytes: u64) -> bool {
-        self.active.as_ref().is_some_and(|active| bytes <= room(&active.spare, HEADER_BYTES, Share::Common))
+        let opening = |active: &Active| if self.seen.is_empty() { 0 } else { opening_most(&active.spare) };
+        let left = |active: &Active| room(&active.spare, HEADER_BYTES + opening(active), Share::Common);
+        self.active.as_ref().is_some_and(|active| bytes <= left(active))
     }
 
     /// Whether these `batches` do not fit behind what was pushed and would all fit a segment as large as this.
@@ -144,9 +187,11 @@ impl Writer {
         self.chunk.bytes.len()
     }
 
-    /// The seqs of `batch` when it is nothing but repeats of what is durable: then nothing is to be written.
-    pub fn repeats(&self, batch: &Batch) -> Option<Seqs> {
-        Seqs::of_repeats(batch, self.chunk.first_seq().unwrap_or(self.next.seq), &self.seen)
+    /// The seqs of `batch` when it is nothing but repeats of what is durable: then nothing is to be written. `now` is
+    /// wall time in milliseconds.
+    pub fn repeats(&self, batch: &Batch, now: u64) -> Option<Seqs> {
+        let pending = self.chunk.first_seq().unwrap_or(self.next.seq);
+        Seqs::of_repeats(batch, pending, self.next.ts.max(now), &self.seen)
     }
 
     /// Encodes `batch` behind what was pushed, but for its repeats; its seqs. `now` is wall time in milliseconds.
@@ -155,9 +200,9 @@ impl Writer {
     pub fn push(&mut self, batch: &Batch, now: u64) -> Seqs {
         let first_seq = self.next.seq;
         let Some(active) = &self.active else { return Seqs::default() };
-        let seqs = Seqs::give(batch, first_seq, &mut self.seen);
-        let chunk = free_chunk(&mut self.chunk, &mut self.used);
         self.next.ts = self.next.ts.max(now);
+        let seqs = Seqs::give(batch, first_seq, self.next.ts, &mut self.seen);
+        let chunk = free_chunk(&mut self.chunk, &mut self.used);
         let ts_text = format!(",\"ts\":{},", self.next.ts);
         let mut number = itoa::Buffer::new();
         let mut prefix = Vec::with_capacity(64);
@@ -183,7 +228,7 @@ impl Writer {
             let at = chunk.bytes.len() + record::HEAD_BYTES;
             encode(&mut chunk.bytes, active.salt, &head, [&prefix, tail]);
             let len = (prefix.len() + tail.len()) as u32;
-            debug_assert!(len as usize <= EVENT_BYTES + 1);
+            debug_assert!(len as usize <= LETTER_BYTES + 1);
             chunk.events.push(Placed { seq: head.seq, ts: head.ts, at: at as u32, len, layout });
             self.next.lsn += 1;
             self.next.seq += 1;
@@ -198,15 +243,7 @@ impl Writer {
     pub fn push_note(&mut self, note: &Note) {
         let Some(active) = &self.active else { return };
         let chunk = free_chunk(&mut self.chunk, &mut self.used);
-        let head = Head {
-            lsn: self.next.lsn,
-            seq: self.next.seq - 1,
-            ts: self.next.ts,
-            synced: self.durable.lsn - 1,
-            kind: Kind::Note(note.class()),
-            joined: false,
-            layout: Layout::default(),
-        };
+        let head = Head { synced: self.durable.lsn - 1, ..head(&self.next, Kind::Note(note.class())) };
         encode(&mut chunk.bytes, active.salt, &head, [note.body(), b""]);
         self.next = self.next.behind(&head);
         self.marked = false;
@@ -223,7 +260,7 @@ impl Writer {
         }
         let written = self.write(&chunk.bytes);
         match written {
-            Ok(()) => self.seen.keep(),
+            Ok(()) => self.seen.keep(self.next.ts),
             Err(_) => self.seen.forget(),
         }
         if let Err(CommitError::DiskFull) = written {
@@ -241,6 +278,7 @@ impl Writer {
         };
         self.blocks.clear();
         self.blocks.push(&active.rest);
+        self.blocks.push(&self.opening);
         self.blocks.push(bytes);
         let from = active.end - active.rest.len() as u64;
         match active.spare.file.write_at(self.blocks.blocks(), from) {
@@ -255,17 +293,21 @@ impl Writer {
             self.poisoned = true;
             return Err(e.into());
         }
-        active.end += bytes.len() as u64;
+        active.end += (self.opening.len() + bytes.len()) as u64;
+        // It is needed once in a segment, and may be large.
+        self.opening = Vec::new();
         active.rest.clear();
         active.rest.extend_from_slice(self.blocks.rest());
         self.durable = self.next;
         self.map.advance(active.end, &self.next);
+        self.map.has_ids(!self.seen.is_empty());
         Ok(())
     }
 
     /// What was refused leaves nothing behind but its time.
     fn take_back(&mut self) {
         self.next = Next { ts: self.next.ts, ..self.durable };
+        self.opening = Vec::new();
     }
 
     /// A write found no space: the segment ends before it. What reached the file must not come back after a
@@ -290,19 +332,11 @@ impl Writer {
         let Some(active) = self
             .active
             .as_ref()
-            .filter(|a| !self.marked && a.end + record::HEAD_BYTES as u64 <= a.spare.bytes)
+            .filter(|a| !self.marked && a.end + (self.opening.len() + size(0)) as u64 <= a.spare.bytes)
         else {
             return Ok(());
         };
-        let head = Head {
-            lsn: self.next.lsn,
-            seq: self.next.seq - 1,
-            ts: self.next.ts,
-            synced: self.durable.lsn - 1,
-            kind: Kind::Marker,
-            joined: false,
-            layout: Layout::default(),
-        };
+        let head = Head { synced: self.durable.lsn - 1, ..head(&self.next, Kind::Marker) };
         let mut bytes = Vec::new();
         encode(&mut bytes, active.salt, &head, [b"", b""]);
         self.next.lsn += 1;
@@ -323,6 +357,8 @@ impl Writer {
         if self.poisoned {
             return Err(io::Error::other("an earlier write of this journal failed").into());
         }
+        // An opening that nothing was written behind is made anew in the next segment.
+        self.take_back();
         let header = Header {
             journal: self.map.journal,
             first_lsn: self.next.lsn,
@@ -331,6 +367,7 @@ impl Writer {
             synced_seq: self.next.seq - 1,
             ts: self.next.ts,
             notes: self.next.notes,
+            ids: self.next.ids,
         };
         match activate(&*self.disk, &*spare.file, spare.name, &header) {
             Ok(()) => {}
@@ -351,19 +388,31 @@ impl Writer {
             ts: header.ts,
         });
         self.active = Some(Active { spare, salt: header.salt(), end: HEADER_BYTES, rest: Vec::new() });
+        self.open();
         Ok(())
     }
+}
+
+/// A record that is no event, and comes next.
+fn head(next: &Next, kind: Kind) -> Head {
+    let (lsn, seq, ts) = (next.lsn, next.seq - 1, next.ts);
+    Head { lsn, seq, ts, synced: 0, kind, joined: false, layout: Layout::default() }
+}
+
+/// What the opening of a segment may take, in bytes.
+fn opening_most(spare: &Spare) -> u64 {
+    spare.bytes / SEEN_SHARE
 }
 
 /// What records behind `end` may take of a segment; a marker must fit behind them.
 fn room(spare: &Spare, end: u64, share: Share) -> u64 {
     let reserve = if share == Share::Common { RESERVED_BYTES.min(spare.bytes / 8) } else { 0 };
-    spare.bytes.saturating_sub(end + record::size(0) as u64 + reserve)
+    spare.bytes.saturating_sub(end + size(0) as u64 + reserve)
 }
 
 /// What the record of `note` takes.
 pub fn note_bytes(note: &Note) -> u64 {
-    record::size(note.body().len()) as u64
+    size(note.body().len()) as u64
 }
 
 /// What the records of `batch` take at the most.

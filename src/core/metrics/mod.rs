@@ -28,6 +28,7 @@ use super::events::Recorder;
 use super::journal::Journal;
 use super::journal::disk::Disk;
 use super::journal::writer::Committed;
+use super::latest::Latest;
 use super::limits::METRICS_TIME;
 use super::logs::Logs;
 use super::status::{State, VmTable};
@@ -62,6 +63,8 @@ pub struct Running {
     pub journal: Arc<Journal>,
     /// Its logs.
     pub logs: Arc<Logs>,
+    /// The newest event of each key.
+    pub latest: Arc<Latest>,
     /// Consumer groups.
     pub groups: Arc<Groups>,
     /// Whether it ends.

@@ -134,7 +134,7 @@ impl Pass {
                 }
                 Ok(())
             }
-            Found::Event(_) | Found::Note(..) => Ok(()),
+            Found::Event(_) | Found::Note(..) | Found::Ids(..) => Ok(()),
             Found::Lost(damage) => {
                 bounds.lost.push(damage.seqs.clone());
                 lost.push(damage);

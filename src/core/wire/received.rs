@@ -55,6 +55,11 @@ pub enum Received<'a> {
         /// … to this one, both included.
         to: u64,
     },
+    /// This subscription was sent the newest event of each key.
+    State {
+        /// The subscription's name.
+        sub: Cow<'a, str>,
+    },
     /// The operator ended this subscription.
     Unsubscribed {
         /// Its name.
@@ -105,6 +110,8 @@ pub struct Ack<'a> {
     pub next_seq: Option<u64>,
     /// Of `subscribe`: what was asked for and is gone.
     pub gap: Option<Gap>,
+    /// Of `subscribe`: the newest events per key come first, of everything up to this seq.
+    pub state: Option<u64>,
     /// Of what is about a group: its name.
     #[serde(borrow)]
     pub group: Option<Text<'a>>,
@@ -155,6 +162,12 @@ struct Gone<'a> {
     sub: Option<Text<'a>>,
     from: u64,
     to: u64,
+}
+
+#[derive(Deserialize)]
+struct Sub<'a> {
+    #[serde(borrow)]
+    sub: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -233,6 +246,10 @@ impl<'a> Received<'a> {
                 let Over { sub, group, code, reason } = serde_json::from_slice(body)?;
                 let group = group.map(|group| group.0);
                 Received::Unsubscribed { sub: text(sub), group, code: text(code), reason: text(reason) }
+            }
+            "state" => {
+                let Sub { sub } = serde_json::from_slice(body)?;
+                Received::State { sub: text(sub) }
             }
             "heartbeat" => Received::Heartbeat,
             "close" => {

@@ -6,6 +6,7 @@
 use super::frame::{framed, refusal};
 use super::group::{Join, check_name, parse_join};
 use crate::core::event::{Text, string_body};
+use crate::core::identity::VmName;
 use crate::core::limits::{ID_BYTES, PATTERN_STARS, PATTERN_TOKENS, PATTERNS, SUB_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
@@ -23,8 +24,10 @@ pub enum From {
     Seq(u64),
     /// At the first event that is not older; milliseconds since 1970.
     Ts(u64),
-    /// Behind the newest event of this id.
-    Id(String),
+    /// Behind the newest event of this id, of this VM if one is named.
+    Id(String, Option<VmName>),
+    /// At the newest event of each key, as far as it is behind this seq; then at what is published from now on.
+    State(u64),
 }
 
 /// A wish to be sent events.
@@ -75,6 +78,8 @@ struct Place {
     seq: Option<u64>,
     ts: Option<u64>,
     id: Option<String>,
+    state: Option<u64>,
+    vm: Option<String>,
 }
 
 /// Reads the body of a frame that is a `subscribe`.
@@ -114,9 +119,21 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
         (Some(sub), None, Some(topics)) => (sub, topics.iter().map(pattern).collect::<Result<_, _>>()?),
     };
     if is_group {
+        refuse_state(&from)?;
         return parse_join(body, patterns, from).map(Box::new).map(Subscribed::Group);
     }
     Ok(Subscribed::Alone(Subscribe { sub: check_sub(&sub.0)?, patterns, from }))
+}
+
+/// A group's events are handed out one after the other, and done for good: a state that is written over is no such thing.
+pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
+    match from {
+        From::State(_) => Err(Refusal::new(
+            "bad-from",
+            "a group does not begin at the state: read that with a subscription of its own, or with 'latest'",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the body of a frame that is an `unsubscribe`.
@@ -185,19 +202,26 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
-            r#"from is "latest", "earliest", {"seq":1 or more}, {"ts":milliseconds} or {"id":"…"}"#,
+            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"state":seq} or {"id":"…"}, with the name of a "vm" or not"#,
         )
     };
     match raw.get() {
         "null" | "\"latest\"" => return Ok(From::Latest),
         "\"earliest\"" => return Ok(From::Earliest),
+        "\"state\"" => return Ok(From::State(0)),
         text if !text.starts_with('{') => return Err(wrong()),
         _ => {}
     }
     match serde_json::from_str(raw.get()).map_err(|_| wrong())? {
-        Place { seq: Some(seq), ts: None, id: None } if seq > 0 => Ok(From::Seq(seq)),
-        Place { seq: None, ts: Some(ts), id: None } => Ok(From::Ts(ts)),
-        Place { seq: None, ts: None, id: Some(id) } if (1..=ID_BYTES).contains(&id.len()) => Ok(From::Id(id)),
+        Place { seq: Some(seq), ts: None, id: None, state: None, .. } if seq > 0 => Ok(From::Seq(seq)),
+        Place { seq: None, ts: Some(ts), id: None, state: None, .. } => Ok(From::Ts(ts)),
+        Place { seq: None, ts: None, id: None, state: Some(seq), .. } => Ok(From::State(seq)),
+        Place { seq: None, ts: None, id: Some(id), state: None, vm }
+            if (1..=ID_BYTES).contains(&id.len()) =>
+        {
+            let vm = vm.map(|vm| VmName::parse(&vm)).transpose().map_err(|_| wrong())?;
+            Ok(From::Id(id, vm))
+        }
         _ => Err(wrong()),
     }
 }
@@ -212,6 +236,24 @@ pub fn subscribe_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, gap: Option<(u
             out.extend_from_slice(format!(",\"gap\":{{\"from\":{from},\"to\":{to}}}").as_bytes());
         }
         out.push(b'}');
+    });
+}
+
+/// Appends the ack of a subscription that begins with the state, at `next_seq`, of everything up to `through`.
+pub fn state_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, through: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"subscribe\",\"status\":\"ok\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"next_seq\":{next_seq},\"state\":{through}}}").as_bytes());
+    });
+}
+
+/// Appends what says that a subscription was sent the whole state.
+pub fn state_end(out: &mut Vec<u8>, sub: &str, through: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"state\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"through\":{through}}}").as_bytes());
     });
 }
 
@@ -291,7 +333,8 @@ mod tests {
             (r#""earliest""#, From::Earliest),
             (r#"{"seq":7}"#, From::Seq(7)),
             (r#"{"ts":0,"new":1}"#, From::Ts(0)),
-            (r#"{"id":"x"}"#, From::Id("x".into())),
+            (r#"{"id":"x"}"#, From::Id("x".into(), None)),
+            (r#"{"id":"x","vm":"devbox"}"#, From::Id("x".into(), VmName::parse("devbox").ok())),
         ] {
             assert_eq!(alone(&format!(r#"{{"topic":"a","from":{from}}}"#)).from, want);
         }
@@ -337,6 +380,8 @@ mod tests {
             (r#"{"topic":"a","from":{"seq":"1"}}"#, "bad-from"),
             (r#"{"topic":"a","from":{"seq":1,"ts":1}}"#, "bad-from"),
             (r#"{"topic":"a","from":{"id":""}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"id":"x","vm":"a b"}}"#, "bad-from"),
+            (r#"{"topic":"a","from":{"id":"x","vm":7}}"#, "bad-from"),
             (r#"{"topic":"a","group":"a b"}"#, "bad-group"),
             (r#"{"topic":"a","group":"g","sub":"s"}"#, "bad-sub"),
         ] {

@@ -62,12 +62,13 @@ impl Counting {
         self.counts.expired(events);
     }
 
-    pub fn forget(&mut self, seq: u64) {
-        self.since.remove(&seq);
+    /// Nothing is held any more.
+    pub fn clear(&mut self) {
+        self.since = HashMap::new();
     }
 
-    pub fn forget_all(&mut self) {
-        self.since = HashMap::new();
+    pub fn forget(&mut self, seq: u64) {
+        self.since.remove(&seq);
     }
 }
 

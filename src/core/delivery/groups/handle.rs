@@ -156,7 +156,7 @@ impl Handle {
         (machine, stage): (Group, Stage),
         shared: Shared,
     ) -> Arc<Self> {
-        let counting = shared.counts.as_ref().map(|counts| Counting::new(counts.of(&name)));
+        let counting = shared.counts.iter().map(|counts| Counting::new(counts.of(&name))).next();
         Arc::new(Handle {
             interest: Arc::new(Interest::of_group(&name, patterns, spec.max_attempts)),
             patterns: patterns.into(),
@@ -292,8 +292,8 @@ impl State {
     pub(super) fn clear(&mut self) {
         self.held.fetch_sub(std::mem::take(&mut self.bytes), Relaxed);
         self.lines = HashMap::new();
-        self.counting.iter_mut().for_each(Counting::forget_all);
         self.expires = false;
+        self.counting.iter_mut().for_each(Counting::clear);
         (self.dying, self.burying, self.letters) = (Vec::new(), Vec::new(), VecDeque::new());
     }
 

@@ -7,6 +7,7 @@
 //! Always holds: an answer is taken only when all before it is; a dead letter is written only when the journal has the
 //! attempts that made it one, so that a crash makes no second chance of it. Owner: [`super::writer`].
 
+use super::counting::Counting;
 use super::handle::{Handle, Stage, State};
 use super::letters;
 use super::notes::{Record, What};
@@ -113,7 +114,7 @@ impl Handle {
             state.letters.pop_front();
         }
         state.machine.buried(seq);
-        state.counting.iter().for_each(|counting| counting.dead_letter());
+        state.counting.iter().for_each(Counting::dead_letter);
         state.forget(seq);
         self.act(&mut state);
     }

@@ -29,6 +29,7 @@ use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
 use crate::core::identity::VmName;
 use crate::core::journal::{Journal, Outcome};
+use crate::core::latest::Latest;
 use crate::core::limits::{GROUPS, GROUPS_PER_VM, Limits};
 use crate::core::metrics::groups::Table;
 use crate::core::refusal::Refusal;
@@ -63,6 +64,8 @@ pub struct Groups {
     limits: Limits,
     handles: Mutex<Handles>,
     shared: Shared,
+    /// Keeps dead letters.
+    latest: Arc<Latest>,
     /// Dead letters under way.
     letters: Arc<Semaphore>,
     members: AtomicU64,
@@ -84,7 +87,7 @@ impl Groups {
         journal: Arc<Journal>,
         replay: Replay,
         dirty: Arc<Dirty>,
-        counts: Option<Arc<Table>>,
+        (latest, counts): (Arc<Latest>, Option<Arc<Table>>),
     ) -> Arc<Self> {
         // Also of those that are damaged there is something to take the place of.
         let is_used = replay.is_any || journal.map().notes().from > 0;
@@ -111,6 +114,7 @@ impl Groups {
             limits: limits.clone(),
             handles: Mutex::new(handles),
             shared,
+            latest,
             letters: Arc::new(Semaphore::new(GROUPS)),
             members: AtomicU64::new(0),
             is_used: AtomicBool::new(is_used),
@@ -315,6 +319,9 @@ impl Groups {
     }
 
     fn publish(&self, letter: Batch) -> oneshot::Receiver<Outcome> {
+        if let Err(error) = self.latest.begin() {
+            tracing::error!(%error, "latest: no thread; dead letters are kept no longer than other events");
+        }
         match self.letters.clone().try_acquire_owned() {
             Ok(permit) => self.journal.submit_reserved(LANE, letter, permit),
             // There is one for each group, which has one letter under way.

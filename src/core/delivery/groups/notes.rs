@@ -68,7 +68,7 @@ pub struct Replay {
     /// Of a snapshot whose end did not come yet.
     staged: Option<BTreeMap<Box<str>, Known>>,
     /// There was a record.
-    pub(super) is_any: bool,
+    pub is_any: bool,
     /// Records that were not understood.
     pub(super) unknown: u64,
 }
