@@ -18,7 +18,13 @@ mod completions;
 #[cfg(feature = "broker")]
 mod config;
 #[cfg(feature = "broker")]
+mod dlq;
+#[cfg(feature = "broker")]
+mod group;
+#[cfg(feature = "broker")]
 mod host;
+#[cfg(feature = "broker")]
+mod latest;
 #[cfg(feature = "broker")]
 mod logs;
 #[cfg(feature = "broker")]
@@ -57,7 +63,13 @@ pub use completions::CompletionsArgs;
 #[cfg(feature = "broker")]
 pub use config::{CheckArgs, ConfigCommand};
 #[cfg(feature = "broker")]
+pub use dlq::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs};
+#[cfg(feature = "broker")]
+pub use group::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupLsArgs, GroupSeekArgs};
+#[cfg(feature = "broker")]
 pub use host::{BusCommand, HostCommand};
+#[cfg(feature = "broker")]
+pub use latest::{LatestArgs, SnapshotArgs};
 #[cfg(feature = "broker")]
 pub use logs::LogsArgs;
 #[cfg(feature = "broker")]

@@ -49,11 +49,11 @@ fn serve(
     let policy = configured.examine(&[geteuid().as_raw()]);
     configured.refuse_mistakes()?;
     let (in_force, policy) = watch::channel(Arc::new(policy));
-    let Settings { tcp, unix, vsock, metrics, log_level, log_format, mut limits, .. } =
+    let Settings { tcp, unix, vsock, metrics, log_level, log_format, topics, mut limits, .. } =
         configured.settings.clone();
     // In whole blocks.
     limits.segment_bytes &= !(BLOCK as u64 - 1);
-    let config = Config { root, tcp, unix, vsock, metrics, policy, retention: Vec::new(), handed, limits };
+    let config = Config { root, tcp, unix, vsock, metrics, policy, handed, topics, limits };
     config.check()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // From here on a signal ends nothing by itself.

@@ -221,7 +221,8 @@ impl Config {
         let reloads = ["broker.trust", "broker.hybrid"];
         let others = table::SETTINGS.iter().filter(|setting| !reloads.contains(&&*setting.name()));
         let differ = others.filter(|setting| setting.text(&self.settings) != setting.text(&other.settings));
-        differ.map(|setting| setting.name()).collect()
+        let topics = (self.settings.topics != other.settings.topics).then(|| "topics".to_owned());
+        differ.map(|setting| setting.name()).chain(topics).collect()
     }
 }
 

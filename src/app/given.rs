@@ -4,7 +4,9 @@
 
 use super::failure::{Exit, Failure};
 use crate::core::clock;
+use crate::core::follow::Begin;
 use crate::core::identity::VmName;
+use crate::core::limits::ID_BYTES;
 use crate::core::state_root::StateRoot;
 use crate::core::tail::filter::Grep;
 use crate::core::tail::when::{When, WhenError};
@@ -42,6 +44,32 @@ pub fn pattern(text: &str) -> Result<Pattern, Failure> {
 /// It is neither.
 pub fn when(text: &str) -> Result<When, WhenError> {
     When::parse(text, clock::wall_ms(), &TimeZone::system())
+}
+
+/// Reads where to begin: `latest`, `earliest`, `state`, a time, a seq or an id; `what` it was typed as.
+///
+/// # Errors
+/// It is none of these.
+pub fn begin(what: &str, text: &str) -> Result<Begin, Failure> {
+    let bad = |why: String| Failure::new(Exit::BadData, "bad-from", format!("{what} {why}"));
+    if let Some(id) = text.strip_prefix("id:") {
+        if id.is_empty() || id.len() > ID_BYTES || id.contains(char::is_control) {
+            return Err(bad(format!("{text:?}: an id is 1-{ID_BYTES} bytes without control characters")));
+        }
+        return Ok(Begin::Id(id.to_owned()));
+    }
+    let seq = text.strip_prefix("seq:").map(|seq| format!("@{seq}"));
+    match text {
+        "latest" => Ok(Begin::Latest),
+        "earliest" => Ok(Begin::Earliest),
+        "state" => Ok(Begin::State(0)),
+        _ => match when(seq.as_deref().unwrap_or(text)) {
+            // There is no event 0: all of them, as `bus tail --since` has it.
+            Ok(When::Seq(seq)) => Ok(Begin::Seq(seq.max(1))),
+            Ok(When::Time(ms)) => Ok(Begin::Time(ms)),
+            Err(e) => Err(bad(format!("is latest, earliest, state, id:ID or a time, and {e}"))),
+        },
+    }
 }
 
 /// Reads an expression.

@@ -5,10 +5,11 @@
 
 use super::failure::{Exit, Failure};
 use super::given::check_root;
-use crate::core::client::{Client, ClientError, Target};
+use crate::core::client::{Bus, Client, ClientError, Error, Target, Times};
 use crate::core::door::unix::PATH_BYTES;
 use crate::core::state_root::{Holder, StateRoot};
 use std::io;
+use std::sync::Arc;
 
 /// What the host says of itself.
 pub const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
@@ -20,6 +21,30 @@ pub const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
 pub async fn connect(root: &StateRoot) -> Result<Client, Failure> {
     check(root)?;
     Client::connect(&Target::Unix(root.socket()), HELLO).await.map_err(|error| no_session(root, error))
+}
+
+/// The same as a bus, for a command that asks several things.
+///
+/// # Errors
+/// As there.
+pub async fn bus(root: &StateRoot) -> Result<Bus, Failure> {
+    check(root)?;
+    let hello = format!("{HELLO},heartbeat");
+    Bus::connect_as(&Target::Unix(root.socket()), &hello, Times::default()).await.map_err(|error| match error
+    {
+        Error::NoSession(error) => no_session(root, own(error)),
+        error => lost(&error),
+    })
+}
+
+/// The error itself, of which nobody else has a copy.
+pub fn own(error: Arc<ClientError>) -> ClientError {
+    Arc::try_unwrap(error).unwrap_or_else(|error| ClientError::Protocol(error.to_string()))
+}
+
+/// There was a session.
+pub fn lost(error: &Error) -> Failure {
+    Failure::new(Exit::TryAgain, "connection-lost", format!("{error}; try it again"))
 }
 
 /// Whether there can be a socket of `root`, and whether this user may look.

@@ -6,6 +6,8 @@
 #[cfg(feature = "agent")]
 mod agent;
 #[cfg(feature = "broker")]
+mod asked;
+#[cfg(feature = "broker")]
 mod backup;
 #[cfg(feature = "broker")]
 mod bench;
@@ -17,11 +19,17 @@ mod completions;
 mod config;
 #[cfg(feature = "broker")]
 mod config_check;
+#[cfg(feature = "broker")]
+mod dlq;
 mod failure;
 #[cfg(feature = "broker")]
 mod given;
 #[cfg(feature = "broker")]
+mod group;
+#[cfg(feature = "broker")]
 mod host;
+#[cfg(feature = "broker")]
+mod latest;
 #[cfg(feature = "broker")]
 mod logging;
 #[cfg(feature = "broker")]
@@ -38,6 +46,8 @@ mod reload;
 mod service;
 #[cfg(feature = "broker")]
 mod status;
+#[cfg(feature = "broker")]
+mod status_groups;
 #[cfg(feature = "broker")]
 mod status_table;
 #[cfg(feature = "broker")]

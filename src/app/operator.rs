@@ -4,10 +4,10 @@
 
 use super::failure::{Exit, Failure};
 use super::{
-    backup, bench, broker, completions, config, config_check, given, logs, man, publish, reload, status,
-    subscribe, tail, verify, vm_forget,
+    backup, bench, broker, completions, config, config_check, dlq, given, group, latest, logs, man, publish,
+    reload, status, subscribe, tail, verify, vm_forget,
 };
-use crate::cli::{BusCommand, ConfigCommand, HostCommand, VmCommand};
+use crate::cli::{BusCommand, ConfigCommand, DlqCommand, HostCommand, VmCommand};
 use crate::core::config::LogFormat;
 use std::path::PathBuf;
 
@@ -36,7 +36,14 @@ pub fn run(
         command,
         HostCommand::Broker(_)
             | HostCommand::Bench(_)
-            | HostCommand::Bus(BusCommand::Publish(_) | BusCommand::Subscribe(_))
+            | HostCommand::Bus(
+                BusCommand::Publish(_)
+                    | BusCommand::Subscribe(_)
+                    | BusCommand::Latest(_)
+                    | BusCommand::Snapshot(_)
+                    | BusCommand::Dlq(_)
+                    | BusCommand::Group(_)
+            )
     );
     if !looks_itself {
         given::check_root(&root)?;
@@ -53,7 +60,11 @@ pub fn run(
         }
         HostCommand::Bus(BusCommand::Publish(args)) => publish::run(&root, *args),
         HostCommand::Bus(BusCommand::Subscribe(args)) => subscribe::run(&root, &args),
+        HostCommand::Bus(BusCommand::Group(command)) => group::run(&root, &command),
         HostCommand::Bus(BusCommand::Tail(args)) => tail::run(&root, &args),
+        HostCommand::Bus(BusCommand::Latest(args)) => latest::run(&root, &args),
+        HostCommand::Bus(BusCommand::Snapshot(args)) => latest::snapshot(&root, &args),
+        HostCommand::Bus(BusCommand::Dlq(command)) => dlq::run(&root, &command),
         HostCommand::Completions(args) => completions::run(&args),
         HostCommand::Logs(args) => logs::run(&root, &args),
         HostCommand::Man(args) => man::run(&args),
@@ -78,6 +89,14 @@ fn wants_json(command: &HostCommand) -> bool {
         HostCommand::Broker(args) => args.log_format.as_deref() == Some("json"),
         HostCommand::Bus(BusCommand::Publish(args)) => args.json,
         HostCommand::Bus(BusCommand::Subscribe(args)) => args.json,
+        HostCommand::Bus(BusCommand::Latest(args)) => args.json,
+        HostCommand::Bus(BusCommand::Snapshot(args)) => args.json,
+        HostCommand::Bus(BusCommand::Dlq(command)) => match command {
+            DlqCommand::Ls(args) => args.json,
+            DlqCommand::Retry(args) | DlqCommand::Purge(args) => args.json,
+            DlqCommand::Show(_) => false,
+        },
+        HostCommand::Bus(BusCommand::Group(command)) => command.json(),
         HostCommand::Vm(VmCommand::Forget(args)) => args.json,
         HostCommand::Verify(args) => args.json,
         HostCommand::Backup(args) => args.json,

@@ -152,6 +152,9 @@ fn words(snapshot: &Snapshot) -> String {
     if snapshot.logs_stalled.is_some() {
         text.push_str("; the logs are not being written");
     }
+    if snapshot.latest.as_ref().is_some_and(|latest| latest.stalled.is_some()) {
+        text.push_str("; the newest events per key are not being written");
+    }
     if !journal.damage.is_empty() {
         text.push_str("; the journal is damaged, see castra status");
     }

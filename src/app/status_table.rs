@@ -3,6 +3,7 @@
 //! Always holds: a line is no wider than the terminal; where a table would be, and for one VM that was named, each VM is
 //! a paragraph. Columns that find no room are left out, never what a paragraph says. Owner: `status.rs`.
 
+use super::status_groups;
 use super::terminal::{cut, has_color, stdout_height, stdout_width};
 use super::words::{age, list};
 use crate::core::limits::REACHABLE_MS;
@@ -74,6 +75,9 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     if let Some(why) = &report.broker.logs_stalled {
         warn(format!("logs are not being written: {why}"))?;
     }
+    if let Some(why) = report.broker.latest.as_ref().and_then(|latest| latest.stalled.as_ref()) {
+        warn(format!("the newest events per key are not being written: {why}"))?;
+    }
     if journal.ts_ahead_ms > 0 {
         warn(format!("the clock was set back: ts stands still for {}", age(journal.ts_ahead_ms as i64)))?;
     }
@@ -83,8 +87,13 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     if let Some(text) = lost(report) {
         writeln!(out, "{}", cut(&text, width))?;
     }
+    let groups = |out: &mut Vec<u8>| match one {
+        true => Ok(()),
+        false => status_groups::write(out, report, width, |head| paint.with(DIM, head)),
+    };
     if report.vms.is_empty() {
-        return writeln!(out, "{}", cut("no VM has said hello yet", width));
+        writeln!(out, "{}", cut("no VM has said hello yet", width))?;
+        return groups(out);
     }
     let mut rows: Vec<Vec<String>> = report.vms.iter().map(cells).collect();
     let widths = widths(&rows, width);
@@ -96,6 +105,7 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
         }
         table(out, &rows, &widths, &paint)?;
     }
+    groups(out)?;
     if width < LEGEND_WIDTH {
         return Ok(());
     }

@@ -1,8 +1,9 @@
 //! The commands of the host: the broker, and what an operator types beside it.
 
 use super::{
-    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, LogsArgs, ManArgs, PublishArgs,
-    StatusArgs, SubscribeArgs, TailArgs, VerifyArgs, VmCommand,
+    BackupArgs, BenchCommand, BrokerArgs, CompletionsArgs, ConfigCommand, DlqCommand, GroupCommand,
+    LatestArgs, LogsArgs, ManArgs, PublishArgs, SnapshotArgs, StatusArgs, SubscribeArgs, TailArgs,
+    VerifyArgs, VmCommand,
 };
 use clap::Subcommand;
 
@@ -53,7 +54,19 @@ pub enum BusCommand {
     /// Print events as they are published, or run a command for each; resumes by itself
     #[command(after_help = super::subscribe::HELP)]
     Subscribe(Box<SubscribeArgs>),
+    /// Consumer groups: list, make, move and remove them
+    #[command(subcommand, after_help = super::group::HELP)]
+    Group(GroupCommand),
     /// Print the bus's logs; works without a broker and never waits for one
     #[command(after_help = super::tail::HELP)]
     Tail(TailArgs),
+    /// Print the newest event of each key of a topic
+    #[command(after_help = super::latest::LATEST_HELP)]
+    Latest(LatestArgs),
+    /// Publish the newest event of each key of a topic
+    #[command(after_help = super::latest::SNAPSHOT_HELP)]
+    Snapshot(SnapshotArgs),
+    /// Look after events that groups gave up
+    #[command(subcommand, after_help = super::dlq::HELP)]
+    Dlq(DlqCommand),
 }

@@ -35,6 +35,11 @@ Fields of --json (ages are milliseconds, null when never):
   broker.journal.damage        ranges that were durable and cannot be read (at most 16;
                                logs/broker.log has all)
   broker.logs_stalled          why the logs are not being written, or null
+  broker.latest                the newest events per key ([[topics]] in castra.toml, and dead
+                               letters); null where there are none:
+    .seq                       how far they have come
+    .lost                      events that were gone before they were looked at
+    .stalled                   why they are not being written, or null
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written
   broker.counters              since the broker started; those of the last one when offline:
@@ -76,7 +81,18 @@ Fields of --json (ages are milliseconds, null when never):
   vms[].queued                 events that wait in the broker for its sessions
   vms[].lag                    events that its slowest subscription is behind head_seq; 0 when
                                all are live
-  vms[].in_flight              publishes that wait for the disk";
+  vms[].in_flight              publishes that wait for the disk
+  groups_count                 consumer groups
+  groups[]                     those that are furthest behind, at most 64; 'castra bus group ls'
+                               has all. At most a second old
+  groups[].name, lag           seqs, of whatever topic, between what is done and head_seq
+  groups[].members             0 when the broker does not run
+  groups[].in_flight           events that they hold
+  groups[].dead                given up, the dead letter is not durable yet
+  groups[].expired_undelivered events that expired (ttl_ms, retention) before the group had
+                               them, since the broker started
+  groups[].stalled             why nothing is delivered: no members, in-flight full, waiting
+                               full, behind retention; or null";
 
 /// `castra status`.
 #[derive(Args, Debug)]

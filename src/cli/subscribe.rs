@@ -14,13 +14,15 @@ pub const HELP: &str = r#"Examples:
   castra bus subscribe --from @4711 -o json > events.jsonl         go on with this event
   castra bus subscribe --from 10m 'build.>' -o raw | ./work        the last ten minutes, and on
   castra bus subscribe deploy --exec 'jq .payload | ./deploy'      a command for each event
+  castra bus subscribe --group mailers 'jobs.mail.*' --from earliest --exec ./mail     a worker
   castra bus subscribe --broker tcp:127.0.0.1:7070 --vm web vm:web in a guest: its mailbox
 
 Without a pattern it is '>': every topic, but no mailbox (vm:NAME, or vm:* for all of them) and
 none of the broker's own ($…). The host may subscribe to everything, a guest to no mailbox but
 its own and to no $….
 
---from is latest (what is published from now on), earliest, @SEQ (this event first), id:ID (what
+--from is latest (what is published from now on), earliest, state (the newest event of each key
+of topics that are compacted, then what is published), @SEQ (this event first), id:ID (what
 follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d), now, RFC 3339
 (2026-11-21T08:00:00Z), or a local time ('2026-11-21 08:00').
 
@@ -42,6 +44,16 @@ SIGTERM) lets it finish, a second one ends it (SIGTERM), a third one kills it. W
 meanwhile waits, 1 MiB at the most; the rest waits in the broker's journal. A command that runs
 when --timeout is over gets SIGTERM, and SIGKILL 5 s later.
 
+With --group it is a member of a consumer group, which the broker remembers: members share its
+events, wherever they run, and each is delivered until somebody acks it. It begins where the
+group is; --from, --ack-timeout, --max-attempts and the patterns are those of a group that is
+new. An event is acked when it was printed and flushed. With --exec it is acked when the command
+ends with 0, and else nacked: it comes again after a while, and after --max-attempts it is a dead
+letter ($dlq.GROUP) with the exit codes and the last lines on stderr as reasons. Commands also
+have CASTRA_GROUP, CASTRA_ATTEMPT and CASTRA_MAX_ATTEMPTS; while one runs the group waits for it,
+and --max-in-flight of them run at once. Told to end it takes no more, lets what runs come to its
+end, and leaves.
+
 Exit codes:
   0    N events were printed or handed to the command; without -c: told to end (SIGINT,
        SIGTERM), or nobody reads stdout any more
@@ -61,11 +73,11 @@ pub struct SubscribeArgs {
     /// Topics or patterns (* is one token, a last > is one or more); none: '>'
     #[arg(value_name = "PATTERN")]
     pub patterns: Vec<String>,
-    /// Begin here: latest, earliest, @SEQ, id:ID or TIME
+    /// Begin here: latest, earliest, state, @SEQ, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
     /// End when N events were printed, or handed to the command
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short, long, value_name = "N", conflicts_with = "group", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// End after so long, and the command of --exec too; then the exit code is 124
     #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
@@ -79,6 +91,18 @@ pub struct SubscribeArgs {
     /// Print nothing; run this command for each event
     #[arg(long, value_name = "CMD", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["output", "utc"])]
     pub exec: Option<String>,
+    /// Be a member of this group: its events are shared, and each is acked when it was handled
+    #[arg(long, value_name = "GROUP", help_heading = "With a group")]
+    pub group: Option<String>,
+    /// Hold so many events at the most; with --exec run so many commands at once [default: 1000, with --exec 1]
+    #[arg(long, value_name = "N", requires = "group", help_heading = "With a group", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_in_flight: Option<u32>,
+    /// A new group delivers an event again that is not answered within this [default: 30s]
+    #[arg(long, value_name = "TIME", requires = "group", help_heading = "With a group", value_parser = parse_some_time)]
+    pub ack_timeout: Option<Duration>,
+    /// A new group gives an event up after so many deliveries [default: 5]
+    #[arg(long, value_name = "N", requires = "group", help_heading = "With a group", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: Option<u32>,
     /// The broker, for a guest [default: the host's, over the socket in the state root]
     #[arg(long, value_name = "tcp:HOST:PORT|unix:PATH", requires = "vm")]
     pub broker: Option<String>,

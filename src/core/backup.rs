@@ -1,7 +1,7 @@
 //! Copies a state root beside a broker that may be writing it, without asking it.
 //!
 //! ```text
-//! checkpoint, status ─▶ all segments opened, the newest scanned ─▶ segments copied ─▶ logs, records copied
+//! newest events per key, checkpoint, status ─▶ all segments opened, the newest scanned ─▶ segments copied ─▶ logs, records copied
 //!   ─▶ fsync ─▶ recovery of the copy ─▶ verify of the copy ─▶ DIR.partial becomes DIR
 //! ```
 //!
@@ -11,11 +11,13 @@
 //! * The newest segment is copied up to the last record that the scan saw. Every byte before that was there
 //!   then, or is of a commit that nobody was told of: so no record that is copied calls durable what was read too
 //!   early to be there.
+//! * The newest events per key are copied by SQLite, as of one moment, before the segments are opened: they have no event
+//!   that is not copied, and what the journal has lost since is seen by its first seq; then they are copied again.
 //! * The checkpoint is older than every log that is copied, so all it vouches for is in them.
 //! * Lines of a running broker's logs are copied up to the last event that is known durable, and such an event
 //!   is in a segment that was opened before: every line that is copied has its event.
 //!
-//! Always holds: nothing in the source is written; DIR is there whole and verified, or not at all. Owner:
+//! Always holds: nothing in the source is written, but for what SQLite keeps beside a database that is read; DIR is there whole and verified, or not at all. Owner:
 //! `app/backup.rs`.
 
 use super::descriptors::raise_descriptors;
@@ -24,6 +26,7 @@ use super::journal::held::Held;
 use super::journal::inspect::Inspection;
 use super::journal::segment::segment_name;
 use super::journal::{OpenError, Opened};
+use super::latest::copy;
 use super::limits::SEGMENT_MIN_BYTES;
 use super::log_files::end_of_last;
 use super::state_root::{StateRoot, open_plain, sync_dir};
@@ -40,6 +43,8 @@ use std::sync::Arc;
 
 /// So much is copied before progress is said, in bytes.
 const STEP: u64 = 8 * 1024 * 1024;
+/// The newest events per key are copied so often at the most, while retention overtakes the copy.
+const COPIES: usize = 5;
 /// Room for what is not counted: folders, the status, a record or two that came meanwhile.
 const SLACK: u64 = 4 * 1024 * 1024;
 
@@ -117,19 +122,6 @@ pub fn backup(
     let journal = root.journal_id().map_err(VerifyError::from)?;
     let journal = journal.ok_or_else(|| VerifyError::NoJournal(root.path().into()))?;
     let (dir, partial) = place(root, dir)?;
-    let checkpoint = match std::fs::read(root.checkpoint()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        read => Some(read.map_err(failed(&root.checkpoint()))?),
-    };
-    let known = Known::read(root)?;
-    raise_descriptors();
-    let held = Held::open(&root.journal()).map_err(failed(&root.journal()))?;
-    let mut inspection = Inspection::open(held, journal, known.stored).map_err(VerifyError::from)?;
-    if let Some(unusable) = inspection.take_unusable() {
-        return Err(unusable.into());
-    }
-    has_room(root, &inspection, &dir)?;
-
     DirBuilder::new().mode(0o700).create(&partial).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => BackupError::Target {
             path: partial.clone(),
@@ -137,8 +129,8 @@ pub fn backup(
         },
         _ => cannot_create(&partial, error),
     })?;
-    let source = Source { root, inspection, checkpoint, known };
-    let made = source.copy_to(&partial, journal, progress).and_then(|report| {
+    let made = Source::look(root, journal, &dir, &partial).and_then(|source| {
+        let report = source.copy_to(&partial, journal, progress)?;
         let bytes = tree_bytes(&partial).map_err(failed(&partial))?;
         std::fs::rename(&partial, &dir).map_err(failed(&dir))?;
         let parent = dir.parent().unwrap_or(Path::new("/"));
@@ -220,7 +212,36 @@ struct Source<'a> {
     known: Known,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// Copies the newest events per key to `partial`, then opens all that is to be copied behind them.
+    fn look(root: &'a StateRoot, journal: u128, dir: &Path, partial: &Path) -> Result<Self, BackupError> {
+        raise_descriptors();
+        let mut attempt = 0;
+        loop {
+            let to = StateRoot::resolve(Some(partial.to_owned())).latest();
+            let latest = copy::copy(&root.latest(), &to).map_err(failed(&root.latest()))?;
+            let checkpoint = match std::fs::read(root.checkpoint()) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                read => Some(read.map_err(failed(&root.checkpoint()))?),
+            };
+            let known = Known::read(root)?;
+            let held = Held::open(&root.journal()).map_err(failed(&root.journal()))?;
+            let mut inspection = Inspection::open(held, journal, known.stored).map_err(VerifyError::from)?;
+            if let Some(unusable) = inspection.take_unusable() {
+                return Err(unusable.into());
+            }
+            attempt += 1;
+            // Retention went on meanwhile, behind the view and not behind its copy.
+            let first = inspection.segments().first().map_or(0, |segment| segment.first_seq);
+            if attempt < COPIES && latest.is_some_and(|seq| seq + 1 < first) {
+                std::fs::remove_file(&to).map_err(failed(&to))?;
+                continue;
+            }
+            has_room(root, &inspection, dir)?;
+            return Ok(Source { root, inspection, checkpoint, known });
+        }
+    }
+
     fn copy_to(
         &self,
         to: &Path,
@@ -261,7 +282,7 @@ impl Source<'_> {
         let from = self.root.path().join("format");
         let file = open_plain(&from).map_err(failed(&from))?;
         let size = file.metadata().map_err(failed(&from))?.len();
-        copy(&file, size, &to.path().join("format"), &mut |_| {})?;
+        copy_file(&file, size, &to.path().join("format"), &mut |_| {})?;
         if let Some(bytes) = &self.checkpoint {
             let file = create(&to.checkpoint())?;
             file.write_all_at(bytes, 0).and_then(|()| file.sync_all()).map_err(failed(&to.checkpoint()))?;
@@ -283,7 +304,7 @@ impl Source<'_> {
             let from = self.root.journal().join(&name);
             let Some(file) = self.inspection.held().file(&name) else { continue };
             let path = to.journal().join(&name);
-            let written = copy(file, segment.end, &path, each)?;
+            let written = copy_file(file, segment.end, &path, each)?;
             // Cut meanwhile because the disk was full: what lay behind was refused, and is stored nowhere.
             let size = file.metadata().map_err(failed(&from))?.len();
             if i + 1 == segments.len() && size < segment.end {
@@ -314,7 +335,7 @@ impl Source<'_> {
                 // A log that begins behind what is copied is none yet.
                 if end > 0 || size == 0 {
                     let below = from.strip_prefix(self.root.path()).unwrap_or(&from);
-                    copy(&file, end, &to.path().join(below), each)?;
+                    copy_file(&file, end, &to.path().join(below), each)?;
                 }
             }
         }
@@ -329,7 +350,7 @@ fn create(path: &Path) -> Result<File, BackupError> {
 }
 
 /// Copies the first `bytes` of a file, durably.
-fn copy(from: &File, bytes: u64, path: &Path, each: &mut dyn FnMut(u64)) -> Result<File, BackupError> {
+fn copy_file(from: &File, bytes: u64, path: &Path, each: &mut dyn FnMut(u64)) -> Result<File, BackupError> {
     let to = create(path)?;
     let mut from = from;
     let mut copy_all = || {

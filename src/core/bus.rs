@@ -10,6 +10,8 @@ use super::events::Recorder;
 use super::identity::{Role, VmName};
 use super::instances::Instances;
 use super::journal::{Journal, Outcome};
+use super::latest::Latest;
+use super::latest::snapshot::Snapshots;
 use super::limits::{Limits, WINDOW_SHARE};
 use super::logs::Logs;
 use super::policy::Policy;
@@ -55,6 +57,10 @@ pub struct Bus {
     pub delivery: Arc<Delivery>,
     /// Those who share what must be done.
     pub groups: Arc<Groups>,
+    /// The newest event of each key.
+    pub latest: Arc<Latest>,
+    /// The same, published.
+    pub snapshots: Arc<Snapshots>,
     journal: Arc<Journal>,
     unacked: Arc<Semaphore>,
     session_ids: AtomicU64,
@@ -68,7 +74,7 @@ impl Bus {
         recorder: Arc<Recorder>,
         logs: Arc<Logs>,
         journal: Arc<Journal>,
-        (delivery, groups): (Arc<Delivery>, Arc<Groups>),
+        (delivery, groups, latest, snapshots): (Arc<Delivery>, Arc<Groups>, Arc<Latest>, Arc<Snapshots>),
         (ending, policy): (watch::Receiver<Ending>, watch::Receiver<Arc<Policy>>),
     ) -> Self {
         Bus {
@@ -84,6 +90,8 @@ impl Bus {
             policy,
             delivery,
             groups,
+            latest,
+            snapshots,
             journal,
         }
     }

@@ -8,20 +8,20 @@
 //! event is at most [`EVENT_BYTES`], valid UTF-8 and has no line break but its last byte. Pure. Owner: the session
 //! fills a [`Batch`]; the journal takes it and gives it back.
 
+mod fields;
 mod letter;
+pub mod retry;
 mod string;
 
 use super::identity::VmName;
-use super::limits::{
-    BATCH_BYTES, EVENT_BYTES, HEADER_BYTES, HEADERS, KEY_BYTES, SID_BYTES, TAG_BYTES, TAGS, TTL_MS,
-};
+use super::limits::{BATCH_BYTES, EVENT_BYTES, KEY_BYTES, SID_BYTES, TAG_BYTES, TTL_MS};
 use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
+use fields::{encode_headers, encode_strings};
+pub use letter::Letter;
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::Range;
 use string::check_id;
 pub use string::string_body;
@@ -109,8 +109,29 @@ impl Batch {
         publish: &Publish<'_>,
         new_id: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Refusal> {
+        let topic = match &publish.topic {
+            None => Topic::BROADCAST,
+            Some(text) if letter::is_end(vm, publish) => {
+                return self.push_to(&text.0, vm, publish, new_id, EVENT_BYTES);
+            }
+            Some(text) => Topic::parse(&text.0).map_err(|e| match e {
+                TopicError::Reserved => Refusal::new("reserved-topic", e.to_string()),
+                _ => Refusal::new("bad-topic", e.to_string()),
+            })?,
+        };
+        self.push_to(topic.as_str(), vm, publish, new_id, EVENT_BYTES)
+    }
+
+    fn push_to(
+        &mut self,
+        topic: &str,
+        vm: &VmName,
+        publish: &Publish<'_>,
+        new_id: impl FnOnce(&mut Vec<u8>),
+        most_bytes: usize,
+    ) -> Result<(), Refusal> {
         let start = self.bytes.len();
-        let draft = self.encode(vm, publish, new_id);
+        let draft = self.encode(topic, vm, publish, new_id, most_bytes);
         match draft {
             Ok(draft) => self.drafts.push(draft),
             Err(_) => self.bytes.truncate(start),
@@ -120,17 +141,12 @@ impl Batch {
 
     fn encode(
         &mut self,
+        topic: &str,
         vm: &VmName,
         publish: &Publish<'_>,
         new_id: impl FnOnce(&mut Vec<u8>),
+        most_bytes: usize,
     ) -> Result<Draft, Refusal> {
-        let topic = match &publish.topic {
-            None => Topic::BROADCAST,
-            Some(text) => Topic::parse(&text.0).map_err(|e| match e {
-                TopicError::Reserved => Refusal::new("reserved-topic", e.to_string()),
-                _ => Refusal::new("bad-topic", e.to_string()),
-            })?,
-        };
         let out = &mut self.bytes;
         let start = out.len();
         out.extend_from_slice(ID);
@@ -146,7 +162,7 @@ impl Batch {
         out.extend_from_slice(vm.as_str().as_bytes());
         out.extend_from_slice(VM_TO_TOPIC.as_bytes());
         let topic_at = out.len();
-        string_body(out, topic.as_str());
+        string_body(out, topic);
         let topic_len = out.len() - topic_at;
         out.push(b'"');
         if let Some(ttl) = publish.ttl_ms {
@@ -204,8 +220,8 @@ impl Batch {
         }
         out.extend_from_slice(b"}\n");
         let bytes = PREFIX_BYTES + out.len() - 1 - start;
-        if bytes > EVENT_BYTES {
-            let reason = format!("the event is {bytes} bytes encoded, at most {EVENT_BYTES} are allowed");
+        if bytes > most_bytes {
+            let reason = format!("the event is {bytes} bytes encoded, at most {most_bytes} are allowed");
             return Err(Refusal::new("event-too-large", reason));
         }
         Ok(Draft {
@@ -380,62 +396,6 @@ fn ttl_of(rest: &[u8]) -> Option<u64> {
     let digits = rest.strip_prefix(TTL)?;
     let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
     std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
-}
-
-fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {
-    let wrong = |why: String| Refusal::new("bad-headers", why);
-    let Headers(headers) = serde_json::from_str(raw.get())
-        .map_err(|e| wrong(format!("headers is an object of strings: {e}")))?;
-    let bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if headers.len() > HEADERS || bytes > HEADER_BYTES {
-        return Err(wrong(format!("headers are at most {HEADERS} and {HEADER_BYTES} bytes in all")));
-    }
-    out.extend_from_slice(b",\"headers\":");
-    serde_json::to_writer(&mut *out, &headers).map_err(|e| wrong(e.to_string()))
-}
-
-/// An object of strings; a name that stands twice is an error, as in a frame.
-struct Headers(BTreeMap<String, String>);
-
-impl<'de> Deserialize<'de> for Headers {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
-            type Value = Headers;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of strings")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Headers, A::Error> {
-                let mut headers = BTreeMap::new();
-                while let Some((name, value)) = fields.next_entry::<String, String>()? {
-                    if let Some(_first) = headers.insert(name, value) {
-                        return Err(serde::de::Error::custom("a name stands twice"));
-                    }
-                }
-                Ok(Headers(headers))
-            }
-        }
-        json.deserialize_map(Names)
-    }
-}
-
-fn encode_strings(
-    out: &mut Vec<u8>,
-    field: &'static str,
-    raw: &RawValue,
-    check: impl FnOnce(&[String]) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
-    let code = if field == "tags" { "bad-tags" } else { "bad-caused-by" };
-    let wrong = |e: serde_json::Error| Refusal::new(code, format!("{field} is an array of strings: {e}"));
-    let strings: Vec<String> = serde_json::from_str(raw.get()).map_err(wrong)?;
-    if strings.len() > TAGS {
-        return Err(Refusal::new(code, format!("{field} has at most {TAGS} entries")));
-    }
-    check(&strings)?;
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(field.as_bytes());
-    out.extend_from_slice(b"\":");
-    serde_json::to_writer(&mut *out, &strings).map_err(wrong)
 }
 
 #[cfg(test)]

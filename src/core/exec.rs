@@ -7,10 +7,17 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde::Deserialize;
 use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A line of a command's stderr is passed on in pieces of so many bytes at the most.
+const LINE_BYTES: u64 = 8 * 1024;
+/// What a command that has ended still has to say comes within this.
+const LAST_LINE: Duration = Duration::from_millis(200);
 
 /// What a command is told of its event beside the line.
 #[derive(Debug, Deserialize)]
@@ -91,16 +98,79 @@ impl Running {
 /// # Errors
 /// There is no sh, or the system gives no process.
 pub fn run(command: &str, facts: &Facts<'_>, line: &[u8], running: &Running) -> io::Result<ExitStatus> {
+    let mut child = running.start(&mut sh(command, facts))?;
+    feed(&mut child, line);
+    let status = child.wait();
+    running.ended();
+    status
+}
+
+/// The same with more in its environment; the last line that it wrote to stderr is handed out, and all of them go to this
+/// program's.
+///
+/// # Errors
+/// There is no sh, or the system gives no process or thread.
+pub fn run_heard(
+    command: &str,
+    facts: &Facts<'_>,
+    more: &[(&str, String)],
+    line: &[u8],
+    running: &Running,
+) -> io::Result<(ExitStatus, String)> {
+    let mut sh = sh(command, facts);
+    sh.stderr(Stdio::piped()).envs(more.iter().map(|(name, value)| (name, value)));
+    let mut child = running.start(&mut sh)?;
+    feed(&mut child, line);
+    let said = child.stderr.take().map(hear).transpose();
+    let status = child.wait();
+    running.ended();
+    let said = said?.map(|said| {
+        // Something that it left behind may keep its stderr open.
+        let _ = said.over.recv_timeout(LAST_LINE);
+        said.line.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    });
+    Ok((status?, said.unwrap_or_default()))
+}
+
+fn sh(command: &str, facts: &Facts<'_>) -> Command {
     let mut sh = Command::new("sh");
     sh.arg("-c").arg(command).stdin(Stdio::piped()).process_group(0);
     sh.env("CASTRA_SEQ", facts.seq.to_string()).env("CASTRA_TS", facts.ts.to_string());
     sh.env("CASTRA_ID", &*facts.id).env("CASTRA_VM", &*facts.vm).env("CASTRA_TOPIC", &*facts.topic);
-    let mut child = running.start(&mut sh)?;
+    sh
+}
+
+fn feed(child: &mut Child, line: &[u8]) {
     if let Some(mut stdin) = child.stdin.take() {
         // It need not read.
         let _ = stdin.write_all(line);
     }
-    let status = child.wait();
-    running.ended();
-    status
+}
+
+/// What is heard of a command.
+struct Said {
+    line: Arc<Mutex<String>>,
+    over: Receiver<()>,
+}
+
+/// Passes on what comes, and keeps the last line, or its beginning.
+fn hear(from: ChildStderr) -> io::Result<Said> {
+    let (line, (ended, over)) = (Arc::new(Mutex::new(String::new())), channel());
+    let last = line.clone();
+    std::thread::Builder::new().spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut said = Vec::new();
+        // A line without an end is passed on in pieces.
+        while let Ok(1..) = (&mut from).take(LINE_BYTES).read_until(b'\n', &mut said) {
+            // Nobody may be reading.
+            let _ = io::stderr().write_all(&said);
+            let text = String::from_utf8_lossy(&said);
+            if !text.trim().is_empty() {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = text.trim().to_owned();
+            }
+            said.clear();
+        }
+        let _ = ended.send(());
+    })?;
+    Ok(Said { line, over })
 }

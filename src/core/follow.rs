@@ -66,6 +66,8 @@ pub enum Begin {
     Time(u64),
     /// What follows the event of this id.
     Id(String),
+    /// The newest event of each key, as far as it is behind this seq; then what is published.
+    State(u64),
 }
 
 /// How long to wait.
@@ -221,7 +223,7 @@ impl Follow {
     ) -> Result<Broken, ClientError> {
         let (mut sender, mut receiver) = client.split();
         state.begin();
-        self.subscribe(&mut sender, state.from()).await?;
+        self.subscribe(&mut sender, state).await?;
         let (mut mode, mut heard) = (Mode::Asked, Instant::now());
         let mut beat = interval_at(heard + self.times.heartbeat, self.times.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -241,7 +243,7 @@ impl Follow {
                 }
                 _ = beat.tick() => send(&mut sender, &json!({"type": "heartbeat"})).await?,
                 () = room.freed(), if mode == Mode::Paused => {
-                    self.subscribe(&mut sender, state.from()).await?;
+                    self.subscribe(&mut sender, state).await?;
                     mode = Mode::Asked;
                 }
                 () = sleep_until(heard + self.times.silence) => {
@@ -259,27 +261,37 @@ impl Follow {
         }
     }
 
-    /// Asks for everything from this seq on, or for the beginning.
-    async fn subscribe(&self, sender: &mut Sender, from: Option<u64>) -> Result<(), ClientError> {
-        send(sender, &subscribe(SUB, &self.patterns, &self.begin, from)).await
+    /// Asks for what comes next, or for the beginning.
+    async fn subscribe(&self, sender: &mut Sender, state: &Following) -> Result<(), ClientError> {
+        let frame = match state.state() {
+            Some(after) => subscribe(SUB, &self.patterns, &Begin::State(after), None),
+            None => subscribe(SUB, &self.patterns, &self.begin, state.from()),
+        };
+        send(sender, &frame).await
     }
 }
 
 /// The frame that asks for everything from this seq on, or for the beginning.
 pub(in crate::core) fn subscribe(sub: &str, patterns: &[Pattern], begin: &Begin, from: Option<u64>) -> Value {
-    let from = match (from, begin) {
-        (Some(seq), _) | (None, &Begin::Seq(seq)) => json!({"seq": seq}),
-        (None, Begin::Latest) => json!("latest"),
-        (None, Begin::Earliest) => json!("earliest"),
-        (None, Begin::Time(ms)) => json!({"ts": ms}),
-        (None, Begin::Id(id)) => json!({"id": id}),
-    };
+    let from = from.map_or_else(|| place(begin), |seq| json!({"seq": seq}));
     let mut frame = json!({"type": "subscribe", "sub": sub, "from": from});
     match patterns {
         [pattern] => frame["topic"] = pattern.as_str().into(),
         several => frame["topics"] = several.iter().map(Pattern::as_str).collect(),
     }
     frame
+}
+
+/// A beginning, as frames say it.
+pub(in crate::core) fn place(begin: &Begin) -> Value {
+    match begin {
+        Begin::Latest => json!("latest"),
+        Begin::Earliest => json!("earliest"),
+        Begin::Seq(seq) => json!({"seq": seq}),
+        Begin::Time(ms) => json!({"ts": ms}),
+        Begin::Id(id) => json!({"id": id}),
+        Begin::State(after) => json!({"state": after}),
+    }
 }
 
 async fn send(sender: &mut Sender, frame: &Value) -> Result<(), ClientError> {

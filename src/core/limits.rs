@@ -15,6 +15,9 @@ pub const HELLO_BYTES: usize = 512;
 pub const FRAME_BYTES: usize = 65_536;
 /// The longest encoded event (the JSON object of a log line, without its newline), in bytes.
 pub const EVENT_BYTES: usize = 60 * 1024;
+/// The same of an event that wraps another one, which only the broker makes: a dead letter, an event of a snapshot.
+/// What stands before it in a frame has the rest.
+pub const LETTER_BYTES: usize = FRAME_BYTES - 576;
 /// The longest topic, in bytes of UTF-8.
 pub const TOPIC_BYTES: usize = 255;
 /// The longest VM name, in bytes.
@@ -59,6 +62,16 @@ pub const GROUP_IN_FLIGHT: u32 = 10_000;
 pub const GROUP_MEMBER_BYTES: usize = 1024 * 1024;
 /// The bytes of the events that a group took in and that are not done; then it takes in no more.
 pub const GROUP_BYTES_HELD: usize = 16 * 1024 * 1024;
+/// The same of all groups together; a group that has taken nothing in may always take something.
+pub const GROUPS_BYTES_HELD: usize = 256 * 1024 * 1024;
+/// What waits to be taken in by all groups together, in bytes; then they read the journal.
+pub const GROUPS_QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// Groups that sessions of one VM began and that are there; the host may begin more.
+pub const GROUPS_PER_VM: usize = 256;
+/// Answers of one group that wait for the journal; then what wants one is refused.
+pub const GROUP_ANSWERS: usize = 4096;
+/// What all groups write at a time, in bytes; a group more at the most.
+pub const GROUP_NOTE_BYTES: usize = 256 * 1024;
 /// The most attempts at an event that a group may ask for.
 pub const GROUP_ATTEMPTS: u32 = 100;
 /// The longest time that a member may hold an event.
@@ -191,6 +204,21 @@ pub const TOKEN_FILE_BYTES: usize = 4096;
 pub const VM_ENTRIES: usize = 10_000;
 /// … and the most patterns in a list of one of them: each publish may be compared with all.
 pub const VM_PATTERNS: usize = 64;
+/// The most `[[topics]]` of a castra.toml: each new topic is compared with all.
+pub const TOPIC_ENTRIES: usize = 1000;
+/// Commits that wait for the view of the newest event per key, in bytes; at more it reads the journal.
+pub const LATEST_BYTES: usize = 16 * 1024 * 1024;
+/// How long a question waits for that view to have what is durable.
+pub const LATEST_WAIT: Duration = Duration::from_secs(5);
+/// The most keys of one question.
+pub const LATEST_KEYS: usize = 1024;
+/// Questions of one session about that view that are not answered; then it is not read.
+pub const LATEST_ASKED: usize = 16;
+/// A view that is damaged is kept aside; so many are, the newest.
+pub const LATEST_ASIDES: usize = 4;
+/// While that view is behind, the journal grows to so many times the size that it may have; then what the view has not
+/// read is removed all the same.
+pub const LATEST_HOLDS: u64 = 2;
 /// The largest castra.toml, in bytes.
 pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.
@@ -205,6 +233,10 @@ pub const METRICS_REQUEST_BYTES: usize = 8 * 1024;
 pub const METRICS_TIME: Duration = Duration::from_secs(5);
 /// Topics that metrics have by name, those that were published to first; all others count as `other`.
 pub const METRICS_TOPICS: usize = 100;
+/// Consumer groups that metrics have by name, those that were there first; all others count as `other`.
+pub const METRICS_GROUPS: usize = 50;
+/// Consumer groups that status shows, those that are furthest behind; how many there are is said.
+pub const GROUPS_SHOWN: usize = 64;
 /// The signals that may wait to be recorded (handshakes, bus events, log lines); more are counted.
 pub const SIGNALS_QUEUED: usize = 16_384;
 /// The same signal of one session is said at most once in this time; what is folded is counted and said later.

@@ -62,6 +62,7 @@ pub mod identity;
 pub mod ids;
 pub mod instances;
 pub mod journal;
+pub mod latest;
 pub mod limits;
 pub mod lines;
 pub mod log_files;

@@ -14,6 +14,7 @@ use super::refusal::Refusal;
 use super::topic::Topic;
 use super::wire::frame::{self, Frame};
 use super::wire::group::{Join, Word, group_of};
+use super::wire::latest::Ask;
 use super::wire::manage::Manage;
 use super::wire::subscribe::{Subscribe, Unsubscribe, sub_of};
 
@@ -45,6 +46,8 @@ pub enum Aside {
     Word(Box<Word>),
     /// What is asked of groups.
     Manage(Manage),
+    /// What is asked of the newest events per key.
+    Ask(Ask),
     /// A frame about a group, of this type, that cannot be read.
     RefusedGroup(&'static str, Box<str>, Box<Refusal>),
     /// A `subscribe` or `unsubscribe`, which of them, that cannot be read; and its name, if that can.
@@ -100,6 +103,7 @@ impl Round {
             Ok(Frame::Join(wish)) => return Some(Aside::Join(wish)),
             Ok(Frame::Manage(manage)) => return Some(Aside::Manage(manage)),
             Ok(Frame::Word(word)) => return Some(Aside::Word(word)),
+            Ok(Frame::Ask(ask)) => return Some(Aside::Ask(ask)),
             Ok(Frame::Forget(vm)) => return Some(Aside::Forget(vm)),
             Ok(Frame::Publish(publish)) => push(&mut self.batch, &publish)
                 .map(|()| Answer::Events(1))
@@ -119,7 +123,12 @@ impl Round {
                     }
                 }
             }
-            Err((kind, refusal)) if !matches!(kind, "publish" | "frame" | "forget") => {
+            Err((kind, refusal))
+                if !matches!(
+                    kind,
+                    "publish" | "frame" | "forget" | "latest" | "latest_topics" | "snapshot"
+                ) =>
+            {
                 let refusal = Box::new(refusal);
                 return Some(match group_of(body) {
                     Some(group) => Aside::RefusedGroup(kind, group, refusal),

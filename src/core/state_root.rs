@@ -151,6 +151,10 @@ impl StateRoot {
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join("logs/checkpoint")
     }
+    /// The newest event of each key.
+    pub fn latest(&self) -> PathBuf {
+        self.path.join("latest.db")
+    }
     /// The folder of the signals' records.
     pub fn handshakes(&self) -> PathBuf {
         self.path.join("handshakes")

@@ -8,12 +8,15 @@
 //! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store; what a session stands
 //! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
+mod latest;
 mod totals;
 
 use super::counters::Counters;
+use super::delivery::groups::figures::Figures;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
+pub use latest::LatestStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
@@ -367,6 +370,15 @@ pub struct Snapshot {
     pub counters: Counters,
     /// Why the logs are not being written, if so.
     pub logs_stalled: Option<String>,
+    /// The newest events per key, where they are kept.
+    #[serde(default)]
+    pub latest: Option<LatestStatus>,
+    /// How many consumer groups there are.
+    #[serde(default)]
+    pub groups_count: u64,
+    /// Those that are furthest behind.
+    #[serde(default)]
+    pub groups: Vec<Figures>,
     /// The VMs.
     pub vms: Vec<VmRecord>,
 }
@@ -507,6 +519,9 @@ pub(super) mod tests {
             signals_dropped: 0,
             counters: Counters::default(),
             logs_stalled: None,
+            latest: None,
+            groups_count: 0,
+            groups: Vec::new(),
             vms: table.records(0),
         }
     }

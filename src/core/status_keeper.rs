@@ -6,13 +6,15 @@
 
 use super::clock;
 use super::counters::Counters;
+use super::delivery::groups::Groups;
 use super::events::Recorder;
 use super::journal::Journal;
-use super::limits::DAMAGE_SHOWN;
+use super::latest::Latest;
+use super::limits::{DAMAGE_SHOWN, GROUPS_SHOWN};
 use super::logs::Logs;
 use super::service::Supervisor;
 use super::state_root::StateRoot;
-use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State, VmTable};
+use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State, VmTable};
 use super::status_file::{self, StatusWriter};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,7 +36,8 @@ pub struct StatusKeeper {
 struct Inner {
     writer: StatusWriter,
     snapshot: Snapshot,
-    running: Option<(Arc<Journal>, Arc<Logs>)>,
+    running: Option<(Arc<Journal>, Arc<Logs>, Arc<Latest>)>,
+    groups: Option<Arc<Groups>>,
     write_failed: bool,
     ended: bool,
 }
@@ -80,11 +83,15 @@ impl StatusKeeper {
             signals_dropped: 0,
             counters: Counters::default(),
             logs_stalled: None,
+            latest: None,
+            groups_count: 0,
+            groups: Vec::new(),
             vms: vms.records(0),
         };
         let mut writer = StatusWriter::open(root)?;
         writer.write(&snapshot)?;
-        let inner = Inner { writer, snapshot, running: None, write_failed: false, ended: false };
+        let inner =
+            Inner { writer, snapshot, running: None, groups: None, write_failed: false, ended: false };
         let status = Arc::new(StatusKeeper { vms, recorder, supervisor, inner: Mutex::new(inner) });
         let keeper = status.clone();
         let keep = move || {
@@ -113,9 +120,14 @@ impl StatusKeeper {
         });
     }
 
-    /// From here on the journal and the logs are shown.
-    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>) {
-        self.with(|inner| inner.running = Some((journal, logs)));
+    /// From here on the journal and its views are shown.
+    pub fn attach(&self, journal: Arc<Journal>, logs: Arc<Logs>, latest: Arc<Latest>) {
+        self.with(|inner| inner.running = Some((journal, logs, latest)));
+    }
+
+    /// From here on consumer groups are shown.
+    pub fn attach_groups(&self, groups: Arc<Groups>) {
+        self.with(|inner| inner.groups = Some(groups));
     }
 
     /// The broker is in another state.
@@ -133,12 +145,12 @@ impl StatusKeeper {
     /// Writes the status when it changed, or always; false after the end.
     fn refresh(&self, always: bool) -> bool {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Inner { writer, snapshot, running, write_failed, ended } = &mut *inner;
+        let Inner { writer, snapshot, running, groups, write_failed, ended } = &mut *inner;
         if *ended {
             return false;
         }
         let mut changed = self.vms.take_changed() || always;
-        if let Some((journal, logs)) = running {
+        if let Some((journal, logs, latest)) = running {
             let map = journal.map();
             let segments = map.segments();
             let now = JournalStatus {
@@ -159,9 +171,15 @@ impl StatusKeeper {
                 || now.logs_seq != snapshot.journal.logs_seq
                 || state != snapshot.state;
             (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
+            let view = |seq| LatestStatus { seq, lost: latest.lost(), stalled: latest.stalled() };
+            snapshot.latest = latest.seq().map(view);
         }
         if !changed {
             return true;
+        }
+        // Of each group a look: not ten times a second.
+        if always && let Some(groups) = groups {
+            (snapshot.groups_count, snapshot.groups) = groups.worst(GROUPS_SHOWN);
         }
         (snapshot.signals_dropped, snapshot.counters) =
             (self.recorder.dropped(), self.recorder.counters.read());

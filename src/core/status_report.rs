@@ -4,10 +4,11 @@
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
 use super::counters::Counters;
+use super::delivery::groups::figures::Figures;
 use super::identity::Identity;
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::state_root::Holder;
-use super::status::{JournalStatus, Now, SCHEMA, Snapshot, State};
+use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State};
 use serde::Serialize;
 
 /// What `castra status --json` prints; `castra status --help` documents every field.
@@ -20,6 +21,8 @@ pub struct Report {
     pub last_handshake_vm: Option<String>,
     pub last_handshake_age_ms: Option<i64>,
     pub vms: Vec<VmReport>,
+    pub groups_count: u64,
+    pub groups: Vec<Figures>,
 }
 
 /// The broker's part of a [`Report`].
@@ -34,6 +37,7 @@ pub struct BrokerReport {
     pub listeners: Vec<String>,
     pub journal: JournalStatus,
     pub logs_stalled: Option<String>,
+    pub latest: Option<LatestStatus>,
     pub signals_dropped: u64,
     pub counters: Counters,
 }
@@ -79,6 +83,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 listeners: Vec::new(),
                 journal: JournalStatus::default(),
                 logs_stalled: None,
+                latest: None,
                 signals_dropped: 0,
                 counters: Counters::default(),
             },
@@ -86,6 +91,8 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             last_handshake_vm: None,
             last_handshake_age_ms: None,
             vms: Vec::new(),
+            groups_count: 0,
+            groups: Vec::new(),
         };
     };
     let state = match snapshot.state {
@@ -121,6 +128,10 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             }
         })
         .collect();
+    let groups = snapshot.groups.iter().cloned().map(|group| match runs {
+        true => group,
+        false => Figures { members: 0, in_flight: 0, stalled: None, ..group },
+    });
     let last =
         vms.iter().filter(|vm| vm.last_handshake_age_ms.is_some()).min_by_key(|vm| vm.last_handshake_age_ms);
     Report {
@@ -134,6 +145,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             listeners: if said_by_it { snapshot.listeners.clone() } else { Vec::new() },
             journal: snapshot.journal.clone(),
             logs_stalled: snapshot.logs_stalled.clone(),
+            latest: snapshot.latest.clone(),
             signals_dropped: snapshot.signals_dropped,
             counters: snapshot.counters.clone(),
         },
@@ -141,6 +153,8 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
         last_handshake_vm: last.map(|vm| vm.name.clone()),
         last_handshake_age_ms: last.and_then(|vm| vm.last_handshake_age_ms),
         vms,
+        groups_count: snapshot.groups_count,
+        groups: groups.collect(),
     }
 }
 

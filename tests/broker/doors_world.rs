@@ -163,7 +163,7 @@ impl Place {
             vsock,
             metrics: None,
             policy: in_force,
-            retention: Vec::new(),
+            topics: Vec::new(),
             handed,
             limits,
         };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-fn start(root: &Path) -> (Broker, String) {
+pub fn start(root: &Path) -> (Broker, String) {
     let broker = Broker::start_args(root, &["--metrics", "127.0.0.1:0"]);
     let at = at(&broker);
     (broker, at)
@@ -25,10 +25,10 @@ fn at(broker: &Broker) -> String {
 }
 
 #[derive(Debug)]
-struct Page {
+pub struct Page {
     status: u16,
     head: String,
-    body: String,
+    pub body: String,
 }
 
 /// Says these bytes and reads to the end, which the broker makes.
@@ -50,7 +50,7 @@ fn answer(mut stream: TcpStream) -> Page {
     Page { status, head: head.to_owned(), body: body.to_owned() }
 }
 
-fn get(at: &str, path: &str) -> Page {
+pub fn get(at: &str, path: &str) -> Page {
     say(at, format!("GET {path} HTTP/1.1\r\nHost: {at}\r\n\r\n"))
 }
 
@@ -71,7 +71,7 @@ fn samples(page: &Page) -> BTreeMap<String, f64> {
     all
 }
 
-fn metrics(at: &str) -> BTreeMap<String, f64> {
+pub fn metrics(at: &str) -> BTreeMap<String, f64> {
     samples(&get(at, "/metrics"))
 }
 
@@ -183,7 +183,7 @@ fn topics_have_names_up_to_a_hundred() {
 }
 
 /// What Prometheus itself has to say of it.
-fn check_with_promtool(test: &str, text: &str) {
+pub fn check_with_promtool(test: &str, text: &str) {
     let promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

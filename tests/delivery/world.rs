@@ -20,6 +20,9 @@ use castra::core::identity::{Origin, Peer as Whose};
 use castra::core::journal::read::Read;
 use castra::core::journal::writer::Committed;
 use castra::core::journal::{Journal, Opened, Reached};
+use castra::core::latest::Latest;
+use castra::core::latest::compaction::Compaction;
+use castra::core::latest::snapshot::Snapshots;
 use castra::core::limits::Limits;
 use castra::core::log_view::LogView;
 use castra::core::logs::Logs;
@@ -118,6 +121,9 @@ impl World {
         let vms = Arc::new(VmTable::new(limits.vms));
         let view = LogView::open(&root, &limits, vms.clone(), (1, 0), &|seq| opened.reader(seq)).unwrap();
         let logs = Logs::start(view, &limits, opened.readers()).unwrap();
+        // Nothing is compacted here: it does not run.
+        let (map, readers) = (opened.map().clone(), opened.readers());
+        let latest = Latest::start(root.latest(), Compaction::new([]), &limits, map, readers, false).unwrap();
         let router = match handing {
             Handing::Thread => Router::start(1, |error| panic!("{error}")).unwrap(),
             Handing::Test => Arc::new(Router::new(1)),
@@ -146,14 +152,17 @@ impl World {
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone(), Arc::default()));
         let policy = watch::channel(policy).1;
-        let groups = Groups::start(&limits, delivery.clone(), journal.clone(), Replay::default(), dirty);
+        let replay = Replay::default();
+        let groups =
+            Groups::start(&limits, delivery.clone(), journal.clone(), replay, dirty, (latest.clone(), None));
+        let snapshots = Snapshots::new(latest.clone(), journal.clone());
         let bus = Arc::new(Bus::new(
             limits,
             vms,
             recorder.clone(),
             logs.clone(),
             journal.clone(),
-            (delivery, groups),
+            (delivery, groups, latest, snapshots),
             (ended, policy),
         ));
         let (alive, gone) = mpsc::channel(1);

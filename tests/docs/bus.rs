@@ -16,7 +16,7 @@ use castra::core::topic::Pattern;
 use castra::core::wire::codec::FrameCodec;
 use castra::core::wire::frame::{self, Frame};
 use castra::core::wire::handshake::{BUS_V1, HelloError, parse_hello, take_line};
-use castra::core::wire::{group, subscribe};
+use castra::core::wire::{group, latest, subscribe};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_util::codec::Decoder;
@@ -24,9 +24,10 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 23] = [
+const SOURCES: [&str; 27] = [
     "src/core/bus.rs",
     "src/core/event.rs",
+    "src/core/event/fields.rs",
     "src/core/event/string.rs",
     "src/core/policy.rs",
     "src/core/session/mod.rs",
@@ -48,6 +49,10 @@ const SOURCES: [&str; 23] = [
     "src/core/delivery/groups/members.rs",
     "src/core/delivery/groups/mod.rs",
     "src/core/delivery/groups/stages.rs",
+    "src/core/latest/answer.rs",
+    "src/core/latest/snapshot.rs",
+    "src/core/wire/latest.rs",
+    "src/core/session/asking.rs",
 ];
 
 #[test]
@@ -83,6 +88,8 @@ fn every_hex_example_decodes_to_what_it_says() {
         "ack of a member",
         "group_seek",
         "gap",
+        "latest",
+        "state",
         "unsubscribed",
         "heartbeat",
         "forget",
@@ -171,6 +178,10 @@ fn frames(said: &Block, bytes: &[u8], published: &mut Vec<String>, seen: &mut BT
                 let number = |field: &str| value[field].as_u64().unwrap();
                 subscribe::gap(&mut again, &subscribe::event_head(text("sub")), number("from"), number("to"));
             }
+            ("state", _) => {
+                seen.insert("state".into());
+                subscribe::state_end(&mut again, text("sub"), value["through"].as_u64().unwrap());
+            }
             ("unsubscribed", _) => {
                 seen.insert("unsubscribed".into());
                 let rules = Rules { subscribe: Some(Vec::new()), ..Rules::default() };
@@ -207,12 +218,22 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
     match ack["ack"].as_str().unwrap() {
         "heartbeat" => return frame::heartbeat_ack(out),
         "forget" => return frame::forget_ack(out),
+        "latest" => {
+            let mut events = latest::Events::default();
+            for event in ack["events"].as_array().unwrap() {
+                assert!(events.add(said_line(event).as_bytes()));
+            }
+            return events.ack(out, ack["through"].as_u64().unwrap());
+        }
         "unsubscribe" => return subscribe::unsubscribe_ack(out, ack["sub"].as_str().unwrap()),
         "subscribe" => {
             let gap = ack["gap"]
                 .as_object()
                 .map(|gap| (gap["from"].as_u64().unwrap(), gap["to"].as_u64().unwrap()));
             let (sub, next) = (ack["sub"].as_str().unwrap(), ack["next_seq"].as_u64().unwrap());
+            if let Some(through) = ack["state"].as_u64() {
+                return subscribe::state_ack(out, sub, next, through);
+            }
             return subscribe::subscribe_ack(out, sub, next, gap);
         }
         _ => {}
@@ -232,6 +253,15 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
         }
     }
     panic!("no publish before has the id of {ack}");
+}
+
+/// The line of an event that was parsed: its fields stand in another order then.
+fn said_line(event: &Value) -> String {
+    let publish = event.to_string();
+    let publish: Publish<'_> = serde_json::from_str(&publish).unwrap();
+    let batch = encode(event["vm"].as_str().unwrap(), &publish).unwrap();
+    let tail = std::str::from_utf8(batch.tail(&batch.drafts()[0])).unwrap();
+    format!("{{\"seq\":{},\"ts\":{},{tail}", event["seq"], event["ts"])
 }
 
 fn encode(vm: &str, publish: &Publish<'_>) -> Result<Batch, Refusal> {
@@ -468,6 +498,11 @@ fn limits_are_those_of_limits_rs() {
         ("CATCH_UP_READS", limits::CATCH_UP_READS as u64),
         ("GROUP_NAME_BYTES", limits::GROUP_NAME_BYTES as u64),
         ("GROUPS", limits::GROUPS as u64),
+        ("GROUPS_PER_VM", limits::GROUPS_PER_VM as u64),
+        ("GROUPS_BYTES_HELD", limits::GROUPS_BYTES_HELD as u64),
+        ("GROUPS_QUEUE_BYTES", limits::GROUPS_QUEUE_BYTES as u64),
+        ("GROUP_ANSWERS", limits::GROUP_ANSWERS as u64),
+        ("GROUP_NOTE_BYTES", limits::GROUP_NOTE_BYTES as u64),
         ("GROUP_BATCH", limits::GROUP_BATCH.into()),
         ("GROUP_IN_FLIGHT", limits::GROUP_IN_FLIGHT.into()),
         ("GROUP_MEMBER_BYTES", limits::GROUP_MEMBER_BYTES as u64),
@@ -498,6 +533,14 @@ fn limits_are_those_of_limits_rs() {
         ("VM_ENTRIES", limits::VM_ENTRIES as u64),
         ("VM_PATTERNS", limits::VM_PATTERNS as u64),
         ("CONFIG_BYTES", limits::CONFIG_BYTES as u64),
+        ("LETTER_BYTES", limits::LETTER_BYTES as u64),
+        ("TOPIC_ENTRIES", limits::TOPIC_ENTRIES as u64),
+        ("LATEST_BYTES", limits::LATEST_BYTES as u64),
+        ("LATEST_WAIT", limits::LATEST_WAIT.as_millis() as u64),
+        ("LATEST_KEYS", limits::LATEST_KEYS as u64),
+        ("LATEST_ASKED", limits::LATEST_ASKED as u64),
+        ("LATEST_ASIDES", limits::LATEST_ASIDES as u64),
+        ("LATEST_HOLDS", limits::LATEST_HOLDS),
         ("OUTBOX_BYTES", limits::OUTBOX_BYTES),
         ("OUTBOX_AGE", limits::OUTBOX_AGE.as_millis() as u64),
         ("OUTBOX_SENT", limits::OUTBOX_SENT),
@@ -513,6 +556,8 @@ fn limits_are_those_of_limits_rs() {
         ("SIGNALS_QUEUED", limits::SIGNALS_QUEUED as u64),
         ("FULL_TIME", limits::FULL_TIME.as_millis() as u64),
         ("SIGNAL_FOLD", limits::SIGNAL_FOLD.as_millis() as u64),
+        ("METRICS_GROUPS", limits::METRICS_GROUPS as u64),
+        ("GROUPS_SHOWN", limits::GROUPS_SHOWN as u64),
         ("TOPICS_SHOWN", limits::TOPICS_SHOWN as u64),
         ("TOPICS_SHOWN_BYTES", limits::TOPICS_SHOWN_BYTES as u64),
     ]

@@ -15,6 +15,7 @@ mod faults;
 mod full_disk;
 mod groups;
 mod kill;
+mod latest;
 mod load;
 mod log_lines;
 mod night;

@@ -8,6 +8,7 @@ use super::work::Handle;
 use crate::core::exec::{self, Facts, Running};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 /// Runs `sh -c` with this command.
 pub struct Exec {
@@ -32,18 +33,23 @@ impl Handle for Exec {
         if status.success() {
             return Ok(true);
         }
-        let (how, field) = match (status.code(), status.signal()) {
-            (Some(code), _) => (format!("ended with {code}"), ("status", u64::from(code.unsigned_abs()))),
-            (None, signal) => {
-                let signal = signal.unwrap_or(0);
-                (format!("was ended by signal {signal}"), ("signal", u64::from(signal.unsigned_abs())))
-            }
-        };
+        let (how, field) = how_it_ended(status);
         self.sayer.warn(
             "command-failed",
             &format!("the command {how} for event {seq}"),
             &[("seq", seq), field],
         );
         Ok(false)
+    }
+}
+
+/// What is said of a command that failed, and the field of that.
+pub fn how_it_ended(status: ExitStatus) -> (String, (&'static str, u64)) {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => (format!("ended with {code}"), ("status", u64::from(code.unsigned_abs()))),
+        (None, signal) => {
+            let signal = signal.unwrap_or(0);
+            (format!("was ended by signal {signal}"), ("signal", u64::from(signal.unsigned_abs())))
+        }
     }
 }

@@ -6,10 +6,8 @@ use crate::app::failure::{Exit, Failure};
 use crate::app::{given, host};
 use crate::cli::SubscribeArgs;
 use crate::core::client::{Client, ClientError, Target};
-use crate::core::follow::{Begin, Follow, Times, may_pass};
-use crate::core::limits::ID_BYTES;
+use crate::core::follow::{Follow, Times, may_pass};
 use crate::core::state_root::StateRoot;
-use crate::core::tail::when::When;
 use std::io;
 
 /// A subscription, and in whose name.
@@ -31,7 +29,7 @@ impl<'a> Given<'a> {
         if patterns.is_empty() {
             patterns.push(given::pattern(">")?);
         }
-        let begin = begin(&args.from)?;
+        let begin = given::begin("--from", &args.from)?;
         let (target, hello, root) = match (&args.broker, &args.vm) {
             (Some(broker), Some(vm)) => {
                 let target: Target = broker
@@ -51,8 +49,16 @@ impl<'a> Given<'a> {
     /// # Errors
     /// There is none.
     pub async fn connect(&self) -> Result<Client, Failure> {
-        self.root.map_or(Ok(()), host::check)?;
+        self.check()?;
         self.follow.connect().await.map_err(|error| self.no_session(error))
+    }
+
+    /// Whether there can be a broker.
+    ///
+    /// # Errors
+    /// There cannot.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.root.map_or(Ok(()), host::check)
     }
 
     /// Why there is no session.
@@ -87,26 +93,5 @@ impl<'a> Given<'a> {
                 Failure::new(Exit::NoBroker, "no-broker", why)
             }
         }
-    }
-}
-
-/// Reads `--from`.
-fn begin(text: &str) -> Result<Begin, Failure> {
-    let bad = |why: String| Failure::new(Exit::BadData, "bad-from", format!("--from {why}"));
-    if let Some(id) = text.strip_prefix("id:") {
-        if id.is_empty() || id.len() > ID_BYTES || id.contains(char::is_control) {
-            return Err(bad(format!("{text:?}: an id is 1-{ID_BYTES} bytes without control characters")));
-        }
-        return Ok(Begin::Id(id.to_owned()));
-    }
-    match text {
-        "latest" => Ok(Begin::Latest),
-        "earliest" => Ok(Begin::Earliest),
-        _ => match given::when(text) {
-            // There is no event 0: all of them, as `bus tail --since` has it.
-            Ok(When::Seq(seq)) => Ok(Begin::Seq(seq.max(1))),
-            Ok(When::Time(ms)) => Ok(Begin::Time(ms)),
-            Err(e) => Err(bad(format!("is latest, earliest, id:ID or a time, and {e}"))),
-        },
     }
 }

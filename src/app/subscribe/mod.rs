@@ -5,6 +5,9 @@
 
 mod exec;
 mod given;
+mod member;
+mod member_exec;
+mod member_print;
 mod print;
 mod say;
 mod work;
@@ -45,7 +48,10 @@ pub fn run(root: &StateRoot, args: &SubscribeArgs) -> Result<Exit, Failure> {
     let given = Given::new(root, args)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
-    let result = runtime.block_on(subscribe(&given, args));
+    let result = match &args.group {
+        Some(group) => runtime.block_on(member::consume(&given, group, args)),
+        None => runtime.block_on(subscribe(&given, args)),
+    };
     // A name that is still looked up is not waited for.
     runtime.shutdown_background();
     result

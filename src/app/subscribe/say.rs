@@ -80,7 +80,7 @@ pub fn ended(
 }
 
 /// The exit code of a subscription that is refused with `code`.
-fn exit_of(code: &str) -> Exit {
+pub fn exit_of(code: &str) -> Exit {
     match code {
         "seq-ahead" | "unknown-id" | "too-many-subscriptions" => Exit::BadData,
         _ if code.starts_with("bad-") => Exit::BadData,

@@ -56,11 +56,17 @@ impl Printer {
         out.write_all(b"\n")
     }
 
-    /// RFC 3339 with milliseconds and the zone's offset at that time; `Z` where that is none.
     fn time(&self, ts: u64) -> String {
+        clock_text(&self.zone, ts)
+    }
+}
+
+/// RFC 3339 with milliseconds and the zone's offset at that time; `Z` where that is none.
+pub fn clock_text(zone: &TimeZone, ts: u64) -> String {
+    {
         let at = i64::try_from(ts).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
         let Some(at) = at else { return format!("@{ts}") };
-        let offset = self.zone.to_offset(at);
+        let offset = zone.to_offset(at);
         let mut text = String::with_capacity(32);
         // Writing to a string does not fail.
         let _ = match offset.seconds() {

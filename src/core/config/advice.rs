@@ -5,7 +5,7 @@
 
 use super::parse::{Mistake, Place, Places};
 use super::vms::VmSetting;
-use super::{HYBRID_SUFFIX, Settings};
+use super::{HYBRID_SUFFIX, Settings, bytes_text, time_text};
 use crate::core::door::tcp::is_loopback;
 use crate::core::policy::Trust;
 // The address alone: no socket is opened here.
@@ -90,6 +90,25 @@ pub fn advise(settings: &Settings, places: &Places, look: impl Fn(&Path) -> Is) 
             }
         };
         advice.warn(places.of("hybrid", n), why);
+    }
+    for topic in &settings.topics {
+        let (keep, limits) = (topic.retention, &settings.limits);
+        let of = |key: &str, most: String| {
+            format!(
+                "topics.retention: {:?} keeps no more than the journal, whose {key} in [limits] is {most}: raise that",
+                topic.topic.as_str()
+            )
+        };
+        if keep.age.is_some_and(|age| age > limits.retain_age) {
+            advice
+                .wrong
+                .push(Mistake { place: None, message: of("retain_age", time_text(limits.retain_age)) });
+        }
+        if keep.bytes.is_some_and(|bytes| bytes > limits.retain_bytes) {
+            advice
+                .wrong
+                .push(Mistake { place: None, message: of("retain_bytes", bytes_text(limits.retain_bytes)) });
+        }
     }
     for (n, vm) in settings.vms.iter().enumerate() {
         let (name, at) = (&vm.name, |key| places.vms.get(n).map(|vm| vm.of(key)));

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! [`table`] has a line for each setting: its name, what it is, its bounds, where it is kept. `parse.rs` reads a
-//! file by it, `vms.rs` its `[[vms]]`; [`Settings::print`] writes one. `advice.rs` says what is wrong with the whole,
+//! file by it, `vms.rs` its `[[vms]]`, `topics.rs` its `[[topics]]`; [`Settings::print`] writes one. `advice.rs` says what is wrong with the whole,
 //! `tokens.rs` makes a [`Policy`](super::policy::Policy) of it. Always holds: what is printed parses to the same, tokens
 //! aside; what is not in the table is refused with its line and column, and so is what is out of bounds. Pure, but for
 //! `tokens.rs`. Owner: `app/config.rs` reads the files and the flags.
@@ -14,6 +14,7 @@ pub mod advice;
 mod parse;
 pub mod table;
 pub mod tokens;
+pub mod topics;
 pub mod vms;
 
 use super::door::hybrid::glob::Glob;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use table::{Kind, Number};
 pub use table::{SETTINGS, Setting};
+use topics::TopicSetting;
 use vms::VmSetting;
 
 /// Guests dial this port unless somebody says otherwise.
@@ -116,6 +118,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// The bounds.
     pub limits: Limits,
+    /// What is said of topics, as it stands in the file; none is there twice.
+    pub topics: Vec<TopicSetting>,
     /// The VMs, as they stand in the file; no name, cid or path is there twice.
     pub vms: Vec<VmSetting>,
 }
@@ -133,6 +137,7 @@ impl Default for Settings {
             log_level: LogLevel::default(),
             log_format: LogFormat::default(),
             limits: Limits::default(),
+            topics: Vec::new(),
             vms: Vec::new(),
         }
     }
@@ -165,6 +170,7 @@ impl Settings {
             let value = value.unwrap_or_else(|| setting.example_text());
             let _ = writeln!(out, "{hash}{} = {value}", setting.key);
         }
+        topics::print(&mut out, &self.topics);
         vms::print(&mut out, &self.vms);
         out
     }
@@ -400,11 +406,12 @@ mod tests {
         let globs =
             "/run/[a-z ä\"]{0,9}[*][.a-z/]{0,9}x".prop_filter("a glob", |text| check_glob(text).is_ok());
         let lists = (vec(address, 0..4), vec(path(), 0..4), vec(globs, 0..3));
-        let vms = vms::tests::vms();
-        (option::of(path()), lists, numbers, vms).prop_map(
-            |(state_root, (tcp, unix, globs), numbers, vms)| {
+        let sections = (topics::tests::topics(), vms::tests::vms());
+        (option::of(path()), lists, numbers, sections).prop_map(
+            |(state_root, (tcp, unix, globs), numbers, (topics, vms))| {
                 let hybrid = globs.into_iter().map(PathBuf::from).collect();
-                let mut settings = Settings { state_root, tcp, unix, hybrid, vms, ..Settings::default() };
+                let mut settings =
+                    Settings { state_root, tcp, unix, hybrid, topics, vms, ..Settings::default() };
                 for (setting, (number, round)) in SETTINGS.iter().zip(numbers) {
                     let within = |least: u64, most: u64| {
                         let exact = least + number % (most - least + 1);
@@ -472,8 +479,14 @@ mod tests {
         assert_eq!(settings.vsock.take(), Some(TCP_PORT.into()));
         assert_eq!(settings.metrics.take(), "127.0.0.1:9464".parse().ok());
         assert_eq!(settings, Settings::default());
-        // So are the lines about VMs; a VM has a token or the file of one.
-        let (_, example) = template.split_once("# [[vms]]\n").unwrap();
+        // So are the lines about topics and VMs; a VM has a token or the file of one.
+        let (_, rest) = template.split_once("# [[topics]]\n").unwrap();
+        let (topic, example) = rest.split_once("# [[vms]]\n").unwrap();
+        let lines = topic.lines().filter(|line| line.contains(" = "));
+        let text: String = lines.flat_map(|line| [&line[2..], "\n"]).collect();
+        let reading = settings.read(&format!("[[topics]]\n{text}"));
+        assert!(reading.mistakes.is_empty() && reading.warnings.is_empty(), "{reading:?}");
+        assert!(settings.topics[0].compaction && settings.topics[0].snapshot_every.is_some());
         let lines = example.lines().filter(|line| line.contains(" = ") && !line.starts_with("# token ="));
         let text: String = lines.flat_map(|line| [&line[2..], "\n"]).collect();
         let reading = settings.read(&format!("[[vms]]\n{text}"));

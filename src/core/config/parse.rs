@@ -6,7 +6,7 @@
 
 use super::table::Kind;
 use super::vms::{self, VmPlaces};
-use super::{SETTINGS, Setting, Settings};
+use super::{SETTINGS, Setting, Settings, topics};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -145,9 +145,16 @@ fn take(reader: &mut Reader<'_>, settings: &mut Settings, table: &DeTable<'_>) {
                 DeValue::Array(items) => vms::take(reader, settings, items),
                 _ => reader.wrong(&key.span(), "each VM is a section of its own, to be written [[vms]]"),
             }
+        } else if key.get_ref() == topics::SECTION {
+            match value.get_ref() {
+                DeValue::Array(items) => topics::take(reader, settings, items),
+                _ => {
+                    reader.wrong(&key.span(), "each topic is a section of its own, to be written [[topics]]")
+                }
+            }
         } else {
             let known = SETTINGS.iter().map(|s| if s.section.is_empty() { s.key } else { s.section });
-            unknown(reader, key, "", known.chain([vms::SECTION]));
+            unknown(reader, key, "", known.chain([topics::SECTION, vms::SECTION]));
         }
     }
 }
@@ -248,7 +255,7 @@ mod tests {
                 "hello_time = \"1s\"",
                 1,
                 1,
-                "there is no setting \"hello_time\"; known are state_root, broker, log, limits, vms",
+                "there is no setting \"hello_time\"; known are state_root, broker, log, limits, topics, vms",
             ),
             ("\n[limits]\nhello_tme = \"1s\"", 3, 1, "in [limits]; did you mean hello_time?"),
             ("[limits]\n x_y_z = 1", 2, 2, "--print-config"),

@@ -71,15 +71,6 @@ pub enum Effect {
     },
 }
 
-/// What retention took from a group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Expired {
-    /// Events of the group that nobody held and that were not dead.
-    pub undelivered: u64,
-    /// Seqs that were not looked at yet; so many events of the group at the most.
-    pub unseen: u64,
-}
-
 #[derive(Debug)]
 struct Event {
     key: Option<Key>,
@@ -164,6 +155,16 @@ impl Group {
     /// it again changes that.
     pub fn join(&mut self, member: MemberId, max_in_flight: u32, max_bytes: usize) {
         self.members.join(member, max_in_flight, max_bytes);
+    }
+
+    /// A member that takes nothing out of its queue is given nothing more …
+    pub fn pause(&mut self, member: MemberId) {
+        self.members.pause(member);
+    }
+
+    /// … until it does.
+    pub fn go_on(&mut self, member: MemberId) {
+        self.members.go_on(member);
     }
 
     /// A member goes; what it held is a delivery in vain each, and waits for another at once.
@@ -294,28 +295,6 @@ impl Group {
         self.progress.reset(cursor);
     }
 
-    /// Everything before `first` is gone. What members hold of it is done, whatever becomes of it.
-    pub fn expire(&mut self, first: u64) -> Expired {
-        let last = first.saturating_sub(1);
-        if last <= self.progress.saved().cursor() {
-            return Expired::default();
-        }
-        let mut expired = Expired { undelivered: 0, unseen: last.saturating_sub(self.looked) };
-        let mut owed = expired.unseen > 0;
-        while let Some((&seq, _)) = self.events.first_key_value()
-            && seq <= last
-        {
-            if let Some(event) = self.detach(seq) {
-                expired.undelivered += u64::from(!matches!(event.place, Place::Held { .. } | Place::Dead));
-                owed = true;
-            }
-        }
-        self.queue.expire(first);
-        self.looked = self.looked.max(last);
-        self.advance(owed);
-        expired
-    }
-
     /// What is to be written since the last call, as much as goes into one note: call it until there is no more. A
     /// cursor that only passed events which are not the group's is not worth a note: [`Group::take_cursor`].
     pub fn take_changes(&mut self) -> Option<Change> {
@@ -424,21 +403,17 @@ mod tests {
     }
 
     #[test]
-    fn what_retention_took_is_counted() {
+    fn what_is_of_no_use_any_more_is_done() {
         let mut group = group(Options::default(), &[(1, 2)], 6);
         group.step(MS(0));
-        group.pass(8);
-        assert_eq!(ack(&mut group, 1, 2), Ok(()));
-        assert_eq!(group.expire(0), Expired::default());
-        assert_eq!(group.expire(5), Expired { undelivered: 2, unseen: 0 });
-        assert_eq!((group.counts().cursor, group.counts().in_flight), (4, 0));
-        assert_eq!(ack(&mut group, 1, 1), Err(Refused::AlreadyDone));
-        assert_eq!(delivered(&group.step(MS(0))), [(1, 5, 1), (1, 6, 1)]);
-        assert_eq!(group.expire(21), Expired { undelivered: 0, unseen: 12 });
-        assert_eq!(
-            (group.counts().cursor, group.offer(20, None, 1), group.offer(21, None, 1)),
-            (20, false, true)
-        );
+        assert_eq!(group.waiting().collect::<Vec<_>>(), [3, 4, 5, 6]);
+        [4, 5].into_iter().for_each(|seq| group.lapse(seq));
+        assert_eq!((group.counts().waiting, group.counts().cursor), (2, 0));
+        assert_eq!(group.ack(1, Which::Seqs(vec![1, 2]), MS(0)).taken, [1, 2]);
+        assert_eq!(delivered(&group.step(MS(0))), [(1, 3, 1), (1, 6, 1)]);
+        group.lapse(3);
+        assert_eq!((group.counts().cursor, group.counts().in_flight), (5, 1));
+        assert_eq!(ack(&mut group, 1, 3), Err(Refused::AlreadyDone));
     }
 
     #[test]
@@ -459,7 +434,6 @@ mod tests {
         assert_eq!(group.next(), Some(Duration::MAX));
         let answered = group.ack(1, Which::Through(u64::MAX), Duration::ZERO);
         assert_eq!((answered.taken, group.counts().cursor), (vec![u64::MAX], u64::MAX));
-        assert_eq!(group.expire(u64::MAX), Expired::default());
     }
 
     /// What may happen; numbers are picked among what there is.
@@ -480,7 +454,7 @@ mod tests {
         Write(bool),
         Crash,
         Seek(u64),
-        Expire(u64),
+        Lapse(u64),
     }
 
     fn input() -> impl Strategy<Value = Input> {
@@ -503,7 +477,7 @@ mod tests {
             1 => prop_oneof![8 => Just(None), 1 => seq.clone().prop_map(Some)]
                 .prop_map(|s| s.map_or(Input::Step, Input::Seek)),
             1 => prop_oneof![4 => Just(None), 1 => (0..STREAM / 2).prop_map(Some)]
-                .prop_map(|s| s.map_or(Input::Step, Input::Expire)),
+                .prop_map(|s| s.map_or(Input::Step, Input::Lapse)),
         ]
     }
 
@@ -839,22 +813,14 @@ mod tests {
                     self.given_up.clear();
                     (self.looked, self.fed) = (cursor, cursor);
                 }
-                Input::Expire(first) => {
-                    let cursor = group.counts().cursor;
-                    let expired = group.expire(first);
-                    let gone = self.seqs(|state| state != State::Done);
-                    let gone: Vec<u64> = gone.into_iter().filter(|seq| *seq < first).collect();
-                    let undelivered = |seq: &&u64| {
-                        matches!(self.state[**seq as usize], State::Waiting { .. } | State::Delayed { .. })
-                    };
-                    assert_eq!(expired.undelivered, gone.iter().filter(undelivered).count() as u64);
-                    let moved = first > cursor + 1;
-                    assert_eq!(
-                        expired.unseen,
-                        if moved { first.saturating_sub(1).saturating_sub(self.looked) } else { 0 }
-                    );
-                    gone.iter().for_each(|seq| self.done(*seq));
-                    self.looked = self.looked.max(first.saturating_sub(1));
+                Input::Lapse(before) => {
+                    let waits = |state| matches!(state, State::Waiting { .. } | State::Delayed { .. });
+                    let waiting = self.seqs(waits);
+                    assert_eq!(group.waiting().collect::<Vec<_>>(), waiting);
+                    for seq in waiting.into_iter().filter(|seq| *seq < before) {
+                        group.lapse(seq);
+                        self.done(seq);
+                    }
                 }
             }
             self.check(group);

@@ -26,7 +26,7 @@ use super::clock::wall_ms;
 use super::identity::VmName;
 use super::journal::Journal;
 use super::journal::read::Mark;
-use super::limits::{CATCH_UP_READS, Limits};
+use super::limits::{CATCH_UP_READS, GROUPS_QUEUE_BYTES, Limits};
 use super::refusal::Refusal;
 use super::retention::Retention;
 use super::wire::subscribe::From;
@@ -57,6 +57,8 @@ pub struct Delivery {
     /// What is passed over in reading.
     pub retention: Arc<Retention>,
     room: Arc<Room>,
+    /// That of groups, so that one of which nobody takes anything is in nobody's way.
+    groups_room: Arc<Room>,
     reads: Arc<Semaphore>,
     lookups: Arc<Semaphore>,
 }
@@ -75,6 +77,7 @@ impl Delivery {
             journal,
             retention,
             room: Room::new(limits.queue_bytes_in_all),
+            groups_room: Room::new(GROUPS_QUEUE_BYTES),
             reads: Arc::new(Semaphore::new((cores / 2).clamp(1, CATCH_UP_READS))),
             lookups: Arc::new(Semaphore::new(1)),
         }
@@ -83,6 +86,11 @@ impl Delivery {
     /// A queue for one session.
     pub fn outlet(&self, limits: &Limits) -> Arc<Outlet> {
         Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.room.clone()))
+    }
+
+    /// A queue for one group.
+    pub fn groups_outlet(&self, limits: &Limits) -> Arc<Outlet> {
+        Arc::new(Outlet::new(limits.queue_events, limits.queue_bytes, self.groups_room.clone()))
     }
 
     /// Where a subscription that begins at `from` begins; `None` when that has to be looked up.
@@ -101,7 +109,7 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
             From::Seq(seq) => (*seq, None),
-            From::Ts(_) | From::Id(..) => return Ok(None),
+            From::Ts(_) | From::Id(..) | From::State(_) => return Ok(None),
         };
         Ok(Some(Beginning { next, gap }))
     }
@@ -120,7 +128,7 @@ impl Delivery {
                 let next = journal.seq_after_id(id, vm.as_ref().map(VmName::as_str))?;
                 Ok(next.map(|next| Beginning { next, gap: None }))
             }
-            From::Latest | From::Earliest | From::Seq(_) => Ok(None),
+            From::Latest | From::Earliest | From::Seq(_) | From::State(_) => Ok(None),
         });
         async move {
             match found.await {
@@ -162,7 +170,7 @@ impl Delivery {
 
 /// Runs what blocks, when one of `places` is free. It stands in line by itself, whether it is polled or not, so that
 /// nobody who waits for something else keeps a place; dropped, it leaves the line.
-fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
+pub(in crate::core) fn when_free<T: Send + 'static, F: FnOnce() -> io::Result<T> + Send + 'static>(
     places: &Arc<Semaphore>,
     read: F,
 ) -> impl Future<Output = io::Result<T>> + Send + use<T, F> {

@@ -61,6 +61,9 @@ struct Queue {
     overflowed: Option<u64>,
     /// How many have left and were not taken out yet.
     lefts: usize,
+    /// What was held filled the queue, and nobody was told yet that it has room again.
+    pressed: bool,
+    relieved: bool,
 }
 
 impl Outlet {
@@ -96,15 +99,29 @@ impl Outlet {
         true
     }
 
-    /// Puts in what a group hands to its member, which bounds itself how much that is.
-    pub fn hold(&self, member: u64, frames: Bytes, events: usize) {
+    /// Puts in what a group hands to its member; false when it is full by now: the member gets no more until
+    /// [`Outlet::take_relief`] says so.
+    pub fn hold(&self, member: u64, frames: Bytes, events: usize) -> bool {
         let mut queue = self.lock();
         queue.events += events;
         queue.bytes += frames.len();
         self.room.bytes.fetch_add(frames.len(), Relaxed);
         queue.items.push_back(Item::Held(member, frames, events));
+        let is_full = queue.bytes >= self.most_bytes;
+        queue.pressed |= is_full;
         drop(queue);
         self.ready.notify_one();
+        !is_full
+    }
+
+    /// Whether it is full for members of groups.
+    pub fn is_full(&self) -> bool {
+        self.lock().pressed
+    }
+
+    /// Whether it was full for members of groups and has room again since the last call.
+    pub fn take_relief(&self) -> bool {
+        std::mem::take(&mut self.lock().relieved)
     }
 
     /// The subscription `id` leaves at `from`: the router could not keep up.
@@ -135,6 +152,9 @@ impl Outlet {
                 }
             }
             None => {}
+        }
+        if queue.pressed && queue.bytes < self.most_bytes {
+            (queue.pressed, queue.relieved) = (false, true);
         }
         item
     }

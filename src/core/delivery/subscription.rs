@@ -21,6 +21,11 @@ use std::sync::Arc;
 pub enum Source {
     /// The router, as they are committed.
     Live,
+    /// The newest events per key, of all up to this seq; then the journal.
+    State {
+        /// It.
+        through: u64,
+    },
     /// The journal.
     Behind {
         /// Because there was no room, and not because it began there.
@@ -39,6 +44,12 @@ pub struct Subscription {
     pub next: u64,
     /// Where the rest comes from.
     pub source: Source,
+}
+
+impl Subscription {
+    fn is_behind(&self) -> bool {
+        matches!(self.source, Source::Behind { .. })
+    }
 }
 
 /// What some subscriptions are to be sent from the journal.
@@ -115,7 +126,7 @@ impl Subscriptions {
 
     /// What is to be read for those that are furthest behind.
     pub fn plan(&self) -> Option<Plan> {
-        let behind = self.list.iter().filter(|s| s.source != Source::Live);
+        let behind = self.list.iter().filter(|s| s.is_behind());
         let mut wanted: Vec<_> = behind.map(|s| (s.id, s.next, s.interest.clone())).collect();
         wanted.sort_unstable_by_key(|(_, next, _)| *next);
         wanted.truncate(CATCH_UP_TOGETHER);
@@ -123,9 +134,17 @@ impl Subscriptions {
         Some(Plan { at, wanted })
     }
 
+    /// The first one that is to be sent the state: its number, where it is, up to where, what it wants.
+    pub fn state(&self) -> Option<(u32, u64, u64, Arc<Interest>)> {
+        self.list.iter().find_map(|s| match s.source {
+            Source::State { through } => Some((s.id, s.next, through, s.interest.clone())),
+            _ => None,
+        })
+    }
+
     /// The next seq of the one that is furthest behind.
     pub fn behind(&self) -> Option<u64> {
-        self.list.iter().filter(|s| s.source != Source::Live).map(|s| s.next).min()
+        self.list.iter().filter(|s| s.is_behind()).map(|s| s.next).min()
     }
 
     /// Whether one is behind because there was no room.

@@ -1,37 +1,57 @@
-//! Dead letters: events of the broker's own, in the one encoding.
+//! Events of the broker's own, in the one encoding: dead letters, and the events of snapshots.
 //!
-//! Always holds: what is encoded here is as long as an event and what is said of it, which a frame has room for. Pure.
-//! Owner: `delivery/groups`.
+//! Always holds: they are events that wrap others, so they may be longer than these; a frame has room for them whoever
+//! subscribes them. Pure. Owner: `delivery/groups`, `latest/snapshot.rs`.
 
-use super::{Batch, Draft, ID, ID_TO_VM, VM_TO_TOPIC, string_body};
+use super::{Batch, Publish, Text, string_body};
 use crate::core::identity::VmName;
+use crate::core::limits::LETTER_BYTES;
+use crate::core::refusal::Refusal;
+use crate::core::topic::Pattern;
+use serde_json::value::RawValue;
+
+/// What the broker says of an event of its own.
+#[derive(Debug)]
+pub struct Letter<'a> {
+    /// It may be one of the broker's own.
+    pub topic: &'a str,
+    /// Its id.
+    pub id: &'a str,
+    /// The same id again is a repeat.
+    pub is_once: bool,
+    /// What it is the latest state of.
+    pub key: Option<&'a str>,
+    /// JSON.
+    pub payload: &'a [u8],
+}
+
+/// Whether a publish is of the host, and the end of a dead letter: its key, and nothing.
+pub(super) fn is_end(vm: &VmName, publish: &Publish<'_>) -> bool {
+    let is_letter = |text: &Text<'_>| {
+        text.0.starts_with("$dlq.") && Pattern::parse(&text.0).is_ok_and(|pattern| pattern.is_plain())
+    };
+    vm.as_str() == "host"
+        && publish.topic.as_ref().is_some_and(is_letter)
+        && publish.key.is_some()
+        && publish.payload.is_none_or(|payload| payload.get() == "null")
+}
 
 impl Batch {
-    /// Encodes a dead letter, whose topic is the broker's own; the payload is JSON. It may be as much longer than an
-    /// event as what is said of the event in it.
-    pub fn push_letter(&mut self, vm: &VmName, topic: &str, id: &str, payload: &[u8]) {
-        let (start, out) = (self.bytes.len(), &mut self.bytes);
-        out.extend_from_slice(ID);
-        string_body(out, id);
-        out.extend_from_slice(ID_TO_VM.as_bytes());
-        let vm_at = out.len() - start;
-        out.extend_from_slice(vm.as_str().as_bytes());
-        out.extend_from_slice(VM_TO_TOPIC.as_bytes());
-        let topic_at = out.len();
-        string_body(out, topic);
-        let topic_len = out.len() - topic_at;
-        out.extend_from_slice(b"\",\"payload\":");
-        out.extend_from_slice(payload);
-        out.extend_from_slice(b"}\n");
-        self.drafts.push(Draft {
-            start: start as u32,
-            end: out.len() as u32,
-            vm_at: vm_at as u16,
-            vm_len: vm.as_str().len() as u8,
-            topic_len: topic_len as u16,
-            joined: false,
-            own_id: true,
-            expires: false,
-        });
+    /// Encodes an event of the host, of [`LETTER_BYTES`] at the most.
+    ///
+    /// # Errors
+    /// `event-too-large`, `bad-json`, `bad-key`; the batch is as it was.
+    pub fn push_letter(&mut self, letter: &Letter<'_>) -> Result<(), Refusal> {
+        let payload: &RawValue =
+            serde_json::from_slice(letter.payload).map_err(|e| Refusal::new("bad-json", e.to_string()))?;
+        let key = letter.key.map(|key| Text(key.into()));
+        let publish = Publish { payload: Some(payload), key, ..Publish::default() };
+        // An id of a group and more may be longer than a publisher's.
+        let id = |out: &mut Vec<u8>| string_body(out, letter.id);
+        self.push_to(letter.topic, &VmName::host(), &publish, id, LETTER_BYTES)?;
+        if let Some(draft) = self.drafts.last_mut() {
+            draft.own_id = letter.is_once;
+        }
+        Ok(())
     }
 }

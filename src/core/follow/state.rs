@@ -60,6 +60,8 @@ pub(in crate::core) struct Following {
     last: Option<Seen>,
     /// That event has to come first.
     is_checking: bool,
+    /// The newest events per key come first, and there are more of them.
+    is_state: bool,
     /// Lines that came together.
     lines: Vec<u8>,
 }
@@ -74,7 +76,8 @@ impl Following {
 
     /// There is a new session.
     pub fn begin(&mut self) {
-        self.is_checking = self.last.is_some();
+        // The last event may be the newest of its key no longer, and does not come again then.
+        self.is_checking = self.last.is_some() && !self.is_state;
         self.is_asked = false;
     }
 
@@ -84,6 +87,11 @@ impl Following {
             Some(last) if self.is_checking => Some(last.seq),
             _ => self.next,
         }
+    }
+
+    /// Behind which seq the newest events per key are still to come.
+    pub fn state(&self) -> Option<u64> {
+        self.next.filter(|_| self.is_state).map(|next| next - 1)
     }
 
     pub fn take(&mut self, received: Received<'_>, mode: &mut Mode, news: &mut impl FnMut(News<'_>)) {
@@ -108,6 +116,7 @@ impl Following {
                 }
                 let next = self.next.max(ack.next_seq).unwrap_or(1);
                 self.next = Some(next);
+                self.is_state = ack.state.is_some();
                 *mode = Mode::Taking;
                 news(News::Subscribed(next));
             }
@@ -120,6 +129,7 @@ impl Following {
                 let (code, reason) = (code.into_owned(), reason.into_owned());
                 self.closed = Some(Broken::Refused { code, reason });
             }
+            (Received::State { .. }, _) => self.is_state = false,
             (Received::Heartbeat, _) => self.is_asked = true,
             // Repeats, what is dropped, and what later brokers send.
             _ => {}

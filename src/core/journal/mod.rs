@@ -184,7 +184,7 @@ impl Opened {
             let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
             let retain = move |disk: &dyn Disk| {
                 let segments = map.segments();
-                let views = reached.views.load(Ordering::Relaxed);
+                let views = reached.views.seq();
                 let useless = reached.useless.load(Ordering::Relaxed);
                 // Asked for later: what it does not need any more is in these segments, and the first note of all is
                 // in none of them but the newest.

@@ -17,14 +17,14 @@
 
 use super::notes::Class;
 use crate::core::event::Layout;
-use crate::core::limits::EVENT_BYTES;
+use crate::core::limits::LETTER_BYTES;
 
 /// The fixed part, in bytes.
 pub const HEAD_BYTES: usize = 48;
 /// Records begin at multiples of this.
 pub const ALIGN: usize = 8;
 /// The longest body, in bytes.
-pub const BODY_BYTES: usize = EVENT_BYTES + 1;
+pub const BODY_BYTES: usize = LETTER_BYTES + 1;
 const JOINED: u8 = 1;
 const OWN_ID: u8 = 2;
 const EXPIRES: u8 = 4;

@@ -8,15 +8,41 @@ use super::index::index_name;
 use super::segment::{Map, Segment, segment_name};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What retention may not pass: the last seq that a view has.
+pub trait Floor: Send + Sync {
+    /// It.
+    fn seq(&self) -> u64;
+}
+
+impl Floor for AtomicU64 {
+    fn seq(&self) -> u64 {
+        self.load(Relaxed)
+    }
+}
+
+/// The one that is further back.
+impl<A: Floor + ?Sized, B: Floor + ?Sized> Floor for (Arc<A>, Arc<B>) {
+    fn seq(&self) -> u64 {
+        self.0.seq().min(self.1.seq())
+    }
+}
 
 /// What others say of the events in the journal.
-#[derive(Debug, Default)]
 pub struct Reached {
     /// Every view has what is up to this seq.
-    pub views: Arc<AtomicU64>,
+    pub views: Arc<dyn Floor>,
     /// Of what is up to this seq, segments hold nothing that is of use.
     pub useless: Arc<AtomicU64>,
+}
+
+// There is no floor that would be the natural one: clippy takes the two for their types.
+#[allow(clippy::derivable_impls, reason = "a `dyn Floor` has no default")]
+impl Default for Reached {
+    fn default() -> Self {
+        Reached { views: Arc::<AtomicU64>::default(), useless: Arc::default() }
+    }
 }
 
 /// How many of the oldest segments may go. `now` and the ages are milliseconds; `floor` is the last seq

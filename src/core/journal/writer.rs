@@ -27,7 +27,7 @@ use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
 use crate::core::event::{Batch, Layout};
-use crate::core::limits::{EVENT_BYTES, RESERVED_BYTES};
+use crate::core::limits::{LETTER_BYTES, RESERVED_BYTES};
 use std::io;
 use std::sync::Arc;
 
@@ -210,7 +210,7 @@ impl Writer {
             let at = chunk.bytes.len() + record::HEAD_BYTES;
             encode(&mut chunk.bytes, active.salt, &head, [&prefix, tail]);
             let len = (prefix.len() + tail.len()) as u32;
-            debug_assert!(len as usize <= EVENT_BYTES + 1);
+            debug_assert!(len as usize <= LETTER_BYTES + 1);
             chunk.events.push(Placed { seq: head.seq, ts: head.ts, at: at as u32, len, layout });
             self.next.lsn += 1;
             self.next.seq += 1;

@@ -122,7 +122,14 @@ impl Out<'_> {
         self.gauge("castra_journal_bytes", "Bytes of the journal.", bytes)?;
         let stalled = u64::from(running.logs.stalled().is_some());
         self.gauge("castra_logs_seq", "The newest event that is in the logs.", running.logs.seq())?;
-        self.gauge("castra_logs_stalled", "1 while the logs cannot be written.", stalled)
+        self.gauge("castra_logs_stalled", "1 while the logs cannot be written.", stalled)?;
+        // Where nothing is compacted there is no such view.
+        let Some(seq) = running.latest.seq() else { return Ok(()) };
+        let stalled = u64::from(running.latest.stalled().is_some());
+        self.gauge("castra_latest_seq", "The newest event that the newest events per key have seen.", seq)?;
+        self.gauge("castra_latest_stalled", "1 while the newest events per key cannot be written.", stalled)?;
+        let help = "Events that were gone before the newest events per key had them.";
+        self.gauge("castra_latest_lost", help, running.latest.lost())
     }
 
     /// What status counts. Taken apart, so that none is forgotten.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! commits, fdatasyncs ─▶ histograms ─┐
+//! groups ─▶ groups.rs ────────────────┤
 //! logs' thread ─▶ topics.rs ─────────┼─▶ registry ─▶ text.rs ─▶ GET /metrics
 //! counters, standings, journal ──────┘ gauges.rs      state ──▶ GET /healthz, /readyz
 //! ```
@@ -13,6 +14,7 @@
 //! anyway, a line in `gauges.rs`; and a row in docs/OPERATIONS.md.
 
 mod gauges;
+pub mod groups;
 pub mod request;
 pub mod serve;
 pub mod text;
@@ -21,14 +23,17 @@ pub mod topics;
 
 use super::bus::Ending;
 use super::clock;
+use super::delivery::groups::Groups;
 use super::events::Recorder;
 use super::journal::Journal;
 use super::journal::disk::Disk;
 use super::journal::writer::Committed;
+use super::latest::Latest;
 use super::limits::METRICS_TIME;
 use super::logs::Logs;
 use super::status::{State, VmTable};
 use gauges::{Gauges, Published};
+use groups::{Grouped, Table};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -58,6 +63,10 @@ pub struct Running {
     pub journal: Arc<Journal>,
     /// Its logs.
     pub logs: Arc<Logs>,
+    /// The newest event of each key.
+    pub latest: Arc<Latest>,
+    /// Consumer groups.
+    pub groups: Arc<Groups>,
     /// Whether it ends.
     pub ending: watch::Receiver<Ending>,
 }
@@ -95,6 +104,8 @@ impl Sources {
 pub struct Metrics {
     /// The topics that have a name.
     pub topics: Arc<Topics>,
+    /// The groups that have one.
+    pub groups: Arc<Table>,
     commits: Counter,
     commit_events: Histogram,
     syncs: Histogram,
@@ -116,12 +127,14 @@ impl Metrics {
             (Counter::default(), Histogram::new(EVENTS), Histogram::new(SECONDS));
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Published(topics.clone())));
+        let groups = Table::new(&topics);
+        registry.register_collector(Box::new(Grouped(groups.clone(), sources.clone())));
         registry.register("castra_commits", "Commits of the journal, an fdatasync each", commits.clone());
         registry.register("castra_commit_events", "Events of a commit", commit_events.clone());
         registry.register("castra_fsync_seconds", "Time of an fdatasync of the journal", syncs.clone());
         registry.register_collector(Box::new(Gauges(sources.clone())));
         let (probe, asking) = (Mutex::default(), Arc::default());
-        Arc::new(Metrics { topics, commits, commit_events, syncs, registry, sources, probe, asking })
+        Arc::new(Metrics { topics, groups, commits, commit_events, syncs, registry, sources, probe, asking })
     }
 
     /// The journal's disk, whose syncs are timed from here on.

@@ -35,6 +35,11 @@ impl Grouping {
         self.list.clear();
     }
 
+    /// The session takes out of its queue again.
+    pub fn go_on(&self) {
+        self.list.iter().for_each(Membership::go_on);
+    }
+
     fn find(&mut self, group: &str) -> Option<usize> {
         // A group that could not begin, or was removed, has no members: they were told.
         self.list.retain(|membership| !membership.is_gone());
@@ -62,7 +67,8 @@ impl Session<'_> {
         }
         self.check_rights(&wish.patterns)?;
         let outlet = &self.subscribing.outlet;
-        let membership = self.bus.groups.join(wish, outlet, |patterns| self.check_rights(patterns))?;
+        let membership =
+            self.bus.groups.join(wish, (outlet, &self.vm.name), |patterns| self.check_rights(patterns))?;
         self.grouping.list.push(membership);
         Ok(())
     }
@@ -98,7 +104,7 @@ impl Session<'_> {
         match manage {
             Manage::List(after) => return Ok(Some(groups.list(after.as_deref(), may))),
             Manage::Show(group) => return groups.show(&group, may).map(Some),
-            Manage::Create(wish) => groups.create(*wish, outlet, may)?,
+            Manage::Create(wish) => groups.create(*wish, (outlet, &self.vm.name), may)?,
             Manage::Seek(group, from) => groups.seek(&group, from, outlet, may)?,
             Manage::Remove(group) => groups.remove(&group, outlet, may)?,
         }
@@ -124,7 +130,7 @@ impl Session<'_> {
     pub(super) fn check_memberships(&mut self) {
         let all = std::mem::take(&mut self.grouping.list);
         for membership in all {
-            match self.check_rights(&membership.patterns()) {
+            match self.check_rights(membership.patterns()) {
                 Ok(()) => self.grouping.list.push(membership),
                 Err(refusal) => {
                     let group = membership.group();

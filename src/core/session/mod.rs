@@ -1,11 +1,12 @@
 //! The bus-v1 session. Next: `journal/commit.rs` for what is published, `delivery/router.rs` for what comes back.
 //!
 //! `state.rs` has the drawing. One task a session, which reads, writes and waits for the disk side by side:
-//! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `grouping.rs` the same for groups, `output.rs` what is to be written, `pulse.rs`
+//! `publishing.rs` is the way to the journal, `subscribing.rs` the way back, `grouping.rs` the same for groups, `asking.rs` what is asked of the newest events per key, `output.rs` what is to be written, `pulse.rs`
 //! when it takes too long. Always holds: a frame that is refused ends nothing; whatever ends the session, its presence
 //! and its subscriptions end exactly once, with the state open and not with the connection. Owner: `door`, which runs
 //! it to its end.
 
+mod asking;
 mod grouping;
 mod output;
 mod publishing;
@@ -26,6 +27,7 @@ use super::signals::Signal;
 use super::status::{Presence, Vm};
 use super::stream::{Reader, Writer, linger};
 use super::wire::frame;
+use asking::Asking;
 use grouping::Grouping;
 use output::{Output, SLICES};
 use publishing::Publishing;
@@ -73,6 +75,7 @@ pub struct Session<'a> {
     publishing: Publishing,
     subscribing: Subscribing,
     grouping: Grouping,
+    asking: Asking,
     ending: watch::Receiver<Ending>,
 }
 
@@ -108,6 +111,7 @@ impl<'a> Session<'a> {
             publishing: Publishing::new(vm.clone()),
             subscribing: Subscribing::new(bus.delivery.clone(), presence.standing().clone(), limits),
             grouping: Grouping::default(),
+            asking: Asking::default(),
             ending: bus.ending.clone(),
             vm,
             presence: Some(presence),
@@ -126,6 +130,7 @@ impl<'a> Session<'a> {
         let mut state = State::Open.next(Input::Ended(end));
         // To everybody but the peer it is gone.
         self.grouping.clear();
+        self.asking = Asking::default();
         self.subscribing.clear();
         drop(self.presence.take());
         let until = Instant::now() + self.bus.limits.write_time;
@@ -173,7 +178,7 @@ impl<'a> Session<'a> {
             }
             // What is left when the output has room must not wait for something to happen.
             if self.output.len() < OUTPUT_BYTES {
-                self.subscribing.read_on();
+                self.subscribing.read_on(&self.bus.latest);
                 if !outlet.is_empty() {
                     outlet.wake();
                 }
@@ -210,6 +215,7 @@ impl<'a> Session<'a> {
                         return end;
                     }
                 }
+                answer = self.asking.answer() => self.output.share(answer.into()),
                 () = outlet.ready() => {}
                 () = &mut alarm => if let Err(end) = self.look() {
                     return end;

@@ -77,6 +77,7 @@ impl Session<'_> {
             && !self.is_output_full()
             && !self.subscribing.outlet.is_stuffed()
             && !self.subscribing.is_looking_up()
+            && !self.asking.is_full()
     }
 
     /// Whether so much waits for the peer that nothing more is taken from it.
@@ -183,6 +184,7 @@ impl Session<'_> {
             Aside::Join(wish) => self.join(*wish),
             Aside::Manage(manage) => self.manage(manage),
             Aside::Word(word) => self.say(*word),
+            Aside::Ask(ask) => self.ask(ask),
         }
     }
 

@@ -12,12 +12,15 @@ use crate::core::delivery::subscription::{Source, Subscriptions};
 use crate::core::delivery::{Beginning, Delivery};
 use crate::core::end::End;
 use crate::core::journal::read::Mark;
+use crate::core::latest::Latest;
 use crate::core::limits::{Limits, OUTPUT_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
 use crate::core::standing::Standing;
 use crate::core::topic::Pattern;
-use crate::core::wire::subscribe::{Subscribe, refused_ack, subscribe_ack, unsubscribe_ack};
+use crate::core::wire::subscribe::{
+    From, Subscribe, refused_ack, state_ack, state_end, subscribe_ack, unsubscribe_ack,
+};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -34,6 +37,8 @@ struct Reading {
 /// A subscription that is asked for, while it is looked for where it begins.
 struct Lookup {
     interest: Interest,
+    /// It begins with the state of what is before that, behind this seq.
+    state: Option<u64>,
     beginning: Pin<Box<dyn Future<Output = Result<Beginning, Refusal>> + Send>>,
 }
 
@@ -54,6 +59,8 @@ pub(super) struct Subscribing {
     changed: bool,
     /// Where the last reading ended.
     mark: Option<Mark>,
+    /// The last reading was of a state: it is the journal's turn.
+    is_states_turn_over: bool,
     /// Back-pressure was signalled, and not its end.
     pressed: bool,
     /// Something found no room at this seq, and its subscription is not seen to have left yet.
@@ -72,6 +79,7 @@ impl Subscribing {
             lookup: None,
             changed: false,
             mark: None,
+            is_states_turn_over: false,
             pressed: false,
             overflow: None,
             standing,
@@ -115,15 +123,26 @@ impl Subscribing {
         .await
     }
 
-    /// Begins to read the journal for those that are behind.
-    pub fn read_on(&mut self) {
-        if self.reading.is_none()
-            && let Some(plan) = self.table.plan()
-        {
-            let ids = plan.wanted.iter().map(|(id, ..)| *id).collect();
-            let step = Box::pin(self.delivery.read(plan, self.mark.take()));
-            self.reading = Some(Reading { ids, step });
+    /// Begins to read the journal for those that are behind, or the state for one that begins with it, in turns.
+    pub fn read_on(&mut self, latest: &Arc<Latest>) {
+        if self.reading.is_some() {
+            return;
         }
+        let (plan, state) = (self.table.plan(), self.table.state());
+        self.is_states_turn_over = match (plan, state) {
+            (plan, Some((id, at, through, interest))) if plan.is_none() || !self.is_states_turn_over => {
+                let step = Box::pin(latest.clone().step(at, through, interest));
+                self.reading = Some(Reading { ids: vec![id], step });
+                true
+            }
+            (Some(plan), _) => {
+                let ids = plan.wanted.iter().map(|(id, ..)| *id).collect();
+                let step = Box::pin(self.delivery.read(plan, self.mark.take()));
+                self.reading = Some(Reading { ids, step });
+                false
+            }
+            _ => false,
+        };
     }
 
     /// The name and the patterns of each subscription, also of the one that is being looked up.
@@ -174,19 +193,36 @@ impl Session<'_> {
     fn try_subscribe(&mut self, wish: Subscribe) -> Result<(), Refusal> {
         self.check_rights(&wish.patterns)?;
         let interest = Interest::new(wish.sub, &wish.patterns);
+        // A membership is one of the session's patterns.
+        let most = self.bus.limits.subscriptions.saturating_sub(self.grouping.len());
         let subscribing = &mut self.subscribing;
-        if let Some(next) = subscribing.table.check(&interest, self.bus.limits.subscriptions)? {
+        if let Some(next) = subscribing.table.check(&interest, most)? {
             self.output.own(|out| subscribe_ack(out, interest.sub(), next, None));
             return Ok(());
         }
-        match subscribing.delivery.begin(&wish.from)? {
-            Some(beginning) => self.begin(interest, beginning),
-            None => {
-                let beginning = Box::pin(subscribing.delivery.look_up(wish.from));
-                subscribing.lookup = Some(Lookup { interest, beginning });
+        match (subscribing.delivery.begin(&wish.from)?, wish.from) {
+            (Some(beginning), _) => self.begin(interest, beginning),
+            (None, From::State(after)) => {
+                let beginning = Box::pin(self.bus.latest.clone().begin_state(wish.patterns, after));
+                subscribing.lookup = Some(Lookup { interest, state: Some(after), beginning });
+            }
+            (None, from) => {
+                let beginning = Box::pin(subscribing.delivery.look_up(from));
+                subscribing.lookup = Some(Lookup { interest, state: None, beginning });
             }
         }
         Ok(())
+    }
+
+    /// Begins with the state of everything before this, as far as it is behind the seq `after`.
+    fn begin_state(&mut self, interest: Interest, after: u64, beginning: Beginning) {
+        let through = beginning.next - 1;
+        self.output.own(|out| state_ack(out, interest.sub(), after + 1, through));
+        let id = self.subscribing.table.add(Arc::new(interest), after + 1);
+        if let Some(subscription) = self.subscribing.table.get_mut(id) {
+            subscription.source = Source::State { through };
+        }
+        self.subscribing.changed = true;
     }
 
     fn begin(&mut self, interest: Interest, beginning: Beginning) {
@@ -201,8 +237,13 @@ impl Session<'_> {
         match done {
             Done::Read(step) => return self.take_step(step),
             Done::Found(found) => {
-                let Some(Lookup { interest, .. }) = self.subscribing.lookup.take() else { return Ok(()) };
+                let Some(Lookup { interest, state, .. }) = self.subscribing.lookup.take() else {
+                    return Ok(());
+                };
                 match found {
+                    Ok(beginning) if state.is_some() => {
+                        self.begin_state(interest, state.unwrap_or_default(), beginning);
+                    }
                     Ok(beginning) => self.begin(interest, beginning),
                     Err(refusal) => {
                         self.output.own(|out| refused_ack(out, "subscribe", Some(interest.sub()), &refusal));
@@ -276,6 +317,9 @@ impl Session<'_> {
                 }
             }
         }
+        if self.subscribing.outlet.take_relief() {
+            self.grouping.go_on();
+        }
         self.release();
         if events > 0 {
             self.bus.recorder.counters.delivered_live.fetch_add(events, Relaxed);
@@ -299,10 +343,19 @@ impl Session<'_> {
             self.output.share(step.frames.into());
         }
         let subscribing = &mut self.subscribing;
-        subscribing.mark = step.mark;
+        // A state has no place in the journal.
+        subscribing.mark = step.mark.or(subscribing.mark.take());
         for id in reading.ids {
             let Some(subscription) = subscribing.table.get_mut(id) else { continue };
             subscription.next = subscription.next.max(step.next);
+            if let Source::State { through } = subscription.source {
+                if !step.is_end {
+                    continue;
+                }
+                subscription.next = through + 1;
+                subscription.source = Source::Behind { pressed: false };
+                self.output.own(|out| state_end(out, subscription.interest.sub(), through));
+            }
             if step.is_end {
                 subscribing.join(id);
             }

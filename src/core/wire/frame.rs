@@ -5,6 +5,7 @@
 //! frame is a [`Refusal`], never the end of the session. Owner: the session.
 
 use super::group::{Join, Say, Word, parse_word};
+use super::latest::{Ask, parse_ask};
 use super::manage::{Manage, parse_manage};
 use super::subscribe::{Subscribe, Subscribed, Unsubscribe, parse_subscribe, parse_unsubscribe};
 use crate::core::event::{Batch, Draft, Publish, string_body};
@@ -37,6 +38,8 @@ pub enum Frame<'a> {
     Word(Box<Word>),
     /// What is asked of groups.
     Manage(Manage),
+    /// What is asked of the newest events per key.
+    Ask(Ask),
     /// The host wants a VM to be remembered no longer.
     Forget(VmName),
 }
@@ -117,6 +120,9 @@ fn refused_type(body: &[u8]) -> &'static str {
             "group_create" => "group_create",
             "group_seek" => "group_seek",
             "group_remove" => "group_remove",
+            "latest" => "latest",
+            "latest_topics" => "latest_topics",
+            "snapshot" => "snapshot",
             _ => "frame",
         },
         _ => "frame",
@@ -178,6 +184,7 @@ fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
         Some(kind @ ("groups" | "group" | "group_create" | "group_seek" | "group_remove")) => {
             parse_manage(text, kind).map(Frame::Manage)
         }
+        Some(kind @ ("latest" | "latest_topics" | "snapshot")) => parse_ask(text, kind).map(Frame::Ask),
         Some("forget") => forgotten(fields.vm).map(Frame::Forget),
         Some(kind) => {
             Err(Refusal::new("unknown-type", format!("this broker has no frame of type '{kind:.64}'")))

@@ -4,7 +4,7 @@
 
 use super::frame::{framed, refusal};
 use super::group::{Join, check_name};
-use super::subscribe::{From, Subscribed, parse_from, parse_subscribe};
+use super::subscribe::{From, Subscribed, parse_from, parse_subscribe, refuse_state};
 use crate::core::refusal::Refusal;
 use serde::Deserialize;
 use serde_json::Value;
@@ -70,7 +70,11 @@ pub fn parse_manage(body: &str, kind: &str) -> Result<Manage, Refusal> {
         "group" => group().map(Manage::Show),
         "group_remove" => group().map(Manage::Remove),
         "group_seek" => match asked.from {
-            Some(from) => Ok(Manage::Seek(group()?, parse_from(from)?)),
+            Some(from) => {
+                let from = parse_from(from)?;
+                refuse_state(&from)?;
+                Ok(Manage::Seek(group()?, from))
+            }
             None => Err(Refusal::new("bad-from", "where the group is to go on: 'from'")),
         },
         _ => {

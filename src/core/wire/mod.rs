@@ -10,6 +10,7 @@ pub mod codec;
 pub mod frame;
 pub mod group;
 pub mod handshake;
+pub mod latest;
 pub mod manage;
 pub mod publish;
 pub mod received;

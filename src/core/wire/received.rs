@@ -10,13 +10,16 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 /// Every event's frame begins so; the name of its subscription follows.
 const EVENT: &[u8] = b"{\"type\":\"event\",\"sub\":\"";
+/// So those of a group; its name follows.
+const DELIVERY: &[u8] = b"{\"type\":\"event\",\"group\":\"";
 /// Behind the head, the line.
 const SEQ: &[u8] = b",\"seq\":";
 /// What a frame has and a line has not.
-const HEAD: [&str; 4] = ["type", "sub", "group", "attempt"];
+const HEAD: [&str; 5] = ["type", "sub", "group", "attempt", "max_attempts"];
 
 /// A frame from the broker.
 #[derive(Debug)]
@@ -25,6 +28,19 @@ pub enum Received<'a> {
     Event {
         /// The subscription's name.
         sub: Cow<'a, str>,
+        /// The event's place in the journal.
+        seq: u64,
+        /// The event as its log has it, without the line's end.
+        line: Cow<'a, [u8]>,
+    },
+    /// An event that is delivered to a member of a group.
+    Delivery {
+        /// The group's name.
+        group: Cow<'a, str>,
+        /// The how-manieth delivery it is, from 1.
+        attempt: u32,
+        /// How many there are at the most.
+        max_attempts: u32,
         /// The event's place in the journal.
         seq: u64,
         /// The event as its log has it, without the line's end.
@@ -39,10 +55,17 @@ pub enum Received<'a> {
         /// … to this one, both included.
         to: u64,
     },
+    /// This subscription was sent the newest event of each key.
+    State {
+        /// The subscription's name.
+        sub: Cow<'a, str>,
+    },
     /// The operator ended this subscription.
     Unsubscribed {
         /// Its name.
         sub: Cow<'a, str>,
+        /// The group, if it was a membership.
+        group: Option<Cow<'a, str>>,
         /// A code of `docs/BUS.md`.
         code: Cow<'a, str>,
         /// A sentence.
@@ -87,6 +110,11 @@ pub struct Ack<'a> {
     pub next_seq: Option<u64>,
     /// Of `subscribe`: what was asked for and is gone.
     pub gap: Option<Gap>,
+    /// Of `subscribe`: the newest events per key come first, of everything up to this seq.
+    pub state: Option<u64>,
+    /// Of what is about a group: its name.
+    #[serde(borrow)]
+    pub group: Option<Text<'a>>,
 }
 
 /// Events that are gone.
@@ -117,10 +145,15 @@ struct Kind<'a> {
     kind: Text<'a>,
 }
 
+/// For whom an event is.
 #[derive(Deserialize)]
-struct Sub<'a> {
+struct For<'a> {
     #[serde(borrow)]
     sub: Option<Text<'a>>,
+    #[serde(borrow)]
+    group: Option<Text<'a>>,
+    attempt: Option<u32>,
+    max_attempts: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -132,9 +165,17 @@ struct Gone<'a> {
 }
 
 #[derive(Deserialize)]
+struct Sub<'a> {
+    #[serde(borrow)]
+    sub: Option<Text<'a>>,
+}
+
+#[derive(Deserialize)]
 struct Over<'a> {
     #[serde(borrow)]
     sub: Option<Text<'a>>,
+    #[serde(borrow)]
+    group: Option<Text<'a>>,
     #[serde(borrow)]
     code: Option<Text<'a>>,
     #[serde(borrow)]
@@ -164,6 +205,16 @@ impl<'a> Received<'a> {
             }
             body[at] = b',';
         }
+        if let Some((name, attempt, max_attempts, at)) = delivery_at(body) {
+            body[at] = b'{';
+            if let (Some(stamp), Ok(_)) = (Stamp::of(&body[at..]), std::str::from_utf8(&body[name.clone()])) {
+                let (head, line) = body.split_at_mut(at);
+                let group = String::from_utf8_lossy(&head[name]);
+                let line = Cow::Borrowed(&*line);
+                return Ok(Received::Delivery { group, attempt, max_attempts, seq: stamp.seq, line });
+            }
+            body[at] = b',';
+        }
         Self::of_any_order(body)
     }
 
@@ -175,16 +226,30 @@ impl<'a> Received<'a> {
             "event" => {
                 let fields: Fields<'a> = serde_json::from_slice(body)?;
                 let (seq, line) = fields.line()?;
-                let Sub { sub } = serde_json::from_slice(body)?;
-                Received::Event { sub: text(sub), seq, line: Cow::Owned(line) }
+                let line = Cow::Owned(line);
+                match serde_json::from_slice(body)? {
+                    For { sub: None, group: Some(group), attempt, max_attempts } => Received::Delivery {
+                        group: group.0,
+                        attempt: attempt.unwrap_or(1),
+                        max_attempts: max_attempts.unwrap_or(1),
+                        seq,
+                        line,
+                    },
+                    For { sub, .. } => Received::Event { sub: text(sub), seq, line },
+                }
             }
             "gap" => {
                 let Gone { sub, from, to } = serde_json::from_slice(body)?;
                 Received::Gap { sub: text(sub), from, to }
             }
             "unsubscribed" => {
-                let Over { sub, code, reason } = serde_json::from_slice(body)?;
-                Received::Unsubscribed { sub: text(sub), code: text(code), reason: text(reason) }
+                let Over { sub, group, code, reason } = serde_json::from_slice(body)?;
+                let group = group.map(|group| group.0);
+                Received::Unsubscribed { sub: text(sub), group, code: text(code), reason: text(reason) }
+            }
+            "state" => {
+                let Sub { sub } = serde_json::from_slice(body)?;
+                Received::State { sub: text(sub) }
             }
             "heartbeat" => Received::Heartbeat,
             "close" => {
@@ -202,6 +267,23 @@ fn line_at(body: &[u8]) -> Option<usize> {
     let end = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
     let line = rest.get(end + 1..)?;
     (rest[end] == b'"' && line.starts_with(SEQ) && !line.contains(&b'\n')).then_some(EVENT.len() + end + 1)
+}
+
+/// Where the group's name is in a delivery that has the order that brokers write, its attempt, the most attempts, and where the
+/// byte before the event's line is.
+fn delivery_at(body: &[u8]) -> Option<(Range<usize>, u32, u32, usize)> {
+    let rest = body.strip_prefix(DELIVERY)?;
+    let end = rest.iter().position(|b| matches!(b, b'"' | b'\\'))?;
+    let (attempt, rest) = counted(rest[end..].strip_prefix(b"\",\"attempt\":")?)?;
+    let (max_attempts, rest) = counted(rest.strip_prefix(b",\"max_attempts\":")?)?;
+    let is_line = rest.starts_with(SEQ) && !rest.contains(&b'\n');
+    is_line.then(|| (DELIVERY.len()..DELIVERY.len() + end, attempt, max_attempts, body.len() - rest.len()))
+}
+
+fn counted(text: &[u8]) -> Option<(u32, &[u8])> {
+    let end = text.iter().position(|b| !b.is_ascii_digit())?;
+    let number = std::str::from_utf8(&text[..end]).ok()?.parse().ok()?;
+    Some((number, &text[end..]))
 }
 
 fn missing(field: &'static str) -> serde_json::Error {
@@ -281,6 +363,24 @@ mod tests {
         ] {
             assert_eq!(event(&body), (sub.to_owned(), 7, line.to_owned()), "{body}");
         }
+        for (body, want) in [
+            (format!(r#"{{"type":"event","group":"g.1","attempt":2,"max_attempts":5,{tail}"#), ("g.1", 2, 5)),
+            (format!(r#"{{"group":"g","type":"event","max_attempts":3,"attempt":1,{tail}"#), ("g", 1, 3)),
+            (
+                format!(r#"{{"type":"event","group":"g","attempt":1,"max_attempts":5,"new":1,{tail}"#),
+                ("g", 1, 5),
+            ),
+        ] {
+            let mut bytes = body.clone().into_bytes();
+            let Ok(Received::Delivery { group, attempt, max_attempts, seq, line: got }) =
+                Received::parse(&mut bytes)
+            else {
+                panic!("{body}")
+            };
+            assert_eq!((&*group, attempt, max_attempts, seq), (want.0, want.1, want.2, 7), "{body}");
+            let got = String::from_utf8(got.into_owned()).unwrap();
+            assert_eq!(got.replace(",\"new\":1", ""), line, "{body}");
+        }
         // Another order within it: seq and ts lead, nothing is left out.
         let body = "{\"payload\":[1,\n2],\"ts\":8,\"vm\":\"a\",\"sub\":\"s\",\"seq\":7,\"type\":\"event\",\"new\":1}";
         assert_eq!(event(body).2, r#"{"seq":7,"ts":8,"payload":[1, 2],"vm":"a","new":1}"#);
@@ -322,10 +422,11 @@ mod tests {
         #[test]
         fn no_bytes_panic(mut body in prop_oneof![
             any::<Vec<u8>>(),
+            "(\\{\"type\":\"event\",\"group\":\"[a\\\\\"]{0,3}\",\"attempt\":[0-9]{0,11},\"max_attempts\":[0-9],\"seq\":[0-9]{0,3},\"ts\":1[,}a\n]{0,3})".prop_map(String::into_bytes),
             "(\\{\"type\":\"event\",\"sub\":\"[a\\\\\"]{0,3}\",\"seq\":[0-9]{0,3},\"ts\":1[,}a\n]{0,3})".prop_map(String::into_bytes),
         ]) {
             let before = body.clone();
-            if let Ok(Received::Event { line, .. }) = Received::parse(&mut body) {
+            if let Ok(Received::Event { line, .. } | Received::Delivery { line, .. }) = Received::parse(&mut body) {
                 let is_line = !line.contains(&b'\n') && line.starts_with(b"{\"seq\":");
                 prop_assert!(is_line);
             } else {

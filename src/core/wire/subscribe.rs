@@ -26,6 +26,8 @@ pub enum From {
     Ts(u64),
     /// Behind the newest event of this id, of this VM if one is named.
     Id(String, Option<VmName>),
+    /// At the newest event of each key, as far as it is behind this seq; then at what is published from now on.
+    State(u64),
 }
 
 /// A wish to be sent events.
@@ -76,6 +78,7 @@ struct Place {
     seq: Option<u64>,
     ts: Option<u64>,
     id: Option<String>,
+    state: Option<u64>,
     vm: Option<String>,
 }
 
@@ -116,9 +119,21 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
         (Some(sub), None, Some(topics)) => (sub, topics.iter().map(pattern).collect::<Result<_, _>>()?),
     };
     if is_group {
+        refuse_state(&from)?;
         return parse_join(body, patterns, from).map(Box::new).map(Subscribed::Group);
     }
     Ok(Subscribed::Alone(Subscribe { sub: check_sub(&sub.0)?, patterns, from }))
+}
+
+/// A group's events are handed out one after the other, and done for good: a state that is written over is no such thing.
+pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
+    match from {
+        From::State(_) => Err(Refusal::new(
+            "bad-from",
+            "a group does not begin at the state: read that with a subscription of its own, or with 'latest'",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Reads the body of a frame that is an `unsubscribe`.
@@ -187,19 +202,23 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
-            r#"from is "latest", "earliest", {"seq":1 or more}, {"ts":milliseconds} or {"id":"…"}, with the name of a "vm" or not"#,
+            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"state":seq} or {"id":"…"}, with the name of a "vm" or not"#,
         )
     };
     match raw.get() {
         "null" | "\"latest\"" => return Ok(From::Latest),
         "\"earliest\"" => return Ok(From::Earliest),
+        "\"state\"" => return Ok(From::State(0)),
         text if !text.starts_with('{') => return Err(wrong()),
         _ => {}
     }
     match serde_json::from_str(raw.get()).map_err(|_| wrong())? {
-        Place { seq: Some(seq), ts: None, id: None, .. } if seq > 0 => Ok(From::Seq(seq)),
-        Place { seq: None, ts: Some(ts), id: None, .. } => Ok(From::Ts(ts)),
-        Place { seq: None, ts: None, id: Some(id), vm } if (1..=ID_BYTES).contains(&id.len()) => {
+        Place { seq: Some(seq), ts: None, id: None, state: None, .. } if seq > 0 => Ok(From::Seq(seq)),
+        Place { seq: None, ts: Some(ts), id: None, state: None, .. } => Ok(From::Ts(ts)),
+        Place { seq: None, ts: None, id: None, state: Some(seq), .. } => Ok(From::State(seq)),
+        Place { seq: None, ts: None, id: Some(id), state: None, vm }
+            if (1..=ID_BYTES).contains(&id.len()) =>
+        {
             let vm = vm.map(|vm| VmName::parse(&vm)).transpose().map_err(|_| wrong())?;
             Ok(From::Id(id, vm))
         }
@@ -217,6 +236,24 @@ pub fn subscribe_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, gap: Option<(u
             out.extend_from_slice(format!(",\"gap\":{{\"from\":{from},\"to\":{to}}}").as_bytes());
         }
         out.push(b'}');
+    });
+}
+
+/// Appends the ack of a subscription that begins with the state, at `next_seq`, of everything up to `through`.
+pub fn state_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, through: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"subscribe\",\"status\":\"ok\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"next_seq\":{next_seq},\"state\":{through}}}").as_bytes());
+    });
+}
+
+/// Appends what says that a subscription was sent the whole state.
+pub fn state_end(out: &mut Vec<u8>, sub: &str, through: u64) {
+    framed(out, |out| {
+        out.extend_from_slice(b"{\"type\":\"state\",\"sub\":\"");
+        string_body(out, sub);
+        out.extend_from_slice(format!("\",\"through\":{through}}}").as_bytes());
     });
 }
 

@@ -21,6 +21,8 @@ struct Member {
     late: BTreeSet<u64>,
     /// It has a turn.
     in_turn: bool,
+    /// It is given nothing.
+    paused: bool,
 }
 
 impl Member {
@@ -48,7 +50,7 @@ impl Members {
         member.max_in_flight = max_in_flight.max(1) as usize;
         member.max_bytes = max_bytes;
         self.places = self.places.saturating_add(member.max_in_flight);
-        if !member.in_turn {
+        if !member.in_turn && !member.paused {
             member.in_turn = true;
             self.turns.push_back(id);
         }
@@ -68,7 +70,7 @@ impl Members {
         while let Some(id) = self.turns.pop_front() {
             let Some(member) = self.all.get_mut(&id) else { continue };
             member.in_turn = false;
-            if !member.fits(bytes) {
+            if member.paused || !member.fits(bytes) {
                 continue;
             }
             member.held.insert(seq);
@@ -83,13 +85,33 @@ impl Members {
         None
     }
 
+    /// A member is given nothing until it is said to go on.
+    pub fn pause(&mut self, id: MemberId) {
+        if let Some(member) = self.all.get_mut(&id)
+            && !std::mem::replace(&mut member.paused, true)
+        {
+            self.turns.retain(|other| *other != id);
+            member.in_turn = false;
+        }
+    }
+
+    /// It goes on.
+    pub fn go_on(&mut self, id: MemberId) {
+        if let Some(member) = self.all.get_mut(&id)
+            && std::mem::take(&mut member.paused)
+        {
+            member.in_turn = true;
+            self.turns.push_back(id);
+        }
+    }
+
     /// A member does not hold `seq` any more.
     pub fn release(&mut self, id: MemberId, seq: u64, bytes: usize) {
         let Some(member) = self.all.get_mut(&id) else { return };
         if member.held.remove(&seq) {
             member.bytes = member.bytes.saturating_sub(bytes);
             self.in_flight = self.in_flight.saturating_sub(1);
-            if !member.in_turn {
+            if !member.in_turn && !member.paused {
                 member.in_turn = true;
                 self.turns.push_back(id);
             }
@@ -126,8 +148,10 @@ impl Members {
             member.held.clear();
             member.late.clear();
             member.bytes = 0;
-            member.in_turn = true;
-            self.turns.push_back(*id);
+            member.in_turn = !member.paused;
+            if member.in_turn {
+                self.turns.push_back(*id);
+            }
         }
         self.in_flight = 0;
     }

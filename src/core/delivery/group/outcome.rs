@@ -78,7 +78,7 @@ impl Group {
                 self.members.release(member, seq, event.bytes);
             }
             Place::Waiting { late } => {
-                self.queue.not_again(seq);
+                self.queue.remove(seq);
                 if let Some(member) = late {
                     self.members.not_late(member, seq);
                 }

@@ -1,7 +1,7 @@
 //! What may be delivered next: what has to go out again first, then the rest in order; of a key, one at a time.
 //!
 //! Always holds: of the events of one key only the oldest is in the queue, until it leaves the group. Each operation
-//! costs a logarithm at the most. Pure. Owner: `group.rs`.
+//! costs a logarithm at the most, but for taking out what never went out and what is behind others of its key. Pure. Owner: `group.rs`.
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
@@ -56,9 +56,13 @@ impl Queue {
         }
     }
 
-    /// `seq`, which was delivered before, need not be delivered again.
-    pub fn not_again(&mut self, seq: u64) {
-        self.again.remove(&seq);
+    /// `seq` need not be delivered.
+    pub fn remove(&mut self, seq: u64) {
+        if !self.again.remove(&seq)
+            && let Ok(at) = self.fresh.binary_search(&seq)
+        {
+            self.fresh.remove(at);
+        }
     }
 
     /// An event of this key left the group. The one that was behind it, if it is in nobody's way now.
@@ -75,14 +79,6 @@ impl Queue {
             self.keys.remove(&key);
         }
         next
-    }
-
-    /// Takes everything before `first` out.
-    pub fn expire(&mut self, first: u64) {
-        self.again = self.again.split_off(&first);
-        while self.fresh.front().is_some_and(|seq| *seq < first) {
-            self.fresh.pop_front();
-        }
     }
 
     /// How many wait in it.

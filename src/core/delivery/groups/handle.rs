@@ -6,31 +6,35 @@
 //!                       └─▶ changes ─▶ writer ─▶ journal ─▶ answers
 //! ```
 //!
-//! Always holds: an answer that says something is so is sent once it is durable; who locks it waits for nothing. Owner:
+//! `hand_out.rs` is the way to the members, `ledger.rs` the way to the journal. Always holds: an answer that says something is so is sent once it is durable; who locks it waits for nothing. Owner:
 //! [`super::Groups`].
 
+use super::counting::Counting;
 use super::intake::Came;
-use super::letters;
-use super::notes::{Record, What};
+use super::notes::Known;
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
-use crate::core::clock::wall_ms;
-use crate::core::delivery::group::progress::{Failure, Saved};
-use crate::core::delivery::group::{self, Effect, Group};
+use crate::core::delivery::group::progress::Failure;
+use crate::core::delivery::group::{self, Group};
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
-use crate::core::event::{Batch, string_body};
-use crate::core::limits::GROUP_BYTES_HELD;
+use crate::core::event::string_body;
+use crate::core::limits::{GROUP_BYTES_HELD, GROUPS_BYTES_HELD};
+use crate::core::metrics::groups::Table;
 use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
-use crate::core::wire::group::{Spec, delivery_head};
+use crate::core::wire::group::Spec;
 use bytes::Bytes;
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::RandomState;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// A group that holds nothing keeps room for so many lines.
+const IDLE_LINES: usize = 8;
 
 /// A group.
 pub(super) struct Handle {
@@ -38,13 +42,29 @@ pub(super) struct Handle {
     pub spec: Spec,
     /// What it takes in.
     pub interest: Arc<Interest>,
-    pub(super) keys: RandomState,
-    pub(super) state: Mutex<State>,
+    /// Its topics, as they were typed.
+    pub patterns: Box<[Pattern]>,
+    /// The VM whose session began it; empty when it is not known.
+    pub by: Box<str>,
+    keys: RandomState,
+    state: Mutex<State>,
     /// Its task has something to do.
     pub wake: Notify,
-    pub(super) dirty: Arc<Dirty>,
-    pub(super) retention: Arc<Retention>,
-    pub(super) begun: Instant,
+    pub(super) shared: Shared,
+}
+
+/// What all groups have in common.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub dirty: Arc<Dirty>,
+    pub retention: Arc<Retention>,
+    /// The bytes of all lines that groups hold.
+    pub held: Arc<AtomicUsize>,
+    /// The broker ends: whoever leaves leaves what it holds to the next one, which delivers it as if it was never out.
+    pub ends: Arc<AtomicBool>,
+    /// Where metrics count, if there are any.
+    pub counts: Option<Arc<Table>>,
+    pub begun: Instant,
 }
 
 /// How far a group is on its way into the journal.
@@ -71,61 +91,78 @@ pub(super) struct State {
     pub(super) is_listed: bool,
     pub(super) lines: HashMap<u64, Bytes>,
     pub(super) bytes: usize,
+    held: Arc<AtomicUsize>,
     /// Some of them have a `ttl_ms`.
     pub(super) expires: bool,
     /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
     pub(super) expired: u64,
-    pub(super) ids: HashMap<u64, u64>,
-    pub(super) members: Vec<Member>,
+    /// For metrics, if there are any.
+    pub(super) counting: Option<Counting>,
+    pub(super) members: BTreeMap<u64, Member>,
     /// For whom, once what they say is durable.
     pub(super) answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
-    pub(super) letters: Vec<(u64, Vec<Failure>)>,
+    /// Events that are given up, while the last attempts are not written …
+    pub(super) dying: Vec<(u64, Vec<Failure>)>,
+    /// … while they are being written …
+    pub(super) burying: Vec<(u64, Vec<Failure>)>,
+    /// … and those whose letter is to be written.
+    pub(super) letters: VecDeque<(u64, Vec<Failure>)>,
+    /// In the ids of letters: an event that is given up again after the group went back has another letter.
+    pub(super) life: u64,
+    pub(super) is_life_written: bool,
+    /// It is looked for where it is to go on.
+    pub(super) is_seeking: bool,
     /// Where the task is to go on.
     pub(super) seek: Option<u64>,
     /// The cursor is to be written, though it only passed other events.
     pub(super) wants_cursor: bool,
     /// Who waits for the group to be durable.
-    pub(super) creators: Vec<Arc<Outlet>>,
+    pub(super) creators: Vec<(Arc<Outlet>, Vec<&'static str>)>,
 }
 
 pub(super) struct Member {
-    pub(super) number: u64,
     pub(super) outlet: Arc<Outlet>,
     pub(super) max_in_flight: u32,
     /// The options that the group has otherwise, until it is told: it waits for the group to begin.
     pub(super) differs: Option<Vec<&'static str>>,
 }
 
-/// What the writer takes.
-#[derive(Default)]
-pub(super) struct Unwritten {
-    pub records: Vec<Record>,
-    pub answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
-}
-
 impl Handle {
-    /// A group that is not known to begin anywhere yet, or goes on where it was.
-    pub fn new(
+    /// A group that is not known to begin anywhere yet.
+    pub fn begins(
         name: Box<str>,
         spec: Spec,
         patterns: &[Pattern],
-        saved: Option<Saved>,
-        (dirty, retention, begun): (Arc<Dirty>, Arc<Retention>, Instant),
+        by: &str,
+        life: u64,
+        shared: Shared,
     ) -> Arc<Self> {
-        let options = group::Options {
-            max_attempts: spec.max_attempts,
-            ack_timeout: Duration::from_millis(spec.ack_timeout_ms),
-            ordered_by_key: spec.ordered_by_key,
-            batch: spec.batch,
-        };
-        let (machine, stage) = match saved {
-            Some(saved) => (Group::restore(options, saved), Stage::Durable),
-            None => (Group::new(options, 0), Stage::Searching),
-        };
+        let machine = Group::new(options(&spec), 0);
+        Handle::new(name, spec, patterns, (by.into(), life), (machine, Stage::Searching), shared)
+    }
+
+    /// One that goes on where it was.
+    pub fn goes_on(name: Box<str>, known: Known, patterns: &[Pattern], shared: Shared) -> Arc<Self> {
+        let Known { spec, by, life, saved } = known;
+        let machine = Group::restore(options(&spec), saved);
+        Handle::new(name, spec, patterns, (by, life), (machine, Stage::Durable), shared)
+    }
+
+    fn new(
+        name: Box<str>,
+        spec: Spec,
+        patterns: &[Pattern],
+        (by, life): (Box<str>, u64),
+        (machine, stage): (Group, Stage),
+        shared: Shared,
+    ) -> Arc<Self> {
+        let counting = shared.counts.iter().map(|counts| Counting::new(counts.of(&name))).next();
         Arc::new(Handle {
             interest: Arc::new(Interest::of_group(&name, patterns, spec.max_attempts)),
+            patterns: patterns.into(),
             name,
             spec,
+            by,
             keys: RandomState::new(),
             state: Mutex::new(State {
                 machine,
@@ -133,20 +170,24 @@ impl Handle {
                 is_listed: false,
                 lines: HashMap::new(),
                 bytes: 0,
+                held: shared.held.clone(),
                 expires: false,
                 expired: 0,
-                ids: HashMap::new(),
-                members: Vec::new(),
+                counting,
+                members: BTreeMap::new(),
                 answers: Vec::new(),
-                letters: Vec::new(),
+                dying: Vec::new(),
+                burying: Vec::new(),
+                letters: VecDeque::new(),
+                life,
+                is_life_written: true,
+                is_seeking: false,
                 seek: None,
                 wants_cursor: false,
                 creators: Vec::new(),
             }),
             wake: Notify::new(),
-            dirty,
-            retention,
-            begun,
+            shared,
         })
     }
 
@@ -155,43 +196,43 @@ impl Handle {
     }
 
     pub(super) fn now(&self) -> Duration {
-        self.begun.elapsed()
+        self.shared.begun.elapsed()
     }
 
     /// How many events it may take in, if any.
     pub fn may_take(&self) -> bool {
         let state = self.lock();
-        state.stage == Stage::Durable && state.bytes < GROUP_BYTES_HELD && state.machine.room() > 0
+        state.stage == Stage::Durable && state.has_room() && state.machine.room() > 0
     }
 
     /// Takes events in, and what was looked at up to `through`; how many were gone before it had them.
     pub fn take(self: &Arc<Self>, came: &Came) -> u64 {
-        let (head, mut state, mut expired) = (self.interest.head(), self.lock(), came.expired);
+        let (mut found, mut expired) = (Vec::new(), came.expired);
+        let own = (self.interest.head(), &*self.name);
+        super::taken::each(&came.frames, own, &self.spec, &self.keys, |one| found.push(one));
+        let mut state = self.lock();
         // It goes on elsewhere: what lies before these events is not done.
         if state.seek.is_some() {
             return 0;
         }
-        super::taken::each(&came.frames, head, &self.spec, &self.keys, |found| match found {
-            Found::Event(Taken { seq, key, line }) => {
-                if state.machine.offer(seq, key, line.len()) {
-                    if let Some(id) = id_of(&line) {
-                        let id = self.keys.hash_one(id);
-                        state.ids.insert(id, seq);
+        for one in found {
+            match one {
+                Found::Event(Taken { seq, key, line }) => {
+                    if state.machine.offer(seq, key, line.len()) {
+                        state.keep(seq, &line);
                     }
-                    state.bytes += line.len();
-                    state.lines.insert(seq, line);
                 }
+                // What the group has taken in lies before it.
+                Found::Gap(from, to) => {
+                    expired += to.saturating_sub(from) + 1;
+                    state.machine.pass(to);
+                }
+                Found::Other => {}
             }
-            Found::Gap(to) => {
-                let gone = state.machine.expire(to + 1);
-                expired += gone.undelivered + gone.unseen;
-                let old: Vec<u64> = state.lines.keys().copied().filter(|seq| *seq <= to).collect();
-                old.into_iter().for_each(|seq| state.forget(&self.keys, seq));
-            }
-            Found::Other => {}
-        });
+        }
         state.expires |= came.expires;
         state.expired += expired;
+        state.counting.iter().for_each(|counting| counting.expired(expired));
         state.machine.pass(came.through);
         self.act(&mut state);
         expired
@@ -212,166 +253,71 @@ impl Handle {
     pub fn look(self: &Arc<Self>) -> Option<Instant> {
         let mut state = self.lock();
         self.act(&mut state);
-        state.machine.next().map(|next| self.begun + next)
-    }
-
-    /// A dead letter is durable.
-    pub fn buried(self: &Arc<Self>, seq: u64) {
-        let mut state = self.lock();
-        state.letters.retain(|(dead, _)| *dead != seq);
-        state.machine.buried(seq);
-        state.forget(&self.keys, seq);
-        self.act(&mut state);
-    }
-
-    /// The next dead letter that is to be written.
-    pub fn letter(&self) -> Option<(u64, Batch)> {
-        let state = self.lock();
-        let (seq, failures) = state.letters.first()?;
-        let line = state.lines.get(seq)?;
-        Some((*seq, letters::letter(&self.name, *seq, line, failures)))
+        state.machine.next().map(|next| self.shared.begun + next)
     }
 
     /// Everything up to this seq is done.
     pub fn cursor(&self) -> u64 {
         self.lock().machine.counts().cursor
     }
-
-    /// What is to be written, and who waits for it.
-    pub fn unwritten(&self) -> Unwritten {
-        let mut state = self.lock();
-        state.is_listed = false;
-        let mut changes = Vec::new();
-        if std::mem::take(&mut state.wants_cursor) {
-            changes.extend(state.machine.take_cursor());
-        }
-        while let Some(change) = state.machine.take_changes() {
-            changes.push(change);
-        }
-        let what = match state.stage {
-            Stage::Begun => {
-                state.stage = Stage::Writing;
-                self.whole(&state)
-            }
-            Stage::Removed => {
-                state.stage = Stage::Gone;
-                vec![What::Gone(true)]
-            }
-            Stage::Durable => changes.into_iter().map(What::Changed).collect(),
-            Stage::Searching | Stage::Writing | Stage::Gone => Vec::new(),
-        };
-        Unwritten { records: self.records(what), answers: std::mem::take(&mut state.answers) }
-    }
-
-    /// All of it, for a snapshot; what changed until now is in it.
-    pub fn snapshot(&self) -> Vec<Record> {
-        let mut state = self.lock();
-        // Of one that is being written the call has the beginning, which a snapshot in the same call makes void.
-        if !matches!(state.stage, Stage::Writing | Stage::Durable) {
-            return Vec::new();
-        }
-        while state.machine.take_changes().is_some() {}
-        self.records(self.whole(&state))
-    }
-
-    pub(super) fn whole(&self, state: &State) -> Vec<What> {
-        let saved = state.machine.saved();
-        let begins = What::Begins { spec: self.spec.clone(), cursor: saved.cursor() };
-        [begins].into_iter().chain(saved.changes().into_iter().map(What::Changed)).collect()
-    }
-
-    pub(super) fn records(&self, what: Vec<What>) -> Vec<Record> {
-        what.into_iter().map(|what| Record { group: self.name.clone(), what }).collect()
-    }
-
-    /// Hands out what is to be delivered by now, and says that there is something to write.
-    pub(super) fn act(self: &Arc<Self>, state: &mut State) {
-        let effects = state.machine.step(self.now());
-        let (mut frames, mut to, mut events) = (Vec::new(), None, 0);
-        let wall = (state.expires || !self.retention.is_empty()).then(wall_ms);
-        for effect in effects {
-            match effect {
-                Effect::Deliver { seq, .. } if wall.is_some_and(|now| self.is_of_no_use(state, seq, now)) => {
-                    self.lapse(state, seq);
-                }
-                Effect::Deliver { member, seq, attempt } => {
-                    if to.is_some_and(|to| to != member) {
-                        state.hand_out(to, &mut frames, &mut events);
-                    }
-                    to = Some(member);
-                    let Some(line) = state.lines.get(&seq) else { continue };
-                    events += 1;
-                    self.frame(&mut frames, attempt, line);
-                }
-                Effect::Dead { seq, attempts } => {
-                    state.letters.push((seq, attempts));
-                }
-            }
-        }
-        state.hand_out(to, &mut frames, &mut events);
-        if state.stage == Stage::Begun
-            || state.wants_cursor
-            || state.machine.has_changes()
-            || !state.answers.is_empty()
-        {
-            self.list(state);
-        }
-    }
-
-    /// The same, for whoever is not the task: its timers and its room may be others.
-    pub(super) fn stir(self: &Arc<Self>, state: &mut State) {
-        self.act(state);
-        self.wake.notify_one();
-    }
-
-    /// There is something to write, or somebody to answer once all before it is written.
-    pub(super) fn list(self: &Arc<Self>, state: &mut State) {
-        if !std::mem::replace(&mut state.is_listed, true) {
-            self.dirty.add(self);
-        }
-    }
-
-    pub(super) fn frame(&self, out: &mut Vec<u8>, attempt: u32, line: &[u8]) {
-        let later;
-        let head = match attempt {
-            1 => self.interest.head(),
-            _ => {
-                later = delivery_head(&self.name, attempt, self.spec.max_attempts);
-                &later
-            }
-        };
-        out.extend_from_slice(&((head.len() + line.len()) as u32).to_be_bytes());
-        out.extend_from_slice(head);
-        out.extend_from_slice(line);
-    }
 }
 
 impl State {
-    pub(super) fn hand_out(&self, to: Option<u64>, frames: &mut Vec<u8>, events: &mut usize) {
-        if frames.is_empty() {
-            return;
-        }
-        let (frames, events) = (std::mem::take(frames), std::mem::take(events));
-        if let Some(member) = self.members.iter().find(|member| Some(member.number) == to) {
-            member.outlet.hold(member.number, frames.into(), events);
-        }
+    /// There is room for more lines.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes == 0 || (self.bytes < GROUP_BYTES_HELD && self.held.load(Relaxed) < GROUPS_BYTES_HELD)
     }
 
-    pub(super) fn forget(&mut self, keys: &RandomState, seq: u64) {
+    /// A copy: the bytes that are counted are the bytes that are kept, however few events of a chunk are.
+    fn keep(&mut self, seq: u64, line: &[u8]) {
+        self.bytes += line.len();
+        self.held.fetch_add(line.len(), Relaxed);
+        self.lines.insert(seq, Bytes::copy_from_slice(line));
+    }
+
+    pub(super) fn forget(&mut self, seq: u64) {
         let Some(line) = self.lines.remove(&seq) else { return };
         self.bytes -= line.len();
-        self.expires &= !self.lines.is_empty();
-        if let Some(id) = id_of(&line) {
-            let id = keys.hash_one(id);
-            if self.ids.get(&id) == Some(&seq) {
-                self.ids.remove(&id);
+        self.held.fetch_sub(line.len(), Relaxed);
+        self.counting.iter_mut().for_each(|counting| counting.forget(seq));
+        if self.lines.is_empty() {
+            self.expires = false;
+            // An idle group is small.
+            if self.lines.capacity() > IDLE_LINES {
+                self.lines = HashMap::new();
             }
         }
     }
 
-    pub(super) fn seq_of(&self, keys: &RandomState, id: &str) -> Option<u64> {
+    /// Forgets all lines.
+    pub(super) fn clear(&mut self) {
+        self.held.fetch_sub(std::mem::take(&mut self.bytes), Relaxed);
+        self.lines = HashMap::new();
+        self.expires = false;
+        self.counting.iter_mut().for_each(Counting::clear);
+        (self.dying, self.burying, self.letters) = (Vec::new(), Vec::new(), VecDeque::new());
+    }
+
+    /// Which event of this id the member holds; the oldest, when events of several VMs have it.
+    pub(super) fn seq_of(&self, member: u64, id: &str) -> Option<u64> {
         let mut encoded = Vec::new();
         string_body(&mut encoded, id);
-        self.ids.get(&keys.hash_one(&encoded[..])).copied()
+        let has_id = |seq: &u64| self.lines.get(seq).and_then(|line| id_of(line)) == Some(&encoded[..]);
+        self.machine.held_through(member, u64::MAX).into_iter().find(has_id)
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn options(spec: &Spec) -> group::Options {
+    group::Options {
+        max_attempts: spec.max_attempts,
+        ack_timeout: Duration::from_millis(spec.ack_timeout_ms),
+        ordered_by_key: spec.ordered_by_key,
+        batch: spec.batch,
     }
 }

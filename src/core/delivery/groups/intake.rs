@@ -22,6 +22,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The group's number in its own queue.
 const ID: u32 = 1;
@@ -44,13 +45,27 @@ pub(super) struct Intake {
     next: u64,
     is_live: bool,
     mark: Option<Mark>,
+    /// When the read that runs, or the last one, began.
+    since: Instant,
+    /// How long a read took that was not looked at yet.
+    pub read: Option<Duration>,
     reading: Option<Pin<Box<dyn Future<Output = io::Result<Step>> + Send>>>,
 }
 
 impl Intake {
     /// What `interest` wants from the seq `next` on.
     pub fn new(delivery: Arc<Delivery>, outlet: Arc<Outlet>, interest: Arc<Interest>, next: u64) -> Self {
-        Intake { delivery, outlet, interest, next, is_live: false, mark: None, reading: None }
+        Intake {
+            delivery,
+            outlet,
+            interest,
+            next,
+            is_live: false,
+            mark: None,
+            reading: None,
+            since: Instant::now(),
+            read: None,
+        }
     }
 
     /// Waits for more.
@@ -79,11 +94,13 @@ impl Intake {
                 Some(reading) => reading,
                 None => {
                     let plan = Plan { at: self.next, wanted: vec![(ID, self.next, self.interest.clone())] };
+                    self.since = Instant::now();
                     self.reading.insert(Box::pin(self.delivery.read(plan, self.mark.take())))
                 }
             };
             let step = reading.await;
             self.reading = None;
+            self.read = Some(self.since.elapsed());
             let step = step?;
             self.mark = step.mark;
             self.next = self.next.max(step.next);

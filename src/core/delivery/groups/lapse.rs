@@ -15,7 +15,7 @@ impl Handle {
     pub fn sweep(self: &Arc<Self>) -> u64 {
         let mut state = self.lock();
         let before = state.expired;
-        if state.expires || !self.retention.is_empty() {
+        if state.expires || !self.shared.retention.is_empty() {
             let (now, waiting) = (wall_ms(), state.machine.waiting().collect::<Vec<_>>());
             for seq in
                 waiting.into_iter().filter(|seq| self.is_of_no_use(&state, *seq, now)).collect::<Vec<_>>()
@@ -29,12 +29,13 @@ impl Handle {
 
     pub(super) fn is_of_no_use(&self, state: &State, seq: u64, now: u64) -> bool {
         let event = state.lines.get(&seq).and_then(|line| event_of(line));
-        event.is_some_and(|event| is_expired(&event, self.retention.of(event.topic()), now))
+        event.is_some_and(|event| is_expired(&event, self.shared.retention.of(event.topic()), now))
     }
 
     pub(super) fn lapse(&self, state: &mut State, seq: u64) {
         state.machine.lapse(seq);
-        state.forget(&self.keys, seq);
+        state.forget(seq);
         state.expired += 1;
+        state.counting.iter().for_each(|counting| counting.expired(1));
     }
 }

@@ -7,17 +7,19 @@ use super::handle::{Handle, Member, Stage, State};
 use crate::core::delivery::group::answers::{Refused, Which as These};
 use crate::core::delivery::outlet::Outlet;
 use crate::core::delivery::redelivery::Delay;
-use crate::core::limits::GROUP_MEMBER_BYTES;
+use crate::core::limits::{GROUP_ANSWERS, GROUP_MEMBER_BYTES};
+use crate::core::metrics::groups::What;
 use crate::core::refusal::Refusal;
-use crate::core::wire::group::{Say, Spec, Which, Word, join_ack, word_ack};
+use crate::core::wire::group::{Say, Spec, Which, Word, join_ack, refused, word_ack};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 impl Handle {
     /// Adds a member that wished for `wish`; false when the group is no more.
     pub fn join(self: &Arc<Self>, number: u64, outlet: Arc<Outlet>, wish: &Spec, max_in_flight: u32) -> bool {
         let mut state = self.lock();
         let differs = Some(self.spec.differs(wish));
-        state.members.push(Member { number, outlet, max_in_flight, differs });
+        state.members.insert(number, Member { outlet, max_in_flight, differs });
         match state.stage {
             Stage::Durable => self.welcome(&mut state, false),
             Stage::Gone | Stage::Removed => return false,
@@ -29,12 +31,12 @@ impl Handle {
     /// Tells members that joined that they are, before they get anything.
     pub(super) fn welcome(self: &Arc<Self>, state: &mut State, is_created: bool) {
         let State { members, machine, .. } = &mut *state;
-        for member in members {
+        for (number, member) in members {
             let Some(differs) = member.differs.take() else { continue };
             let mut out = Vec::new();
             join_ack(&mut out, &self.name, machine.counts().cursor, is_created, &differs);
-            member.outlet.hold(member.number, out.into(), 0);
-            machine.join(member.number, member.max_in_flight, GROUP_MEMBER_BYTES);
+            member.outlet.hold(*number, out.into(), 0);
+            machine.join(*number, member.max_in_flight, GROUP_MEMBER_BYTES);
         }
         self.stir(state);
     }
@@ -42,7 +44,17 @@ impl Handle {
     /// A member goes.
     pub fn leave(self: &Arc<Self>, number: u64) {
         let mut state = self.lock();
-        state.members.retain(|member| member.number != number);
+        let Some(member) = state.members.remove(&number) else { return };
+        if member.differs.is_some() {
+            let why = Refusal::new("unsubscribed", "the membership ended before the group had begun");
+            let mut out = Vec::new();
+            refused(&mut out, "subscribe", &self.name, None, &why);
+            member.outlet.hold(0, out.into(), 0);
+        }
+        // What it holds at the broker's end was not in vain.
+        if self.shared.ends.load(Relaxed) {
+            return;
+        }
         state.machine.leave(number, self.now());
         self.stir(&mut state);
     }
@@ -51,16 +63,22 @@ impl Handle {
     pub fn say(self: &Arc<Self>, number: u64, word: Word) -> Vec<(Option<u64>, Refusal)> {
         let now = self.now();
         let mut state = self.lock();
+        if word.confirm && word.say != Say::InProgress && state.answers.len() >= GROUP_ANSWERS {
+            let why = format!(
+                "{GROUP_ANSWERS} answers of the group wait for the disk; nothing was done: say it again later"
+            );
+            return vec![(None, Refusal::new("disk-full", why))];
+        }
         let seqs = match word.which {
             Which::Seqs(seqs) => seqs,
             Which::Through(seq) => match state.machine.held_through(number, seq) {
                 held if held.is_empty() => vec![seq],
                 held => held,
             },
-            Which::Id(id) => match state.seq_of(&self.keys, &id) {
+            Which::Id(id) => match state.seq_of(number, &id) {
                 Some(seq) => vec![seq],
                 None => {
-                    let why = format!("the group has no event of the id '{id:.64}' that waits for an answer");
+                    let why = format!("this member holds no event of the id '{id:.64}'");
                     return vec![(None, Refusal::new("not-delivered", why))];
                 }
             },
@@ -75,7 +93,8 @@ impl Handle {
             Say::Ack => {
                 let answered = machine.ack(number, These::Seqs(seqs.clone()), now);
                 refusals = answered.refused;
-                answered.taken.into_iter().for_each(|seq| state.forget(&self.keys, seq));
+                state.count_answered(What::Acked, answered.taken.iter().copied(), now);
+                answered.taken.into_iter().for_each(|seq| state.forget(seq));
             }
             Say::InProgress => refusals = machine.in_progress(number, &seqs, now).refused,
             Say::Term => each(&seqs, &mut |seq| machine.term(number, seq, &reason, now)),
@@ -88,14 +107,19 @@ impl Handle {
                 each(&seqs, &mut |seq| machine.nack(number, seq, &reason, &delay, now).map(drop));
             }
         }
-        if word.confirm && refusals.is_empty() {
+        if matches!(word.say, Say::Nack { .. } | Say::Term) {
+            let taken = seqs.iter().copied().filter(|seq| refusals.iter().all(|(refused, _)| refused != seq));
+            state.count_answered(What::Nacked, taken, now);
+        }
+        let taken = seqs.len() - refusals.len();
+        if word.confirm && taken > 0 {
             let mut out = Vec::new();
-            word_ack(&mut out, kind, &self.name, seqs.len());
-            let member = state.members.iter().find(|member| member.number == number);
-            match member.map(|member| member.outlet.clone()) {
+            word_ack(&mut out, kind, &self.name, taken);
+            match state.members.get(&number).map(|member| member.outlet.clone()) {
                 // Nothing of it is written: it can be said again and again, and waits for nobody.
-                Some(outlet) if word.say == Say::InProgress => outlet.hold(number, out.into(), 0),
-                Some(outlet) => state.answers.push((outlet, number, out)),
+                Some(outlet) if word.say == Say::InProgress => drop(outlet.hold(0, out.into(), 0)),
+                // It comes also when the membership has ended by then.
+                Some(outlet) => state.answers.push((outlet, 0, out)),
                 None => {}
             }
         }

@@ -5,12 +5,17 @@
 //!                 └─▶ writer.rs ─▶ journal (notes.rs)
 //! ```
 //!
-//! `members.rs` is what members do, `stages.rs` what becomes of the group; `taken.rs` reads the frames that come in, `letters.rs` makes dead letters. Always holds: what a group has done is in the
+//! `members.rs` is what members do, `stages.rs` what becomes of the group; `hand_out.rs` is the way
+//! to the members, `ledger.rs` the way to the journal; `taken.rs` reads the frames that come in, `lapse.rs` lets go of what has expired, `letters.rs` makes dead letters. Always holds: what a group has done is in the
 //! journal, and a start finds it there; a member that goes leaves what it held to the others. Owner: [`super::super::bus::Bus`].
 
+mod counting;
+pub mod figures;
+mod hand_out;
 mod handle;
 mod intake;
 mod lapse;
+mod ledger;
 mod letters;
 mod members;
 pub mod notes;
@@ -20,19 +25,24 @@ mod task;
 mod writer;
 
 use super::Delivery;
+use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
+use crate::core::identity::VmName;
 use crate::core::journal::{Journal, Outcome};
-use crate::core::limits::{GROUPS, Limits};
+use crate::core::latest::Latest;
+use crate::core::limits::{GROUPS, GROUPS_PER_VM, Limits};
+use crate::core::metrics::groups::Table;
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
-use crate::core::wire::group::{Join, Word, refused};
+use crate::core::wire::group::{Join, Word};
 use crate::core::wire::subscribe::From;
-use handle::Handle;
+use handle::{Handle, Shared};
 use notes::Replay;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 pub use writer::Dirty;
@@ -45,19 +55,22 @@ const LANE: u64 = 0;
 /// So much of what is listed goes into one answer, in bytes; one group more at the most.
 const LIST_BYTES: usize = 32 * 1024;
 
+type Handles = BTreeMap<Box<str>, Arc<Handle>>;
+
 /// All groups.
 pub struct Groups {
     delivery: Arc<Delivery>,
     journal: Arc<Journal>,
     limits: Limits,
-    handles: Mutex<BTreeMap<Box<str>, Arc<Handle>>>,
-    dirty: Arc<Dirty>,
+    handles: Mutex<Handles>,
+    shared: Shared,
+    /// Keeps dead letters.
+    latest: Arc<Latest>,
     /// Dead letters under way.
     letters: Arc<Semaphore>,
     members: AtomicU64,
     /// The journal has records of groups.
     is_used: AtomicBool,
-    begun: Instant,
 }
 
 /// A session's part in a group; it ends when this is dropped.
@@ -74,17 +87,25 @@ impl Groups {
         journal: Arc<Journal>,
         replay: Replay,
         dirty: Arc<Dirty>,
+        (latest, counts): (Arc<Latest>, Option<Arc<Table>>),
     ) -> Arc<Self> {
-        let (begun, is_used) = (Instant::now(), replay.is_any);
+        // Also of those that are damaged there is something to take the place of.
+        let is_used = replay.is_any || journal.map().notes().from > 0;
         if replay.unknown > 0 {
             tracing::error!(records = replay.unknown, "groups: records of the journal are not understood");
         }
+        let shared = Shared {
+            dirty,
+            retention: delivery.retention.clone(),
+            held: Arc::default(),
+            ends: Arc::default(),
+            counts,
+            begun: Instant::now(),
+        };
         let mut handles = BTreeMap::new();
-        for (name, (spec, saved)) in replay.into_groups() {
-            let patterns = patterns_of(&spec.topics);
-            let shared = (dirty.clone(), delivery.retention.clone(), begun);
-            let handle = Handle::new(name.clone(), spec, &patterns, Some(saved), shared);
-            handles.insert(name, handle);
+        for (name, known) in replay.into_groups() {
+            let patterns = patterns_of(&known.spec.topics);
+            handles.insert(name.clone(), Handle::goes_on(name, known, &patterns, shared.clone()));
         }
         let all: Vec<Arc<Handle>> = handles.values().cloned().collect();
         let groups = Arc::new(Groups {
@@ -92,11 +113,11 @@ impl Groups {
             journal,
             limits: limits.clone(),
             handles: Mutex::new(handles),
-            dirty,
+            shared,
+            latest,
             letters: Arc::new(Semaphore::new(GROUPS)),
             members: AtomicU64::new(0),
             is_used: AtomicBool::new(is_used),
-            begun,
         });
         tokio::spawn(writer::run(groups.clone()));
         for handle in all {
@@ -106,20 +127,20 @@ impl Groups {
     }
 
     /// Makes the session with this queue a member of a group, which begins if it is not there; `may` says whether it may
-    /// have events of these topics. The answer comes through the queue.
+    /// have events of these topics, and `by` whose it is. The answer comes through the queue.
     ///
     /// # Errors
-    /// `too-many-groups`, and what `may` says of the group's topics.
+    /// `too-many-groups`, what is wrong with where it is to begin, and what `may` says of the group's topics.
     pub fn join(
         self: &Arc<Self>,
         wish: Join,
-        outlet: &Arc<Outlet>,
+        (outlet, by): (&Arc<Outlet>, &VmName),
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Membership, Refusal> {
         let number = self.members.fetch_add(1, Relaxed) + 1;
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut handles = self.lock();
         let (spec, max_in_flight) = (wish.spec.clone(), wish.max_in_flight);
-        let handle = self.find_or_begin(&mut handles, wish, may)?;
+        let handle = self.find_or_begin(&mut handles, wish, by, may)?;
         // Under the lock of all, so that a group that fails to begin is not joined any more.
         handle.join(number, outlet.clone(), &spec, max_in_flight);
         drop(handles);
@@ -128,36 +149,55 @@ impl Groups {
 
     fn find_or_begin(
         self: &Arc<Self>,
-        handles: &mut BTreeMap<Box<str>, Arc<Handle>>,
+        handles: &mut Handles,
         wish: Join,
+        by: &VmName,
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Arc<Handle>, Refusal> {
         if let Some(handle) = handles.get(&wish.group) {
-            may(&patterns_of(&handle.spec.topics))?;
+            may(&handle.patterns)?;
             return Ok(handle.clone());
         }
+        let too_many = |why: String| Refusal::new("too-many-groups", why);
         if handles.len() >= GROUPS {
-            return Err(Refusal::new("too-many-groups", format!("there are {GROUPS} groups already")));
+            return Err(too_many(format!("there are {GROUPS} groups already")));
         }
         may(&wish.patterns)?;
-        let shared = (self.dirty.clone(), self.delivery.retention.clone(), self.begun);
-        let handle = Handle::new(wish.group.clone(), wish.spec, &wish.patterns, None, shared);
+        let by = by.as_str();
+        let own = || handles.values().filter(|handle| *handle.by == *by).count();
+        if by != VmName::host().as_str() && own() >= GROUPS_PER_VM {
+            return Err(too_many(format!("sessions of '{by}' have begun {GROUPS_PER_VM} groups already")));
+        }
+        // At once, so that what the session publishes next is behind it.
+        let beginning = self.delivery.begin(&wish.from)?;
+        let Join { group, spec, patterns, from, .. } = wish;
+        let handle = Handle::begins(group.clone(), spec, &patterns, by, wall_ms(), self.shared.clone());
         self.is_used.store(true, Relaxed);
-        handles.insert(wish.group, handle.clone());
-        tokio::spawn(task::begin(self.clone(), handle.clone(), wish.from));
+        handles.insert(group, handle.clone());
+        match beginning {
+            Some(beginning) => {
+                handle.begin(beginning.next - 1);
+                tokio::spawn(task::run(self.clone(), handle.clone()));
+            }
+            None => drop(tokio::spawn(task::search(self.clone(), handle.clone(), from))),
+        }
         Ok(handle)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find(
         &self,
+        handles: &Handles,
         group: &str,
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Arc<Handle>, Refusal> {
-        let handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = handles.get(group) else {
             return Err(Refusal::new("unknown-group", format!("there is no group '{group}'")));
         };
-        may(&patterns_of(&handle.spec.topics))?;
+        may(&handle.patterns)?;
         Ok(handle.clone())
     }
 
@@ -171,17 +211,17 @@ impl Groups {
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Value, Refusal> {
         let map = self.journal.map();
-        Ok(self.find(group, may)?.report(map.first_seq(), map.durable_seq()))
+        Ok(self.find(&self.lock(), group, may)?.report(map.first_seq(), map.durable_seq()))
     }
 
     /// How some groups stand whose topics `may` lets be seen: those behind the name `after`, as many as fit a frame.
     pub fn list(&self, after: Option<&str>, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Value {
         let map = self.journal.map();
         let (mut groups, mut bytes, mut is_more) = (Vec::new(), 0, false);
-        for handle in self.all() {
-            if after.is_some_and(|after| *handle.name <= *after)
-                || may(&patterns_of(&handle.spec.topics)).is_err()
-            {
+        let behind = (after.map_or(Unbounded, Excluded), Unbounded);
+        let all: Vec<_> = self.lock().range::<str, _>(behind).map(|(_, handle)| handle.clone()).collect();
+        for handle in all {
+            if may(&handle.patterns).is_err() {
                 continue;
             }
             let report = handle.report(map.first_seq(), map.durable_seq());
@@ -202,18 +242,18 @@ impl Groups {
     pub fn create(
         self: &Arc<Self>,
         wish: Join,
-        outlet: &Arc<Outlet>,
+        (outlet, by): (&Arc<Outlet>, &VmName),
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        self.find_or_begin(&mut handles, wish, may)?.tell_created(outlet);
+        let wished = wish.spec.clone();
+        self.find_or_begin(&mut self.lock(), wish, by, may)?.tell_created(&wished, outlet);
         Ok(())
     }
 
     /// Has a group go on somewhere else; what its members hold is forgotten. The session with this queue is told.
     ///
     /// # Errors
-    /// `unknown-group`, `seq-ahead`, and what `may` says of its topics.
+    /// `unknown-group`, `seq-ahead`, `seek-under-way`, and what `may` says of its topics.
     pub fn seek(
         self: &Arc<Self>,
         group: &str,
@@ -221,21 +261,16 @@ impl Groups {
         outlet: &Arc<Outlet>,
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let (handle, outlet) = (self.find(group, may)?, outlet.clone());
-        if let Some(beginning) = self.delivery.begin(&from)? {
-            handle.seek(beginning.next - 1, &outlet);
+        let handle = self.find(&self.lock(), group, may)?;
+        let beginning = self.delivery.begin(&from)?;
+        handle.begin_seek()?;
+        if let Some(beginning) = beginning {
+            handle.end_seek(Ok(beginning.next - 1), outlet);
             return Ok(());
         }
-        let looked_up = self.delivery.look_up(from);
+        let (looked_up, outlet) = (self.delivery.look_up(from), outlet.clone());
         tokio::spawn(async move {
-            match looked_up.await {
-                Ok(beginning) => handle.seek(beginning.next - 1, &outlet),
-                Err(refusal) => {
-                    let mut out = Vec::new();
-                    refused(&mut out, "group_seek", &handle.name, None, &refusal);
-                    outlet.hold(0, out.into(), 0);
-                }
-            }
+            handle.end_seek(looked_up.await.map(|beginning| beginning.next - 1), &outlet);
         });
         Ok(())
     }
@@ -250,23 +285,43 @@ impl Groups {
         outlet: &Arc<Outlet>,
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let handle = self.find(group, may)?;
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner).remove(group);
+        let mut handles = self.lock();
+        let handle = self.find(&handles, group, may)?;
+        handles.remove(group);
+        // Under the lock of all: whoever begins one of the same name is written behind the end of this one.
         handle.remove(outlet);
         Ok(())
     }
 
-    fn fail(&self, handle: &Handle, why: &Refusal) {
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        handles.remove(&handle.name);
-        handle.fail(why);
+    /// The broker ends: what members hold is not in vain. Call before sessions end.
+    pub fn drain(&self) {
+        self.shared.ends.store(true, Relaxed);
+    }
+
+    /// Resolves when all that members have said is durable.
+    pub async fn settle(&self) {
+        // If it fails, the journal has ended.
+        let _ = self.shared.dirty.settle().await;
+    }
+
+    /// It was not found where this one is to begin; false when it began elsewhere meanwhile, or was removed.
+    fn fail(&self, handle: &Arc<Handle>, why: &Refusal) -> bool {
+        let mut handles = self.lock();
+        let has_failed = handle.fail(why);
+        if has_failed && handles.get(&handle.name).is_some_and(|own| Arc::ptr_eq(own, handle)) {
+            handles.remove(&handle.name);
+        }
+        has_failed
     }
 
     fn all(&self) -> Vec<Arc<Handle>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.lock().values().cloned().collect()
     }
 
     fn publish(&self, letter: Batch) -> oneshot::Receiver<Outcome> {
+        if let Err(error) = self.latest.begin() {
+            tracing::error!(%error, "latest: no thread; dead letters are kept no longer than other events");
+        }
         match self.letters.clone().try_acquire_owned() {
             Ok(permit) => self.journal.submit_reserved(LANE, letter, permit),
             // There is one for each group, which has one letter under way.
@@ -292,8 +347,13 @@ impl Membership {
     }
 
     /// The group's topics.
-    pub fn patterns(&self) -> Vec<Pattern> {
-        patterns_of(&self.handle.spec.topics)
+    pub fn patterns(&self) -> &[Pattern] {
+        &self.handle.patterns
+    }
+
+    /// The session takes out of its queue again.
+    pub fn go_on(&self) {
+        self.handle.go_on(self.number);
     }
 
     /// Takes what the session says; the refusal of each event that it may not say that of. The answer, if one is wanted

@@ -26,7 +26,18 @@ pub(super) struct Record {
 #[serde(rename_all = "snake_case")]
 pub(super) enum What {
     /// It is this; everything through the cursor is done.
-    Begins { spec: Spec, cursor: u64 },
+    Begins {
+        spec: Spec,
+        cursor: u64,
+        /// The VM whose session began it.
+        #[serde(default)]
+        by: Box<str>,
+        /// In the ids of its letters.
+        #[serde(default)]
+        life: u64,
+    },
+    /// It went elsewhere, and has letters of other ids.
+    Life(u64),
     /// What became otherwise.
     Changed(Change),
     /// It was removed.
@@ -41,14 +52,23 @@ impl Record {
     }
 }
 
+/// A group as records make it.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub spec: Spec,
+    pub by: Box<str>,
+    pub life: u64,
+    pub saved: Saved,
+}
+
 /// Groups as records make them.
 #[derive(Debug, Default)]
 pub struct Replay {
-    groups: BTreeMap<Box<str>, (Spec, Saved)>,
+    groups: BTreeMap<Box<str>, Known>,
     /// Of a snapshot whose end did not come yet.
-    staged: Option<BTreeMap<Box<str>, (Spec, Saved)>>,
+    staged: Option<BTreeMap<Box<str>, Known>>,
     /// There was a record.
-    pub(super) is_any: bool,
+    pub is_any: bool,
     /// Records that were not understood.
     pub(super) unknown: u64,
 }
@@ -77,17 +97,23 @@ impl Replay {
             _ => &mut self.groups,
         };
         match what {
-            What::Begins { spec, cursor } => drop(groups.insert(group, (spec, Saved::new(cursor)))),
+            What::Begins { spec, cursor, by, life } => {
+                groups.insert(group, Known { spec, by, life, saved: Saved::new(cursor) });
+            }
+            What::Life(life) => match groups.get_mut(&group) {
+                Some(known) => known.life = life,
+                None => self.unknown += 1,
+            },
             What::Gone(_) => drop(groups.remove(&group)),
             What::Changed(change) => match groups.get_mut(&group) {
-                Some((_, state)) => state.apply(change),
+                Some(known) => known.saved.apply(change),
                 None => self.unknown += 1,
             },
         }
     }
 
     /// All of them.
-    pub(super) fn into_groups(self) -> BTreeMap<Box<str>, (Spec, Saved)> {
+    pub(super) fn into_groups(self) -> BTreeMap<Box<str>, Known> {
         self.groups
     }
 }

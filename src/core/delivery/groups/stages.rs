@@ -9,42 +9,81 @@
 //! durable. Owner: [`super::Groups`].
 
 use super::handle::{Handle, Stage, State};
-use crate::core::delivery::group::figures::Stall;
+use crate::core::clock::wall_ms;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::refusal::Refusal;
-use crate::core::wire::group::{ended, refused};
+use crate::core::wire::group::{Spec, ended, refused};
 use crate::core::wire::manage::report;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Handle {
-    /// Tells the session with this queue once the group is durable; false when it is no more.
-    pub fn tell_created(self: &Arc<Self>, outlet: &Arc<Outlet>) -> bool {
+    /// Tells the session with this queue, which wished for `wish`, once the group is durable; false when it is no more.
+    pub fn tell_created(self: &Arc<Self>, wish: &Spec, outlet: &Arc<Outlet>) -> bool {
         let mut state = self.lock();
+        let differs = self.spec.differs(wish);
         match state.stage {
             Stage::Gone | Stage::Removed => return false,
-            Stage::Durable => self.say_created(&state, outlet, false),
-            Stage::Searching | Stage::Begun | Stage::Writing => state.creators.push(outlet.clone()),
+            Stage::Durable => self.say_created(&state, outlet, false, &differs),
+            Stage::Searching | Stage::Begun | Stage::Writing => {
+                state.creators.push((outlet.clone(), differs))
+            }
         }
         true
     }
 
-    fn say_created(&self, state: &State, outlet: &Outlet, is_created: bool) {
+    pub(super) fn say_created(&self, state: &State, outlet: &Outlet, is_created: bool, differs: &[&str]) {
         let mut out = Vec::new();
-        let said =
+        let mut said =
             json!({"group": self.name, "cursor": state.machine.counts().cursor, "created": is_created});
+        if !differs.is_empty() {
+            said["differs"] = json!(differs);
+        }
         report(&mut out, "group_create", &said);
         outlet.hold(0, out.into(), 0);
     }
 
-    /// Goes on behind `cursor`: what is held is forgotten. The session with this queue is told once that is durable.
-    pub fn seek(self: &Arc<Self>, cursor: u64, outlet: &Arc<Outlet>) {
+    /// It is looked for where it is to go on, by one at a time.
+    ///
+    /// # Errors
+    /// `seek-under-way`.
+    pub fn begin_seek(&self) -> Result<(), Refusal> {
         let mut state = self.lock();
+        if std::mem::replace(&mut state.is_seeking, true) {
+            let why = format!("it is being looked for where the group '{}' is to go on already", self.name);
+            return Err(Refusal::new("seek-under-way", why));
+        }
+        Ok(())
+    }
+
+    /// That is known, or cannot be: what is held is forgotten, and it goes on there. The session with this queue is told,
+    /// once that is durable.
+    pub fn end_seek(self: &Arc<Self>, found: Result<u64, Refusal>, outlet: &Arc<Outlet>) {
+        let mut state = self.lock();
+        state.is_seeking = false;
+        let found = match state.stage {
+            Stage::Removed | Stage::Gone => {
+                Err(Refusal::new("unknown-group", "the group was removed meanwhile"))
+            }
+            _ => found,
+        };
+        let cursor = match found {
+            Ok(cursor) => cursor,
+            Err(why) => {
+                let mut out = Vec::new();
+                refused(&mut out, "group_seek", &self.name, None, &why);
+                outlet.hold(0, out.into(), 0);
+                return;
+            }
+        };
         state.machine.seek(cursor);
-        (state.lines, state.ids, state.bytes) = (HashMap::new(), HashMap::new(), 0);
-        state.expires = false;
-        state.letters.clear();
+        state.clear();
+        state.life = wall_ms().max(state.life + 1);
+        state.is_life_written = false;
+        // One that was looked for where it begins, begins here.
+        if state.stage == Stage::Searching {
+            state.stage = Stage::Begun;
+        }
         state.seek = Some(cursor + 1);
         let mut out = Vec::new();
         report(&mut out, "group_seek", &json!({"group": self.name, "cursor": cursor}));
@@ -60,14 +99,20 @@ impl Handle {
     /// The group is no more: members are told; the session with this queue is, once that is durable.
     pub fn remove(self: &Arc<Self>, outlet: &Arc<Outlet>) {
         let mut state = self.lock();
-        state.stage = Stage::Removed;
+        // The journal knows nothing of one that has not begun.
+        state.stage = if state.stage == Stage::Gone { Stage::Gone } else { Stage::Removed };
+        state.clear();
+        state.machine.seek(0);
         let why = Refusal::new("group-removed", "the group was removed");
-        for member in std::mem::take(&mut state.members) {
+        for member in std::mem::take(&mut state.members).into_values() {
             let mut out = Vec::new();
-            ended(&mut out, &self.name, &why);
+            match member.differs {
+                Some(_) => refused(&mut out, "subscribe", &self.name, None, &why),
+                None => ended(&mut out, &self.name, &why),
+            }
             member.outlet.hold(0, out.into(), 0);
         }
-        for outlet in std::mem::take(&mut state.creators) {
+        for (outlet, _) in std::mem::take(&mut state.creators) {
             let mut out = Vec::new();
             refused(&mut out, "group_create", &self.name, None, &why);
             outlet.hold(0, out.into(), 0);
@@ -89,13 +134,7 @@ impl Handle {
         let state = self.lock();
         let counts = state.machine.counts();
         let cursor = counts.cursor;
-        let stalled = match state.machine.stalled() {
-            _ if cursor + 1 < first => Some("behind retention"),
-            Some(Stall::NoMembers) => Some("no members"),
-            Some(Stall::InFlightFull) => Some("in-flight full"),
-            Some(Stall::WaitingFull) => Some("waiting full"),
-            None => None,
-        };
+        let stalled = state.stalled(first);
         json!({
             "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
             "members": state.members.len(), "held": counts.in_flight,
@@ -111,45 +150,36 @@ impl Handle {
         if state.stage != Stage::Searching {
             return;
         }
-        if state.seek.is_none() {
-            state.machine.seek(cursor);
-        }
+        state.machine.seek(cursor);
         state.stage = Stage::Begun;
         self.stir(&mut state);
     }
 
-    /// It cannot begin: its members are told, and it is gone.
-    pub fn fail(&self, why: &Refusal) {
+    /// It cannot begin: its members are told, and it is gone; false when it has begun elsewhere.
+    pub fn fail(&self, why: &Refusal) -> bool {
         let mut state = self.lock();
+        if state.stage != Stage::Searching {
+            return false;
+        }
         state.stage = Stage::Gone;
-        for outlet in std::mem::take(&mut state.creators) {
+        for (outlet, _) in std::mem::take(&mut state.creators) {
             let mut out = Vec::new();
             refused(&mut out, "group_create", &self.name, None, why);
             outlet.hold(0, out.into(), 0);
         }
-        for member in std::mem::take(&mut state.members) {
+        for member in std::mem::take(&mut state.members).into_values() {
             let mut out = Vec::new();
             refused(&mut out, "subscribe", &self.name, None, why);
             // The session may have let go of its membership by now, and is told all the same.
             member.outlet.hold(0, out.into(), 0);
         }
-    }
-
-    /// What was taken to be written is durable.
-    pub fn written(self: &Arc<Self>) {
-        let mut state = self.lock();
-        if state.stage == Stage::Writing {
-            state.stage = Stage::Durable;
-            for outlet in std::mem::take(&mut state.creators) {
-                self.say_created(&state, &outlet, true);
-            }
-            self.welcome(&mut state, true);
-        }
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::handle::Shared;
     use super::super::intake::Came;
     use super::*;
     use crate::core::delivery::outlet::Room;
@@ -168,9 +198,16 @@ mod tests {
             ordered_by_key: false,
         };
         let patterns = [Pattern::parse("t").unwrap()];
-        let shared = (Arc::default(), Arc::default(), tokio::time::Instant::now());
+        let shared = Shared {
+            dirty: Arc::default(),
+            retention: Arc::default(),
+            held: Arc::default(),
+            ends: Arc::default(),
+            counts: None,
+            begun: tokio::time::Instant::now(),
+        };
         (
-            Handle::new("g".into(), spec, &patterns, None, shared),
+            Handle::begins("g".into(), spec, &patterns, "v", 1, shared),
             Arc::new(Outlet::new(9, 999, Room::new(999))),
         )
     }
@@ -197,7 +234,7 @@ mod tests {
     #[tokio::test]
     async fn a_group_that_was_removed_begins_no_more() {
         let (group, outlet) = new();
-        assert!(group.tell_created(&outlet));
+        assert!(group.tell_created(&group.spec, &outlet));
         group.remove(&outlet);
         assert!(!outlet.is_empty(), "whoever waited for it is told");
         group.begin(7);
@@ -210,7 +247,7 @@ mod tests {
         group.begin(0);
         group.unwritten();
         group.written();
-        group.seek(10, &outlet);
+        group.end_seek(Ok(10), &outlet);
         let mut frames = Vec::new();
         event(&mut frames, &delivery_head("g", 1, 5), b"{\"seq\":90,\"id\":\"x\"}\n");
         group.take(&came(frames.clone()));

@@ -3,7 +3,7 @@
 //! Always holds: a frame that the broker made itself is read without a copy; one that is none is left out. Pure. Owner:
 //! the group's task.
 
-use crate::core::event::{Event, Layout};
+use crate::core::event::{Event, Layout, retry};
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::group::Spec;
 use bytes::Bytes;
@@ -28,8 +28,8 @@ pub(super) enum Found {
     Event(Taken),
     /// It is not for the group.
     Other,
-    /// Everything up to this seq is gone.
-    Gap(u64),
+    /// These seqs are gone, the first and the last.
+    Gap(u64, u64),
 }
 
 #[derive(Deserialize)]
@@ -38,6 +38,8 @@ struct Line<'a> {
     kind: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    from: u64,
     #[serde(default)]
     to: u64,
     #[serde(borrow, default)]
@@ -48,10 +50,10 @@ struct Line<'a> {
     tags: Vec<String>,
 }
 
-/// Goes over `frames`, each of which begins with `head` if it is an event.
+/// Goes over `frames`, each of which begins with `head` if it is an event of the group of this name.
 pub(super) fn each(
     frames: &Bytes,
-    head: &[u8],
+    (head, group): (&[u8], &str),
     spec: &Spec,
     keys: &RandomState,
     mut take: impl FnMut(Found),
@@ -63,13 +65,18 @@ pub(super) fn each(
         at = begin + body.len();
         let seq = body.strip_prefix(head).and_then(seq_of);
         match seq {
+            Some(_)
+                if may_be_retry(&body[head.len()..]) && retry::of(body).is_some_and(|own| own != group) =>
+            {
+                take(Found::Other);
+            }
             Some(seq) if !wants_fields => {
                 take(Found::Event(Taken { seq, key: None, line: frames.slice(begin + head.len()..at) }));
             }
             _ => {
                 let Ok(line) = serde_json::from_slice::<Line<'_>>(body) else { continue };
                 if line.kind == "gap" {
-                    take(Found::Gap(line.to));
+                    take(Found::Gap(line.from, line.to));
                     continue;
                 }
                 let is_wanted =
@@ -85,6 +92,17 @@ pub(super) fn each(
             }
         }
     }
+}
+
+/// Whether the line's id begins as that of an event which is published again for one group.
+fn may_be_retry(line: &[u8]) -> bool {
+    let number = |rest: &[u8]| rest.iter().position(|byte| !byte.is_ascii_digit());
+    let skip = |rest: &'_ [u8], name: &[u8]| -> Option<usize> {
+        Some(name.len() + number(rest.strip_prefix(name)?)?)
+    };
+    let at = skip(line, b"\"seq\":").and_then(|at| Some(at + skip(&line[at..], b",\"ts\":")?));
+    let id = at.and_then(|at| line[at..].strip_prefix(b",\"id\":\""));
+    id.is_some_and(|id| id.starts_with(retry::ID.as_bytes()))
 }
 
 /// The seq at the beginning of a line: `"seq":17,`.
@@ -173,30 +191,57 @@ mod tests {
         let (frames, keys) = (Bytes::from(frames), RandomState::new());
         let found = |spec: &Spec| {
             let mut all = Vec::new();
-            each(&frames, &head, spec, &keys, |found| {
+            each(&frames, (&head, "g"), spec, &keys, |found| {
                 all.push(match found {
                     Found::Event(taken) => (taken.seq, taken.key.is_some()),
                     Found::Other => (0, false),
-                    Found::Gap(to) => (100 * to, false),
+                    Found::Gap(from, to) => (100 * from + to, false),
                 });
             });
             all
         };
-        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (1200, false)]);
-        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (1200, false)]);
+        assert_eq!(found(&spec(false, &[], &[])), [(7, false), (8, false), (912, false)]);
+        assert_eq!(found(&spec(true, &[], &[])), [(7, true), (8, false), (912, false)]);
         for only in
             [spec(false, &[("h", "1")], &[]), spec(false, &[], &["x"]), spec(false, &[("h", "1")], &["x"])]
         {
-            assert_eq!(found(&only), [(7, false), (0, false), (1200, false)]);
+            assert_eq!(found(&only), [(7, false), (0, false), (912, false)]);
         }
-        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (1200, false)]);
+        assert_eq!(found(&spec(false, &[("h", "2")], &[])), [(0, false), (0, false), (912, false)]);
         let mut lines = Vec::new();
-        each(&frames, &head, &spec(false, &[], &[]), &keys, |found| {
+        each(&frames, (&head, "g"), &spec(false, &[], &[]), &keys, |found| {
             if let Found::Event(taken) = found {
                 lines.push(taken.line);
             }
         });
         assert_eq!(id_of(&lines[0]), Some(&br#"a\"b"#[..]));
         assert!(lines[1].starts_with(b"\"seq\":8,") && lines[1].ends_with(b"}}"));
+    }
+
+    #[test]
+    fn what_is_retried_for_another_group_is_passed_by() {
+        let head = delivery_head("g", 1, 5);
+        let mut frames = Vec::new();
+        for (seq, id, vm, group) in [
+            (1, "retry:9", "host", "g"),
+            (2, "retry:9", "host", "h"),
+            (3, "retry:9", "web", "h"),
+            (4, "r", "host", "h"),
+        ] {
+            let line = format!(
+                r#"{{"seq":{seq},"ts":1,"id":"{id}","vm":"{vm}","topic":"t","headers":{{"castra-retry":"{group}"}},"payload":1}}"#
+            );
+            event(&mut frames, &head, format!("{line}\n").as_bytes());
+        }
+        let (frames, keys) = (Bytes::from(frames), RandomState::new());
+        for spec in [spec(false, &[], &[]), spec(true, &[], &[])] {
+            let mut seqs = Vec::new();
+            each(&frames, (&head, "g"), &spec, &keys, |found| {
+                if let Found::Event(taken) = found {
+                    seqs.push(taken.seq);
+                }
+            });
+            assert_eq!(seqs, [1, 3, 4]);
+        }
     }
 }

@@ -19,15 +19,11 @@ const QUIET: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Looks for where a new group begins, then runs it.
-pub(super) async fn begin(groups: Arc<Groups>, handle: Arc<Handle>, from: From) {
-    let found = match groups.delivery.begin(&from) {
-        Ok(Some(beginning)) => Ok(beginning),
-        Ok(None) => groups.delivery.look_up(from).await,
-        Err(refusal) => Err(refusal),
-    };
-    match found {
+pub(super) async fn search(groups: Arc<Groups>, handle: Arc<Handle>, from: From) {
+    match groups.delivery.look_up(from).await {
         Ok(beginning) => handle.begin(beginning.next - 1),
-        Err(refusal) => return groups.fail(&handle, &refusal),
+        // It may have been moved meanwhile.
+        Err(refusal) => drop(groups.fail(&handle, &refusal)),
     }
     run(groups, handle).await;
 }
@@ -36,15 +32,15 @@ pub(super) async fn begin(groups: Arc<Groups>, handle: Arc<Handle>, from: From) 
 pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
     let mut intake = Intake::new(
         groups.delivery.clone(),
-        groups.delivery.outlet(&groups.limits),
+        groups.delivery.groups_outlet(&groups.limits),
         handle.interest.clone(),
         handle.cursor() + 1,
     );
     let mut quiet = interval_at(Instant::now() + QUIET, QUIET);
     quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut letter: Option<(u64, oneshot::Receiver<Outcome>)> = None;
-    // After a failure nothing is tried before this.
-    let mut patience = Instant::now();
+    // After a failure the same is not tried before this: a letter, and reading.
+    let (mut no_letter, mut no_reading) = (Instant::now(), Instant::now());
     loop {
         if handle.is_gone() {
             return;
@@ -54,27 +50,28 @@ pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             letter = None;
         }
         let due = handle.look();
-        let is_patient = patience <= Instant::now();
-        let may_take = is_patient && handle.may_take();
-        if is_patient && letter.is_none() {
+        let now = Instant::now();
+        let may_take = no_reading <= now && handle.may_take();
+        if no_letter <= now && letter.is_none() {
             letter = handle.letter().map(|(seq, batch)| (seq, groups.publish(batch)));
         }
-        let due = due.into_iter().chain((!is_patient).then_some(patience)).min();
+        let due = due.into_iter().chain([no_letter, no_reading].into_iter().filter(|at| *at > now)).min();
         tokio::select! {
             biased;
             () = handle.wake.notified() => {}
             outcome = buried(&mut letter) => match (outcome, letter.take()) {
                 (Ok(Ok(_)), Some((seq, _))) => handle.buried(seq),
-                _ => patience = Instant::now() + AGAIN,
+                _ => no_letter = Instant::now() + AGAIN,
             },
             came = intake.next(), if may_take => match came {
                 Ok(came) => {
+                    intake.read.take().into_iter().for_each(|time| handle.polled(time));
                     let expired = handle.take(&came);
                     say_expired(&handle, expired);
                 }
                 Err(error) => {
                     tracing::error!(%error, group = %handle.name, "journal: cannot be read for a group");
-                    patience = Instant::now() + AGAIN;
+                    no_reading = Instant::now() + AGAIN;
                 }
             },
             _ = quiet.tick() => {

@@ -5,12 +5,15 @@
 //! Owner: [`super::Groups`].
 
 use super::Groups;
-use super::handle::{Handle, Unwritten};
+use super::handle::Handle;
+use super::ledger::Unwritten;
 use crate::core::journal::{Class, NotCommitted, Note};
+use crate::core::limits::GROUP_NOTE_BYTES;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::sleep;
 
 /// A full disk is tried again after so long.
@@ -23,6 +26,8 @@ pub struct Dirty {
     changed: Notify,
     /// A segment has begun.
     rotated: AtomicBool,
+    /// Who waits for all that has changed by now to be written.
+    settling: Mutex<Vec<oneshot::Sender<()>>>,
 }
 
 impl Dirty {
@@ -37,6 +42,18 @@ impl Dirty {
         self.changed.notify_one();
     }
 
+    /// Resolves when all that has changed by now is written.
+    pub fn settle(&self) -> oneshot::Receiver<()> {
+        let (settled, answer) = oneshot::channel();
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner).push(settled);
+        self.changed.notify_one();
+        answer
+    }
+
+    fn is_clean(&self) -> bool {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     fn take(&self) -> Vec<Arc<Handle>> {
         std::mem::take(&mut self.handles.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -44,21 +61,35 @@ impl Dirty {
 
 /// Until the journal ends.
 pub(super) async fn run(groups: Arc<Groups>) {
+    let mut left = VecDeque::new();
     loop {
-        groups.dirty.changed.notified().await;
-        let (handles, mut notes, mut answers) = (groups.dirty.take(), Vec::new(), Vec::new());
+        if left.is_empty() {
+            groups.shared.dirty.changed.notified().await;
+        }
+        let settling =
+            std::mem::take(&mut *groups.shared.dirty.settling.lock().unwrap_or_else(PoisonError::into_inner));
+        left.extend(groups.shared.dirty.take());
+        let (mut handles, mut notes, mut answers, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), 0);
         let mut note = |class, body: Vec<u8>| match Note::new(class, body) {
             Ok(note) => notes.push(note),
             // What a group is and what changes is bounded: there is none so long.
             Err(error) => tracing::error!(%error, "groups: a record is not written"),
         };
-        for handle in &handles {
+        // What does not go into this call goes into the next one: a group with much to say keeps nobody waiting.
+        while bytes < GROUP_NOTE_BYTES
+            && let Some(handle) = left.pop_front()
+        {
             let Unwritten { records, answers: mut more } = handle.unwritten();
-            records.iter().for_each(|record| note(Class::Change, record.encode()));
+            for record in records {
+                let body = record.encode();
+                bytes += body.len();
+                note(Class::Change, body);
+            }
             answers.append(&mut more);
+            handles.push(handle);
         }
         // Without groups as well, once there were some: what was written of them is needed no longer then.
-        if groups.dirty.rotated.swap(false, Relaxed) && groups.is_used.load(Relaxed) {
+        if groups.shared.dirty.rotated.swap(false, Relaxed) && groups.is_used.load(Relaxed) {
             note(Class::SnapshotBegin, Vec::new());
             for record in groups.all().iter().flat_map(|handle| handle.snapshot()) {
                 note(Class::SnapshotPart, record.encode());
@@ -71,6 +102,18 @@ pub(super) async fn run(groups: Arc<Groups>) {
         handles.iter().for_each(|handle| handle.written());
         for (outlet, member, out) in answers {
             outlet.hold(member, out.into(), 0);
+        }
+        // Whatever is left, or was listed meanwhile, may be theirs.
+        match left.is_empty() && groups.shared.dirty.is_clean() {
+            true => {
+                for settled in settling {
+                    // Whoever asked may be gone.
+                    let _ = settled.send(());
+                }
+            }
+            false => {
+                groups.shared.dirty.settling.lock().unwrap_or_else(PoisonError::into_inner).extend(settling)
+            }
         }
     }
 }

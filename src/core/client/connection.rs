@@ -1,98 +1,20 @@
-//! A bus-v1 client: one connection, frames out and in. Used by the commands.
+//! One connection: frames out and in.
 //!
 //! Always holds: a frame that is handed out was whole; nothing waits longer than the caller's timeout.
 //! Owner: whoever connected.
 
-use super::limits::HELLO_BYTES;
-use super::stream::{Reader, Writer};
-use super::wire::codec::{CodecError, FrameCodec, LENGTH_BYTES, first_frame};
-use super::wire::received::{Ack, Received};
+use super::target::Target;
+use crate::core::limits::HELLO_BYTES;
+use crate::core::stream::{Reader, Writer};
+use crate::core::wire::codec::{CodecError, FrameCodec, LENGTH_BYTES, first_frame};
+use crate::core::wire::received::{Ack, Received};
 use bytes::{Buf, BytesMut};
 use serde::Deserialize;
-use std::path::PathBuf;
-use std::str::FromStr;
-use std::{fmt, io};
+use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio_util::codec::{Decoder, Encoder};
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockStream};
 
 const READ_BYTES: usize = 16 * 1024;
-
-/// Where a broker listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// `HOST:PORT`; the host is an address or a name.
-    Tcp(String),
-    /// A socket's path.
-    Unix(PathBuf),
-    /// `CID:PORT`, out of a virtual machine; the host's CID is 2.
-    Vsock(u32, u32),
-}
-
-/// What is no target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a broker is at tcp:HOST:PORT, unix:PATH or vsock:CID:PORT")]
-pub struct TargetError;
-
-impl FromStr for Target {
-    type Err = TargetError;
-
-    fn from_str(text: &str) -> Result<Self, TargetError> {
-        match text.split_once(':') {
-            Some(("tcp", address)) => match address.rsplit_once(':') {
-                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                    Ok(Target::Tcp(address.to_owned()))
-                }
-                _ => Err(TargetError),
-            },
-            Some(("unix", path)) if !path.is_empty() => Ok(Target::Unix(path.into())),
-            Some(("vsock", address)) => {
-                let parts = address.split_once(':').ok_or(TargetError)?;
-                match (parts.0.parse(), parts.1.parse()) {
-                    (Ok(cid), Ok(port)) if cid != VMADDR_CID_ANY => Ok(Target::Vsock(cid, port)),
-                    _ => Err(TargetError),
-                }
-            }
-            _ => Err(TargetError),
-        }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Target::Tcp(address) => write!(f, "tcp:{address}"),
-            Target::Unix(path) => write!(f, "unix:{}", path.display()),
-            Target::Vsock(cid, port) => write!(f, "vsock:{cid}:{port}"),
-        }
-    }
-}
-
-impl Target {
-    /// Connects; nothing is said yet.
-    ///
-    /// # Errors
-    /// Nobody listens there, or the system cannot go there.
-    pub async fn open(&self) -> io::Result<(Reader, Writer)> {
-        Ok(match self {
-            Target::Tcp(addr) => {
-                let stream = TcpStream::connect(addr.as_str()).await?;
-                stream.set_nodelay(true)?;
-                let (reader, writer) = stream.into_split();
-                (Box::new(reader), Box::new(writer))
-            }
-            Target::Unix(path) => {
-                let (reader, writer) = UnixStream::connect(path).await?.into_split();
-                (Box::new(reader), Box::new(writer))
-            }
-            Target::Vsock(cid, port) => {
-                let (reader, writer) = VsockStream::connect(VsockAddr::new(*cid, *port)).await?.into_split();
-                (Box::new(reader), Box::new(writer))
-            }
-        })
-    }
-}
 
 /// Why there is no session, or no longer one.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +143,18 @@ impl Sender {
         self.write(&frames).await
     }
 
+    /// Sends what the connection takes of bytes that are frames already; how many. When it is dropped before it is
+    /// done, none were sent.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn write_some(&mut self, frames: &[u8]) -> Result<usize, ClientError> {
+        match self.writer.write(frames).await? {
+            0 => Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            sent => Ok(sent),
+        }
+    }
+
     /// Sends bytes that are frames already.
     ///
     /// # Errors
@@ -302,11 +236,25 @@ impl Receiver {
     /// # Errors
     /// The connection failed, or what came is no frame.
     pub async fn each(&mut self, mut take: impl FnMut(Received<'_>)) -> Result<(), ClientError> {
+        self.bodies(|body| {
+            take(Received::parse(body).map_err(|e| ClientError::Protocol(e.to_string()))?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The same with the bodies of frames, until `take` fails.
+    ///
+    /// # Errors
+    /// As there, or what `take` says.
+    pub async fn bodies(
+        &mut self,
+        mut take: impl FnMut(&mut [u8]) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
         let mut any = false;
         loop {
             while let Some(length) = first_frame(&self.input).map_err(broken)?.map(<[u8]>::len) {
-                let body = &mut self.input[LENGTH_BYTES..LENGTH_BYTES + length];
-                take(Received::parse(body).map_err(|e| ClientError::Protocol(e.to_string()))?);
+                take(&mut self.input[LENGTH_BYTES..LENGTH_BYTES + length])?;
                 self.input.advance(LENGTH_BYTES + length);
                 any = true;
             }
@@ -340,39 +288,5 @@ fn broken(error: CodecError) -> ClientError {
     match error {
         CodecError::Io(error) => ClientError::Lost(error),
         other => ClientError::Protocol(other.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets() {
-        for good in [
-            "tcp:127.0.0.1:7070",
-            "tcp:[::1]:1",
-            "tcp:host.lan:65535",
-            "unix:/run/castra.sock",
-            "unix:a:b",
-            "vsock:2:7070",
-        ] {
-            assert_eq!(good.parse::<Target>().unwrap().to_string(), good);
-        }
-        for bad in [
-            "",
-            "tcp",
-            "tcp:",
-            "tcp:7070",
-            "tcp::7070",
-            "tcp:a:x",
-            "tcp:a:65536",
-            "unix:",
-            "vsock:2",
-            "vsock:a:1",
-            "vsock:4294967295:1",
-        ] {
-            assert_eq!(bad.parse::<Target>(), Err(TargetError), "{bad}");
-        }
     }
 }

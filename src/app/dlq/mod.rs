@@ -1,0 +1,274 @@
+//! `castra bus dlq`: events that groups gave up, and what to do about them.
+//!
+//! Always holds: an event is published again and its letter taken away in one, or neither; a letter that cannot be
+//! handled stays, and is said. Owner: the operator, or a script.
+
+mod letter;
+
+use super::asked::{Asked, PATIENCE};
+use super::failure::{Exit, Failure};
+use super::latest;
+use super::tail::event_text::{clock_text, harmless};
+use super::words::count;
+use crate::cli::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs, Output};
+use crate::core::limits::FRAME_BYTES;
+use crate::core::state_root::StateRoot;
+use jiff::tz::TimeZone;
+use letter::{Letter, end, topic};
+use serde::Deserialize;
+use serde_json::json;
+use std::io::{self, Write};
+
+/// So many letters are taken away in one publish.
+const TOGETHER: usize = 500;
+
+#[derive(Deserialize)]
+struct Topics {
+    topics: Vec<Known>,
+    more: bool,
+}
+
+#[derive(Deserialize)]
+struct Known {
+    topic: String,
+    keys: u64,
+    changed: u64,
+}
+
+pub fn run(root: &StateRoot, command: &DlqCommand) -> Result<Exit, Failure> {
+    let mut asked = Asked::connect(root)?;
+    match command {
+        DlqCommand::Ls(args) => match &args.group {
+            Some(group) => ls(&mut asked, group, args),
+            None => groups(&mut asked, args),
+        },
+        DlqCommand::Show(args) => show(&mut asked, args),
+        DlqCommand::Retry(args) => retry(&mut asked, args),
+        DlqCommand::Purge(args) => purge(&mut asked, args),
+    }
+}
+
+fn unreadable(error: serde_json::Error) -> Failure {
+    Failure::new(Exit::BadData, "bad-letter", format!("what the broker has is no dead letter: {error}"))
+}
+
+fn groups(asked: &mut Asked, args: &DlqLsArgs) -> Result<Exit, Failure> {
+    let (mut out, mut after, mut printed) = (io::stdout().lock(), String::new(), 0);
+    loop {
+        let frame = json!({"type": "latest_topics", "topic": "$dlq.>", "after": after});
+        let body = asked.ask(&frame, PATIENCE)?;
+        let page: Topics = serde_json::from_slice(&body).map_err(unreadable)?;
+        for Known { topic, keys, changed } in page.topics {
+            let group = topic.trim_start_matches("$dlq.");
+            match args.json {
+                true => writeln!(
+                    out,
+                    "{}",
+                    json!({"schema": 1, "group": group, "letters": keys, "changed_seq": changed})
+                )?,
+                false => writeln!(out, "{group}  {}", count(keys, "dead letter"))?,
+            }
+            printed += 1;
+            after = topic;
+        }
+        if !page.more {
+            return Ok(if printed == 0 { Exit::Degraded } else { Exit::Ok });
+        }
+    }
+}
+
+/// The seqs of all events that a group gave up, in their order.
+fn all(asked: &mut Asked, group: &str) -> Result<Vec<u64>, Failure> {
+    let mut seqs = Vec::new();
+    latest::each(asked, &topic(group), &[], |key, _| {
+        seqs.extend(key.parse::<u64>());
+        Ok(())
+    })?;
+    seqs.sort_unstable();
+    Ok(seqs)
+}
+
+/// Hands out the letters of these events, as their lines, in the order of the events.
+fn letters(
+    asked: &mut Asked,
+    group: &str,
+    seqs: &[u64],
+    mut each: impl FnMut(&mut Asked, u64, Option<&str>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    for seq in seqs {
+        let mut line = None;
+        latest::each(asked, &topic(group), &[seq.to_string()], |_, found| {
+            line = Some(found.to_owned());
+            Ok(())
+        })?;
+        each(asked, *seq, line.as_deref())?;
+    }
+    Ok(())
+}
+
+fn ls(asked: &mut Asked, group: &str, args: &DlqLsArgs) -> Result<Exit, Failure> {
+    let mut found = Vec::new();
+    latest::each(asked, &topic(group), &[], |_, line| {
+        let letter: Letter<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let (event, at) = (&letter.payload.event, letter.ts);
+        found.push((
+            event.seq,
+            at,
+            event.topic.clone(),
+            event.vm.clone(),
+            letter.payload.attempts,
+            letter.reason(),
+        ));
+        Ok(())
+    })?;
+    found.sort_unstable_by_key(|(seq, ..)| *seq);
+    let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
+    let mut out = io::stdout().lock();
+    for (seq, at, topic, vm, attempts, reason) in &found {
+        match args.json {
+            true => {
+                let object = json!({
+                    "schema": 1, "group": group, "seq": seq, "ts": at, "topic": topic, "vm": vm,
+                    "attempts": attempts, "reason": reason,
+                });
+                writeln!(out, "{object}")?;
+            }
+            false => {
+                let attempts = count(u64::from(*attempts), "attempt");
+                let time = clock_text(&zone, *at);
+                writeln!(out, "{seq}  {time}  {}  {attempts}  {}", harmless(topic), harmless(reason))?;
+            }
+        }
+    }
+    Ok(if found.is_empty() { Exit::Degraded } else { Exit::Ok })
+}
+
+fn show(asked: &mut Asked, args: &DlqShowArgs) -> Result<Exit, Failure> {
+    let mut exit = Exit::Degraded;
+    letters(asked, &args.group, &[args.seq], |_, _, line| {
+        let Some(line) = line else { return Ok(()) };
+        exit = Exit::Ok;
+        let letter: Letter<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let mut out = io::stdout().lock();
+        match args.output {
+            Output::Json => writeln!(out, "{line}")?,
+            Output::Raw => writeln!(out, "{}", letter.payload.event.payload)?,
+            Output::Text => text(&mut out, &letter, args)?,
+        }
+        Ok(())
+    })?;
+    Ok(exit)
+}
+
+fn text(out: &mut impl Write, letter: &Letter<'_>, args: &DlqShowArgs) -> io::Result<()> {
+    let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
+    let event = &letter.payload.event;
+    writeln!(out, "event     {} of {}", event.seq, clock_text(&zone, event.ts))?;
+    writeln!(out, "id        {}", harmless(&event.id))?;
+    writeln!(out, "vm        {}", event.vm)?;
+    writeln!(out, "topic     {}", harmless(&event.topic))?;
+    if let Some(key) = &event.key {
+        writeln!(out, "key       {}", harmless(key))?;
+    }
+    for (name, value) in &event.headers {
+        writeln!(out, "header    {}={}", harmless(name), harmless(value))?;
+    }
+    if !event.tags.is_empty() {
+        writeln!(out, "tags      {}", harmless(&event.tags.join(" ")))?;
+    }
+    let attempts = count(u64::from(letter.payload.attempts), "attempt");
+    writeln!(out, "given up  {} by {}, after {attempts}", clock_text(&zone, letter.ts), args.group)?;
+    for failed in &letter.payload.failures {
+        writeln!(out, "attempt {}  {} {}", failed.attempt, failed.cause, harmless(&failed.reason))?;
+    }
+    writeln!(out, "payload   {}", harmless(event.payload.get()))
+}
+
+fn which(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Vec<u64>, Failure> {
+    if args.all { all(asked, &args.group) } else { Ok(args.seqs.clone()) }
+}
+
+fn retry(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
+    // Nobody would take the events that are published for it.
+    asked.ask(&json!({"type": "group", "group": args.group}), PATIENCE).map_err(|failure| {
+        let hint = "castra bus dlq show and purge work without it";
+        match &*failure.code {
+            "unknown-group" => {
+                Failure::new(failure.exit, failure.code, format!("{}; {hint}", failure.message))
+            }
+            _ => failure,
+        }
+    })?;
+    let seqs = which(asked, args)?;
+    let (mut done, mut left) = (Vec::new(), Vec::new());
+    letters(asked, &args.group, &seqs, |asked, seq, line| {
+        let Some(line) = line else {
+            left.push((seq, "no-letter".to_owned(), "there is no such dead letter".to_owned()));
+            return Ok(());
+        };
+        let letter: Letter<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let body = letter.again(&args.group);
+        if body.len() > FRAME_BYTES {
+            let why = "with the header castra-retry it would be larger than an event may be";
+            left.push((seq, "event-too-large".to_owned(), why.to_owned()));
+            return Ok(());
+        }
+        match asked.ask_text("publish", &body, PATIENCE) {
+            Ok(_) => done.push(seq),
+            // What is wrong with one is not wrong with the next.
+            Err(failure) if failure.exit == Exit::BadData => {
+                left.push((seq, failure.code.into_owned(), failure.message));
+            }
+            // It is stored, and the logs are behind.
+            Err(failure) if failure.code == "logs-behind" => done.push(seq),
+            Err(failure) => return Err(failure),
+        }
+        Ok(())
+    })?;
+    say(args, "retried", &done, &left)
+}
+
+fn purge(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
+    let seqs = which(asked, args)?;
+    let (mut there, mut left) = (Vec::new(), Vec::new());
+    letters(asked, &args.group, &seqs, |_, seq, line| {
+        match line.map(serde_json::from_str::<Letter<'_>>) {
+            Some(Ok(letter)) => there.push((seq, letter.seq)),
+            Some(Err(error)) => return Err(unreadable(error)),
+            None => left.push((seq, "no-letter".to_owned(), "there is no such dead letter".to_owned())),
+        }
+        Ok(())
+    })?;
+    for part in there.chunks(TOGETHER) {
+        let ends: Vec<_> =
+            part.iter().map(|(seq, own)| end(&args.group, *seq, &format!("purged:{own}"))).collect();
+        match asked.ask(&json!({"type": "publish", "events": ends}), PATIENCE) {
+            Err(failure) if failure.code != "logs-behind" => return Err(failure),
+            _ => {}
+        }
+    }
+    let done: Vec<u64> = there.iter().map(|(seq, _)| *seq).collect();
+    say(args, "purged", &done, &left)
+}
+
+fn say(
+    args: &DlqWhichArgs,
+    what: &str,
+    done: &[u64],
+    left: &[(u64, String, String)],
+) -> Result<Exit, Failure> {
+    let mut out = io::stdout().lock();
+    if args.json {
+        let left: Vec<_> = left
+            .iter()
+            .map(|(seq, code, reason)| json!({"seq": seq, "code": code, "reason": reason}))
+            .collect();
+        writeln!(out, "{}", json!({"schema": 1, "group": args.group, what: done, "left": left}))?;
+    } else {
+        writeln!(out, "{} of {} {what}", count(done.len() as u64, "dead letter"), args.group)?;
+        for (seq, _, reason) in left {
+            writeln!(io::stderr(), "castra: {seq}: {reason}")?;
+        }
+    }
+    Ok(if left.is_empty() && !done.is_empty() { Exit::Ok } else { Exit::Degraded })
+}

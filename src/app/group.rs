@@ -1,0 +1,216 @@
+//! `castra bus group`: what groups there are, how they stand, and where they go on.
+//!
+//! Always holds: what is said to be so is durable; nothing is asked of a broker that has no answer within
+//! [`PATIENCE`]. Owner: the operator.
+
+use super::failure::{Exit, Failure};
+use super::terminal::{cut, print_all, stdout_width};
+use super::words::list;
+use super::{given, host};
+use crate::cli::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupSeekArgs};
+use crate::core::client::{Bus, Error, Group};
+use crate::core::state_root::StateRoot;
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The broker answers at once, or something is wrong with it. A look for a time or an id may take a while.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn run(root: &StateRoot, command: &GroupCommand) -> Result<Exit, Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
+    let asked = async {
+        let bus = host::bus(root).await?;
+        match command {
+            GroupCommand::Ls(args) => ls(&bus, args.json).await,
+            GroupCommand::Show(args) => show(&bus, args).await,
+            GroupCommand::Create(args) => create(&bus, args).await,
+            GroupCommand::Rm(args) => remove(&bus, args).await,
+            GroupCommand::Seek(args) => seek(&bus, args).await,
+            GroupCommand::Lag(args) => lag(&bus, args).await,
+        }
+    };
+    let (text, exit) = runtime.block_on(async { timeout(PATIENCE, asked).await }).map_err(|_| {
+        let why = format!("no answer within {PATIENCE:?}; 'castra status' says how the broker is");
+        Failure::new(Exit::Timeout, "timeout", why)
+    })??;
+    print_all(text.as_bytes())?;
+    Ok(exit)
+}
+
+/// What is printed, and how it ends.
+type Said = Result<(String, Exit), Failure>;
+
+fn ok(text: impl Into<String>) -> Said {
+    Ok((text.into() + "\n", Exit::Ok))
+}
+
+async fn ls(bus: &Bus, json: bool) -> Said {
+    let groups = bus.groups().await.map_err(refused)?;
+    if json {
+        return ok(json!({"schema": 1, "groups": groups}).to_string());
+    }
+    if groups.is_empty() {
+        return ok("no groups; 'castra bus group create' or 'castra bus subscribe --group' makes one");
+    }
+    Ok((table(&groups, stdout_width().unwrap_or(usize::MAX)), Exit::Ok))
+}
+
+const COLUMNS: [&str; 11] = [
+    "GROUP", "CURSOR", "LAG", "MEMBERS", "HELD", "WAITING", "DELAYED", "DEAD", "EXPIRED", "STALLED", "TOPICS",
+];
+
+/// Columns as wide as they have to be; a line is cut at the terminal's width.
+fn table(groups: &[Group], width: usize) -> String {
+    let rows: Vec<[String; COLUMNS.len()]> = groups.iter().map(cells).collect();
+    let width_of = |column: usize| {
+        let widest = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        widest.max(COLUMNS[column].len())
+    };
+    let widths: Vec<usize> = (0..COLUMNS.len()).map(width_of).collect();
+    let mut out = String::new();
+    for row in std::iter::once(&COLUMNS.map(str::to_owned)).chain(&rows) {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            // Words to the left, numbers to the right.
+            let is_word = column == 0 || column + 2 >= COLUMNS.len();
+            line += &if is_word { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
+        }
+        out += cut(line.trim_end(), width).as_str();
+        out.push('\n');
+    }
+    out
+}
+
+fn cells(group: &Group) -> [String; COLUMNS.len()] {
+    let numbers = [
+        group.cursor,
+        group.lag,
+        group.members,
+        group.held,
+        group.waiting,
+        group.delayed,
+        group.dead,
+        group.expired_undelivered,
+    ];
+    let [cursor, lag, members, held, waiting, delayed, dead, expired] = numbers.map(|n| n.to_string());
+    let stalled = group.stalled.clone().unwrap_or_else(|| "-".to_owned());
+    let topics = list(&group.spec.topics);
+    [group.group.clone(), cursor, lag, members, held, waiting, delayed, dead, expired, stalled, topics]
+}
+
+async fn show(bus: &Bus, args: &GroupArgs) -> Said {
+    let Some(group) = bus.group(&args.group).await.map_err(refused)? else {
+        return Err(unknown(&args.group));
+    };
+    if args.json {
+        let mut said = json!(group);
+        said["schema"] = 1.into();
+        return ok(said.to_string());
+    }
+    let spec = &group.spec;
+    let mut lines = vec![("topics", spec.topics.join(" "))];
+    lines.extend(spec.headers.iter().map(|(name, value)| ("header", format!("{name}={value}"))));
+    lines.extend(spec.tags.iter().map(|tag| ("tag", tag.clone())));
+    let time = humantime::format_duration(Duration::from_millis(spec.ack_timeout_ms)).to_string();
+    lines.extend([
+        ("batch", spec.batch.to_string()),
+        ("ack timeout", time),
+        ("max attempts", spec.max_attempts.to_string()),
+        ("ordered by key", if spec.ordered_by_key { "yes" } else { "no" }.to_owned()),
+    ]);
+    let numbers = ["cursor", "lag", "members", "held", "waiting", "delayed", "dead", "expired", "stalled"];
+    let [_, rest @ .., _] = cells(&group);
+    lines.extend(numbers.into_iter().zip(rest));
+    let lines: Vec<String> = lines.iter().map(|(name, value)| format!("{name:<16}{value}")).collect();
+    ok(format!("{:<16}{}\n{}", "group", group.group, lines.join("\n")))
+}
+
+async fn create(bus: &Bus, args: &GroupCreateArgs) -> Said {
+    let begin = given::begin("--from", &args.from)?;
+    let mut topics = args.topics.iter();
+    let first = topics.next().cloned().unwrap_or_default();
+    let mut wish = bus
+        .create_group(first, &args.group)
+        .topics(topics)
+        .from(begin)
+        .batch(args.batch)
+        .ack_timeout(args.ack_timeout)
+        .max_attempts(args.max_attempts);
+    for (name, value) in &args.headers {
+        wish = wish.header(name, value);
+    }
+    for tag in &args.tags {
+        wish = wish.tag(tag);
+    }
+    if args.ordered_by_key {
+        wish = wish.ordered_by_key();
+    }
+    let made = wish.await.map_err(refused)?;
+    let (group, cursor) = (&args.group, made.cursor);
+    if args.json {
+        let said = json!({"schema": 1, "group": group, "cursor": cursor, "created": made.created});
+        return ok(said.to_string());
+    }
+    ok(match made.created {
+        true => format!("{group} begins behind event {cursor}"),
+        false => format!(
+            "{group} was there already, and is at event {cursor}; its options stay: 'castra bus group show {group}'"
+        ),
+    })
+}
+
+async fn remove(bus: &Bus, args: &GroupArgs) -> Said {
+    let group = &args.group;
+    bus.remove_group(group).await.map_err(refused)?;
+    ok(match args.json {
+        true => json!({"schema": 1, "removed": group}).to_string(),
+        false => format!("{group} is removed"),
+    })
+}
+
+async fn seek(bus: &Bus, args: &GroupSeekArgs) -> Said {
+    let group = &args.group;
+    let cursor = bus.seek(group, given::begin("TO", &args.to)?).await.map_err(refused)?;
+    ok(match args.json {
+        true => json!({"schema": 1, "group": group, "cursor": cursor}).to_string(),
+        false => format!("{group} goes on behind event {cursor}"),
+    })
+}
+
+async fn lag(bus: &Bus, args: &GroupLagArgs) -> Said {
+    let groups = match &args.group {
+        Some(name) => vec![bus.group(name).await.map_err(refused)?.ok_or_else(|| unknown(name))?],
+        None => bus.groups().await.map_err(refused)?,
+    };
+    let is_over = args.over.is_some_and(|over| groups.iter().any(|group| group.lag > over));
+    let text = if args.json {
+        let each = |group: &Group| json!({"group": group.group, "lag": group.lag, "stalled": group.stalled});
+        let groups: Vec<Value> = groups.iter().map(each).collect();
+        json!({"schema": 1, "groups": groups, "over": is_over}).to_string() + "\n"
+    } else {
+        let stalled = |group: &Group| group.stalled.clone().unwrap_or_else(|| "-".to_owned());
+        groups.iter().map(|group| format!("{} {} {}\n", group.group, group.lag, stalled(group))).collect()
+    };
+    Ok((text, if is_over { Exit::Degraded } else { Exit::Ok }))
+}
+
+fn unknown(group: &str) -> Failure {
+    let why = format!("no group {group}; 'castra bus group ls' shows those that are");
+    Failure::new(Exit::Degraded, "unknown-group", why)
+}
+
+/// What the broker refuses.
+fn refused(error: Error) -> Failure {
+    let exit = match error.code() {
+        Some("unknown-group") => Exit::Degraded,
+        Some("seq-ahead" | "unknown-id") => Exit::BadData,
+        Some("too-many-groups") => Exit::TryAgain,
+        Some(code) if code.starts_with("bad-") => Exit::BadData,
+        Some(_) => Exit::Refused,
+        None => return host::lost(&error),
+    };
+    let code = error.code().unwrap_or_default().to_owned();
+    Failure::new(exit, code, error.to_string())
+}

@@ -1,0 +1,90 @@
+//! `castra bus dlq`, as it is typed.
+
+use super::tail::Output;
+use clap::{Args, Subcommand};
+
+/// Behind `castra bus dlq --help`.
+pub const HELP: &str = r#"Examples:
+  castra bus dlq ls                      groups with dead letters
+  castra bus dlq ls builds               those of one group, oldest first
+  castra bus dlq show builds 4711        one of them: what was tried, and the event
+  castra bus dlq retry builds 4711 4712  publish these events again, for this group alone
+  castra bus dlq retry builds --all
+  castra bus dlq purge builds 4711       it is seen to; forget it
+
+A dead letter is an event that a group gave up: after its last attempt, or because a member said
+so. It stays until it is retried or purged, whatever retention removes. SEQ is the event's own.
+
+retry publishes the event to its topic again, as the host, with the header castra-retry: GROUP and
+caused_by its id, and takes the letter away, both or neither. The group delivers it anew, from
+attempt 1; other groups pass it by, plain subscribers see it. It changes no state of a compacted
+topic: what is newer stays. The same retry again, after a lost answer, is stored once.
+
+Exit codes:
+  0    done; ls and show: something was printed
+  1    nothing matched; or some of several could not be retried, each is said
+  65   no such group, or an event that cannot be published again: it would be too large
+  69   no broker answers
+  75   the disk is full, or the broker is just reading the journal
+  77   another user's broker"#;
+
+/// `castra bus dlq`.
+#[derive(Debug, Subcommand)]
+pub enum DlqCommand {
+    /// List groups with dead letters, or the letters of one
+    Ls(DlqLsArgs),
+    /// Show a dead letter
+    Show(DlqShowArgs),
+    /// Publish events again, for the group that gave them up
+    Retry(DlqWhichArgs),
+    /// Forget dead letters
+    Purge(DlqWhichArgs),
+}
+
+/// `castra bus dlq ls`.
+#[derive(Args, Debug)]
+pub struct DlqLsArgs {
+    /// The group; none: all groups that have some
+    #[arg(value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Print times in UTC
+    #[arg(long)]
+    pub utc: bool,
+}
+
+/// `castra bus dlq show`.
+#[derive(Args, Debug)]
+pub struct DlqShowArgs {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub group: String,
+    /// The event
+    #[arg(value_name = "SEQ")]
+    pub seq: u64,
+    /// How to print: the letter as text or JSON, or the event's payload
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Print times in UTC
+    #[arg(long)]
+    pub utc: bool,
+}
+
+/// Which letters of a group.
+#[derive(Args, Debug)]
+pub struct DlqWhichArgs {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub group: String,
+    /// The events
+    #[arg(value_name = "SEQ", required_unless_present = "all")]
+    pub seqs: Vec<u64>,
+    /// All that the group has
+    #[arg(long, conflicts_with = "seqs")]
+    pub all: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}

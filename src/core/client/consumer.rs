@@ -1,0 +1,217 @@
+//! Taking events of a group one by one, and saying what became of them.
+//!
+//! Always holds: whoever lets go of an event without a word has nacked it; no more are out than `max_in_flight`, those
+//! whose answer is not durable yet with them. Owner: whoever consumes.
+
+use super::error::Error;
+use super::event::Event;
+use super::nack::Nack;
+use super::queue::Queue;
+use super::word::{Say, Word};
+use serde_json::Value;
+use std::fmt::Display;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Waker, Poll};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// What a group said when somebody became a member of it, or made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// Everything up to this seq was done.
+    pub cursor: u64,
+    /// The group was not there before.
+    pub created: bool,
+    /// The options that the group has otherwise than was asked for; its own hold.
+    pub differs: Vec<String>,
+}
+
+impl Joined {
+    pub(super) fn of(ack: &Value) -> Self {
+        let names = ack["differs"].as_array().into_iter().flatten();
+        Joined {
+            cursor: ack["cursor"].as_u64().unwrap_or(0),
+            created: ack["created"].as_bool().unwrap_or(false),
+            differs: names.filter_map(Value::as_str).map(str::to_owned).collect(),
+        }
+    }
+}
+
+/// A member of a group, which takes events by itself. When it is dropped it leaves.
+#[derive(Debug)]
+pub struct Consumer {
+    number: u64,
+    joined: Joined,
+    queue: Arc<Queue>,
+    room: Arc<Semaphore>,
+    words: UnboundedSender<Word>,
+}
+
+/// An event that this member holds.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The event.
+    pub event: Event,
+    /// The how-manieth delivery it is, from 1.
+    pub attempt: u32,
+    /// How many there are at the most; then it is a dead letter.
+    pub max_attempts: u32,
+    pub(super) held: Held,
+}
+
+/// What a handler knows beside the event.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The how-manieth delivery it is, from 1.
+    pub attempt: u32,
+    /// How many there are at the most; then it is a dead letter.
+    pub max_attempts: u32,
+    pub(super) caller: Caller,
+}
+
+/// Whose event it is.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    member: u64,
+    seq: u64,
+    id: Arc<str>,
+    words: UnboundedSender<Word>,
+}
+
+/// An event of which nothing is said yet.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub caller: Caller,
+    permit: Option<OwnedSemaphorePermit>,
+    is_said: bool,
+}
+
+/// The broker's answer: what was said is durable. It was said already, whether this is awaited or not.
+#[derive(Debug)]
+pub struct Answer(oneshot::Receiver<Result<(), Error>>);
+
+impl Future for Answer {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, waker: &mut Waker<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(waker).map(|answer| answer.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+impl Consumer {
+    pub(super) fn new(
+        number: u64,
+        queue: Arc<Queue>,
+        max_in_flight: usize,
+        words: UnboundedSender<Word>,
+    ) -> Self {
+        let room = Arc::new(Semaphore::new(max_in_flight));
+        let joined = Joined { cursor: 0, created: false, differs: Vec::new() };
+        Consumer { number, joined, queue, room, words }
+    }
+
+    pub(super) fn welcome(mut self, ack: &Value) -> Self {
+        self.joined = Joined::of(ack);
+        self
+    }
+
+    /// What the group said at the beginning.
+    pub fn joined(&self) -> &Joined {
+        &self.joined
+    }
+
+    /// Waits for the next event. When this is dropped before it is done, nothing is lost.
+    ///
+    /// # Errors
+    /// There will be none: the group was removed, the operator forbade its topics, the bus was closed.
+    pub async fn next(&mut self) -> Result<Delivery, Error> {
+        let permit = self.room.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
+        let arrived = self.queue.next().await?;
+        let (member, words) = (self.number, self.words.clone());
+        let caller = Caller { member, seq: arrived.event.seq, id: arrived.event.id.as_str().into(), words };
+        Ok(Delivery {
+            event: arrived.event,
+            attempt: arrived.attempt,
+            max_attempts: arrived.max_attempts,
+            held: Held { caller, permit: Some(permit), is_said: false },
+        })
+    }
+
+    /// Leaves, once what was said is durable. What is held goes to other members.
+    pub async fn leave(self) {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.words.send(Word::Leave { member: self.number, answer: Some(answer) });
+        // The task is gone, and with it the membership.
+        let _ = answered.await;
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let _ = self.words.send(Word::Leave { member: self.number, answer: None });
+    }
+}
+
+impl Delivery {
+    /// It is done. The answer says when that is durable.
+    pub fn ack(mut self) -> Answer {
+        self.held.say(Say::Ack)
+    }
+
+    /// Not now: it comes again. See [`Nack`] for when; a text is a reason.
+    pub fn nack(mut self, why: impl Into<Nack>) -> Answer {
+        self.held.say(Say::Nack(why.into()))
+    }
+
+    /// Given up at once: it becomes a dead letter.
+    pub fn term(mut self, reason: impl Display) -> Answer {
+        self.held.say(Say::Nack(Nack::term(reason)))
+    }
+
+    /// It takes longer: the time to answer begins anew.
+    pub fn in_progress(&self) -> Answer {
+        self.held.caller.say(Say::InProgress, None)
+    }
+
+    /// What a handler knows of it: may go elsewhere, to say that it takes longer.
+    pub fn context(&self) -> Context {
+        let caller = self.held.caller.clone();
+        Context { attempt: self.attempt, max_attempts: self.max_attempts, caller }
+    }
+}
+
+impl Context {
+    /// It takes longer: the time to answer begins anew.
+    pub fn in_progress(&self) -> Answer {
+        self.caller.say(Say::InProgress, None)
+    }
+}
+
+impl Caller {
+    fn say(&self, say: Say, permit: Option<OwnedSemaphorePermit>) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let (member, seq, id) = (self.member, self.seq, self.id.clone());
+        // Without a task the answer is that there is none.
+        let _ = self.words.send(Word::Say { member, seq, id, say, answer, permit });
+        Answer(answered)
+    }
+}
+
+impl Held {
+    pub fn say(&mut self, say: Say) -> Answer {
+        self.is_said = true;
+        self.caller.say(say, self.permit.take())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.is_said {
+            let why =
+                if std::thread::panicking() { "the handler panicked" } else { "dropped without an answer" };
+            drop(self.say(Say::Nack(Nack::new(why))));
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! One membership in a group, beyond its connections.
+//!
+//! ```text
+//! delivered ─▶ held ─ said ─▶ asked ─ answered ─▶ over
+//!                │               │
+//!                └── the connection is lost: what was acked is kept as done, and acked when it comes again
+//! ```
+//!
+//! Always holds: an event is with the program once at a time, whatever is delivered again; what the program is done with
+//! it does not get again, as far as this process remembers; another event of the same seq (another journal) is another
+//! event. It waits for nothing. Owner: [`super::state`].
+
+use super::error::Error;
+use super::event::Event;
+use super::queue::{Arrived, Queue};
+use super::word::{Joining, Say, To};
+use crate::core::limits::ACK_SEQS;
+use crate::core::wire::codec::FrameCodec;
+use bytes::{Bytes, BytesMut};
+use serde_json::{Value, json};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio_util::codec::Encoder;
+
+pub(super) struct Membership {
+    pub number: u64,
+    pub group: Box<str>,
+    /// What makes it one.
+    pub frame: Bytes,
+    queue: Arc<Queue>,
+    /// Who waits for it to be one.
+    welcome: Option<To<Value>>,
+    session: u64,
+    /// Delivered, and nothing said of it.
+    held: HashMap<u64, Held>,
+    /// Acks that go into the next frame.
+    acks: Vec<Said>,
+    asked: VecDeque<Asked>,
+    /// Acked, and the broker may not know: the newest ones.
+    done: VecDeque<(u64, Arc<str>)>,
+    max_in_flight: usize,
+    leaving: Leaving,
+}
+
+#[derive(Debug, Default)]
+enum Leaving {
+    #[default]
+    No,
+    /// As soon as everything is answered.
+    Wants(Option<oneshot::Sender<()>>),
+    Asked(Option<oneshot::Sender<()>>),
+}
+
+struct Held {
+    id: Arc<str>,
+    /// The session that it was delivered in last.
+    session: u64,
+}
+
+/// A frame that is not answered.
+struct Asked {
+    kind: &'static str,
+    said: Vec<Said>,
+}
+
+pub(super) struct Said {
+    pub seq: u64,
+    pub id: Arc<str>,
+    pub say: Say,
+    pub answer: Option<To<()>>,
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Said {
+    fn answer(self, result: Result<(), Error>) {
+        drop(self.permit);
+        // Nobody may be waiting.
+        self.answer.map(|answer| answer.send(result));
+    }
+}
+
+impl Membership {
+    pub fn new(joining: Joining, session: u64) -> Self {
+        let Joining { number, group, frame, queue, max_in_flight, answer } = joining;
+        Membership {
+            number,
+            group,
+            frame,
+            queue,
+            welcome: Some(answer),
+            session,
+            held: HashMap::new(),
+            acks: Vec::new(),
+            asked: VecDeque::new(),
+            done: VecDeque::new(),
+            max_in_flight,
+            leaving: Leaving::No,
+        }
+    }
+
+    /// It is a member, in this session.
+    pub fn joined(&mut self, ack: Value, out: &mut BytesMut) {
+        if let Some(welcome) = self.welcome.take()
+            && welcome.send(Ok(ack)).is_err()
+        {
+            // Whoever wanted it is gone.
+            self.leave(None);
+            self.settle(out);
+        }
+    }
+
+    /// An event is delivered.
+    pub fn delivered(&mut self, arrived: Arrived, out: &mut BytesMut) {
+        let (seq, id) = (arrived.event.seq, arrived.event.id.as_str());
+        let is_it = |said: &&Said| said.seq == seq && *said.id == *id;
+        let acks = self.asked.iter().filter(|asked| matches!(asked.kind, "ack" | "term"));
+        if !matches!(self.leaving, Leaving::No) || acks.flat_map(|asked| &asked.said).any(|said| is_it(&said))
+        {
+            return;
+        }
+        if let Some(at) = self.done.iter().position(|(done, of)| *done == seq && **of == *id) {
+            if let Some((seq, id)) = self.done.remove(at) {
+                self.acks.push(Said { seq, id, say: Say::Ack, answer: None, permit: None });
+                self.flush(out);
+            }
+            return;
+        }
+        let session = self.session;
+        match self.held.get_mut(&seq) {
+            Some(held) if *held.id == *id => held.session = session,
+            _ => {
+                self.held.insert(seq, Held { id: id.into(), session });
+                self.queue.push(arrived);
+            }
+        }
+    }
+
+    /// The program says something of an event. Acks wait for [`Membership::flush`].
+    pub fn say(&mut self, said: Said, out: &mut BytesMut) {
+        let held = self.held.get(&said.seq).filter(|held| held.id == said.id);
+        let is_now = held.is_some_and(|held| held.session == self.session);
+        if held.is_some() && !matches!(said.say, Say::InProgress) {
+            self.held.remove(&said.seq);
+        }
+        match said.say {
+            Say::Ack if is_now => self.acks.push(said),
+            _ if is_now => self.ask(vec![said], out),
+            _ => self.in_doubt(said),
+        }
+    }
+
+    /// It cannot be said any more: the session is another one.
+    fn in_doubt(&mut self, said: Said) {
+        match &said.say {
+            Say::Ack => {
+                self.remember(said.seq, said.id.clone());
+                said.answer(Err(Error::InDoubt));
+            }
+            // It comes again anyway.
+            Say::Nack(nack) if !nack.is_final => said.answer(Ok(())),
+            _ => said.answer(Err(Error::InDoubt)),
+        }
+    }
+
+    fn remember(&mut self, seq: u64, id: Arc<str>) {
+        if self.done.len() >= self.max_in_flight {
+            self.done.pop_front();
+        }
+        self.done.push_back((seq, id));
+    }
+
+    /// Sends the acks that wait.
+    pub fn flush(&mut self, out: &mut BytesMut) {
+        while !self.acks.is_empty() {
+            let rest = self.acks.split_off(self.acks.len().min(ACK_SEQS));
+            let said = std::mem::replace(&mut self.acks, rest);
+            self.ask(said, out);
+        }
+        self.settle(out);
+    }
+
+    fn ask(&mut self, said: Vec<Said>, out: &mut BytesMut) {
+        let Some(first) = said.first() else { return };
+        let kind = first.say.kind();
+        let seqs: Vec<u64> = said.iter().map(|said| said.seq).collect();
+        let mut frame = json!({"type": kind, "group": self.group, "seqs": seqs, "confirm": true});
+        if let Say::Nack(nack) = &first.say {
+            frame["reason"] = nack.reason.as_str().into();
+            match &nack.delays[..] {
+                [] => {}
+                [one] => frame["delay_ms"] = (*one).into(),
+                several => frame["delay_ms"] = several.into(),
+            }
+        }
+        write(&frame, out);
+        self.asked.push_back(Asked { kind, said });
+    }
+
+    /// What was said of some events is durable. The broker answers those of a kind in their order.
+    pub fn confirmed(&mut self, kind: &str, out: &mut BytesMut) {
+        if let Some(at) = self.asked.iter().position(|asked| asked.kind == kind) {
+            let asked = self.asked.remove(at);
+            asked.into_iter().flat_map(|asked| asked.said).for_each(|said| said.answer(Ok(())));
+        }
+        self.settle(out);
+    }
+
+    /// What was said is refused: of this event, or of all of a frame, the last one: what the broker took before that it
+    /// answers later.
+    pub fn refused(&mut self, kind: &str, seq: Option<u64>, why: &Error, out: &mut BytesMut) {
+        let is_it = |asked: &Asked| {
+            asked.kind == kind && seq.is_none_or(|seq| asked.said.iter().any(|said| said.seq == seq))
+        };
+        let at = match seq {
+            Some(_) => self.asked.iter().position(is_it),
+            None => self.asked.iter().rposition(is_it),
+        };
+        if let Some(at) = at
+            && let Some(asked) = self.asked.get_mut(at)
+        {
+            let is_meant = |said: &mut Said| seq.is_none_or(|seq| said.seq == seq);
+            let meant: Vec<Said> = asked.said.extract_if(.., is_meant).collect();
+            if asked.said.is_empty() {
+                self.asked.remove(at);
+            }
+            // Another try of the same, or the one before: that is what was wanted.
+            let is_fine = kind == "ack" && why.code() == Some("already-done");
+            if kind == "ack" && why.code() == Some("disk-full") {
+                // It could not be written down now. When it comes again it is done all the same.
+                meant.iter().for_each(|said| self.remember(said.seq, said.id.clone()));
+            }
+            meant.into_iter().for_each(|said| said.answer(if is_fine { Ok(()) } else { Err(why.clone()) }));
+        }
+        self.settle(out);
+    }
+
+    /// The program wants no more.
+    pub fn leave(&mut self, answer: Option<oneshot::Sender<()>>) {
+        if matches!(self.leaving, Leaving::No) {
+            self.leaving = Leaving::Wants(answer);
+        }
+        self.queue.end(Error::Closed);
+    }
+
+    /// Leaves when everything is answered.
+    fn settle(&mut self, out: &mut BytesMut) {
+        if let Leaving::Wants(answer) = &mut self.leaving
+            && self.asked.is_empty()
+        {
+            self.leaving = Leaving::Asked(answer.take());
+            write(&json!({"type": "unsubscribe", "group": self.group}), out);
+        }
+    }
+
+    /// The program takes nothing more, and is to leave by itself.
+    pub fn stop(&self) {
+        self.queue.end(Error::Closed);
+    }
+
+    /// The session is lost; whether it is a member in the next one.
+    pub fn lost(&mut self, session: u64) -> bool {
+        self.session = session;
+        for seq in self.queue.clear() {
+            self.held.remove(&seq);
+        }
+        let asked: Vec<Said> = self.asked.drain(..).flat_map(|asked| asked.said).collect();
+        let acks = std::mem::take(&mut self.acks);
+        asked.into_iter().chain(acks).for_each(|said| self.in_doubt(said));
+        match &mut self.leaving {
+            Leaving::No => true,
+            Leaving::Wants(answer) | Leaving::Asked(answer) => {
+                answer.take().map(|answer| answer.send(()));
+                false
+            }
+        }
+    }
+
+    /// It is no member any more, for this reason.
+    pub fn end(mut self, why: &Error) {
+        self.queue.end(why.clone());
+        if let Some(welcome) = self.welcome.take() {
+            let _ = welcome.send(Err(why.clone()));
+        }
+        let asked = self.asked.drain(..).flat_map(|asked| asked.said);
+        asked.chain(self.acks.drain(..)).for_each(|said| said.answer(Err(why.clone())));
+        if let Leaving::Wants(answer) | Leaving::Asked(answer) = &mut self.leaving {
+            answer.take().map(|answer| answer.send(()));
+        }
+    }
+}
+
+impl Arrived {
+    /// The delivery of this line; `None` when that is no event.
+    pub fn of(line: &[u8], attempt: u32, max_attempts: u32) -> Option<Self> {
+        Some(Arrived { event: Event::of(line)?, attempt, max_attempts })
+    }
+}
+
+/// Appends a small frame.
+pub(super) fn write(frame: &Value, out: &mut BytesMut) {
+    // Some numbers and short strings: it fits.
+    let _ = FrameCodec.encode(frame.to_string().as_bytes(), out);
+}

@@ -1,0 +1,102 @@
+//! The way from a group to its members: deliveries are framed and put into their queues.
+//!
+//! Always holds: a member is told that it is one before it gets anything; one whose queue is full gets nothing until it has
+//! taken something out; what nobody could handle waits for its letter. Owner: [`super::Groups`].
+
+use super::handle::{Handle, Stage, State};
+use super::taken::event_of;
+use crate::core::clock::wall_ms;
+use crate::core::delivery::group::Effect;
+use crate::core::delivery::group::progress::Failure;
+use crate::core::metrics::groups::What;
+use crate::core::wire::group::delivery_head;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Frames for one member, and how many events they are.
+type Frames = (Vec<u8>, usize);
+
+impl Handle {
+    /// Hands out what is to be delivered by now, and says that there is something to write.
+    pub(super) fn act(self: &Arc<Self>, state: &mut State) {
+        let effects = state.machine.step(self.now());
+        let mut frames: BTreeMap<u64, Frames> = BTreeMap::new();
+        let wall = (state.expires || !self.shared.retention.is_empty()).then(wall_ms);
+        for effect in effects {
+            match effect {
+                Effect::Deliver { seq, .. } if wall.is_some_and(|now| self.is_of_no_use(state, seq, now)) => {
+                    self.lapse(state, seq);
+                }
+                Effect::Deliver { member, seq, attempt } => {
+                    let Some(line) = state.lines.get(&seq) else { continue };
+                    state.counting.iter_mut().for_each(|counting| counting.delivered(seq, line, self.now()));
+                    let (out, events) = frames.entry(member).or_default();
+                    self.frame(out, attempt, line);
+                    *events += 1;
+                }
+                Effect::Dead { seq, attempts } => self.give_up(state, seq, attempts),
+            }
+        }
+        state.counting.iter_mut().for_each(|counting| counting.add(What::Delivered));
+        for (number, (out, events)) in frames {
+            let Some(member) = state.members.get(&number) else { continue };
+            if !member.outlet.hold(number, out.into(), events) {
+                state.machine.pause(number);
+                // It may have taken everything out just now.
+                if !member.outlet.is_full() {
+                    state.machine.go_on(number);
+                }
+            }
+        }
+        let has_more = state.wants_cursor || state.machine.has_changes() || !state.dying.is_empty();
+        if state.stage == Stage::Begun || has_more || !state.answers.is_empty() {
+            self.list(state);
+        }
+    }
+
+    /// The same, for whoever is not the task: its timers and its room may be others.
+    pub(super) fn stir(self: &Arc<Self>, state: &mut State) {
+        self.act(state);
+        self.wake.notify_one();
+    }
+
+    /// There is something to write, or somebody to answer once all before it is written.
+    pub(super) fn list(self: &Arc<Self>, state: &mut State) {
+        if !std::mem::replace(&mut state.is_listed, true) {
+            self.shared.dirty.add(self);
+        }
+    }
+
+    /// A member whose queue was full takes things out again.
+    pub fn go_on(self: &Arc<Self>, number: u64) {
+        let mut state = self.lock();
+        state.machine.go_on(number);
+        self.stir(&mut state);
+    }
+
+    /// Nobody could handle `seq`.
+    fn give_up(self: &Arc<Self>, state: &mut State, seq: u64, attempts: Vec<Failure>) {
+        let event = state.lines.get(&seq).and_then(|line| event_of(line));
+        if event.is_some_and(|event| event.topic().starts_with(b"$dlq.")) {
+            let group = &self.name;
+            tracing::warn!(%group, seq, "a dead letter that nobody could handle stays where it is: no letter of it is written");
+            state.machine.buried(seq);
+            return state.forget(seq);
+        }
+        state.dying.push((seq, attempts));
+    }
+
+    fn frame(&self, out: &mut Vec<u8>, attempt: u32, line: &[u8]) {
+        let later;
+        let head = match attempt {
+            1 => self.interest.head(),
+            _ => {
+                later = delivery_head(&self.name, attempt, self.spec.max_attempts);
+                &later
+            }
+        };
+        out.extend_from_slice(&((head.len() + line.len()) as u32).to_be_bytes());
+        out.extend_from_slice(head);
+        out.extend_from_slice(line);
+    }
+}

@@ -1,0 +1,240 @@
+//! Answers out of the view: newest events by key, topics, and what a subscription from `state` begins with.
+//!
+//! Always holds: an answer has everything that was durable when it was asked, or it is refused; a few read at once, and
+//! each for one answer, so nobody's file is held open by a slow peer (invariant 7). Owner: the session that asked.
+
+use super::open::Wrong;
+use super::{Latest, pool};
+use crate::core::delivery::Beginning;
+use crate::core::delivery::catch_up::Step;
+use crate::core::delivery::interest::Interest;
+use crate::core::delivery::when_free;
+use crate::core::event::string_body;
+use crate::core::limits::{LATEST_WAIT, OUTPUT_BYTES};
+use crate::core::refusal::Refusal;
+use crate::core::topic::Pattern;
+use crate::core::wire::latest::{Ask, Events, Known, topics_ack};
+use crate::core::wire::subscribe::event;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+/// Rows that a step of a subscription looks at.
+const STEP_ROWS: usize = 16 * 1024;
+/// Topics in one answer.
+const TOPICS: usize = 100;
+
+impl Latest {
+    /// The answer to what is asked, but for snapshots.
+    ///
+    /// # Errors
+    /// `not-compacted`, `view-behind`.
+    pub async fn answer(self: &Arc<Self>, ask: &Ask) -> Result<Vec<u8>, Refusal> {
+        let (through, mut out) = (self.caught_up_for(ask).await?, Vec::new());
+        let is_there = self.seq().is_some();
+        match ask {
+            Ask::Latest { topic, keys, after } => {
+                let (topic, keys, after) = (topic.as_str().to_owned(), keys.clone(), after.clone());
+                let events = match is_there {
+                    true => self.look(through, move |db| page(db, &topic, keys.as_deref(), &after)).await?,
+                    false => Events::default(),
+                };
+                events.ack(&mut out, through);
+            }
+            Ask::Topics { topics, after } => {
+                let (this, topics, after) = (self.clone(), topics.clone(), after.clone());
+                let has = move |name: &str| topics.matches(name) && this.compaction().has(name);
+                let (known, is_more) = match is_there {
+                    true => self.look(through, move |db| list(db, &after, has)).await?,
+                    false => (Vec::new(), false),
+                };
+                topics_ack(&mut out, &known, is_more);
+            }
+            Ask::Snapshot(_) => {}
+        }
+        Ok(out)
+    }
+
+    async fn caught_up_for(&self, ask: &Ask) -> Result<u64, Refusal> {
+        if !matches!(ask, Ask::Topics { .. }) {
+            self.check(ask.topic())?;
+        }
+        self.caught_up().await
+    }
+
+    /// Whether one topic is compacted.
+    ///
+    /// # Errors
+    /// `not-compacted`.
+    pub fn check(&self, topic: &Pattern) -> Result<(), Refusal> {
+        if self.compaction().has(topic.as_str()) {
+            return Ok(());
+        }
+        let why = format!(
+            "the newest event per key is not kept of '{:.64}': on the host, say [[topics]] with topic and compaction = true in \
+             castra.toml, and start the broker anew",
+            topic.as_str()
+        );
+        Err(Refusal::new("not-compacted", why))
+    }
+
+    /// Where a subscription from `state` begins: at the state of everything before that, as far as it is behind `after`.
+    ///
+    /// # Errors
+    /// `not-compacted`, if it is for one topic; `view-behind`; `seq-ahead`.
+    pub async fn begin_state(
+        self: Arc<Self>,
+        patterns: Vec<Pattern>,
+        after: u64,
+    ) -> Result<Beginning, Refusal> {
+        patterns.iter().filter(|pattern| pattern.is_plain()).try_for_each(|topic| self.check(topic))?;
+        let through = self.caught_up().await?;
+        if after > through {
+            let reason = format!("the newest event is {through}; 'state' is that at most");
+            return Err(Refusal::new("seq-ahead", reason));
+        }
+        Ok(Beginning { next: through + 1, gap: None })
+    }
+
+    /// The state for a subscription, in the order of seq: those from `at` to `through`, as many as make a step.
+    ///
+    /// # Errors
+    /// The view cannot be read.
+    pub async fn step(self: Arc<Self>, at: u64, through: u64, interest: Arc<Interest>) -> io::Result<Step> {
+        let nothing = Step { next: at, ..Step::default() };
+        if self.seq().is_none() {
+            return Ok(Step { is_end: true, ..nothing });
+        }
+        // It is being made anew: the peer waits.
+        if !self.has(through, LATEST_WAIT).await {
+            return Ok(nothing);
+        }
+        let this = self.clone();
+        let read =
+            move |db: &Connection| state(db, at, through, &|name| this.compaction().has(name), &interest);
+        Ok(self.look(through, read).await.unwrap_or(nothing))
+    }
+
+    /// Reads, when there is a place; what was read is as new as `through`.
+    pub(super) async fn look<T: Send + 'static>(
+        self: &Arc<Self>,
+        through: u64,
+        read: impl FnOnce(&Connection) -> Result<T, Wrong> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let this = self.clone();
+        let result = when_free(&self.reads, move || Ok(this.shared.pool.read(read))).await;
+        let refusal = match result {
+            // Not of one that is being made anew since.
+            Ok(Ok(value)) if *self.shared.seq.borrow() >= through => return Ok(value),
+            Ok(Ok(_)) => {
+                "the newest events per key are being read from the journal; ask again in a while".into()
+            }
+            Ok(Err(Wrong::Damaged(why))) => {
+                self.shared.lock().is_damaged = true;
+                self.shared.changed.notify_all();
+                format!("the newest events per key are damaged and made anew; ask again in a while: {why}")
+            }
+            Ok(Err(Wrong::Failed(why))) => format!("the newest events per key cannot be read: {why}"),
+            Err(error) => format!("the newest events per key cannot be read: {error}"),
+        };
+        Err(Refusal::new("view-behind", refusal))
+    }
+}
+
+fn number(db: &Connection, topic: &str) -> rusqlite::Result<Option<i64>> {
+    db.prepare("SELECT n FROM topic WHERE name = ?1")?.query_row([topic], |row| row.get(0)).optional()
+}
+
+fn page(db: &Connection, topic: &str, keys: Option<&[String]>, after: &str) -> Result<Events, Wrong> {
+    let mut events = Events::default();
+    let Some(n) = number(db, topic)? else { return Ok(events) };
+    match keys {
+        None => {
+            let mut rows =
+                db.prepare("SELECT line, crc FROM latest WHERE topic = ?1 AND key > ?2 ORDER BY key")?;
+            let mut rows = rows.query(params![n, after])?;
+            while let Some(row) = rows.next()? {
+                if !events.add(pool::line(row, 0)?) {
+                    break;
+                }
+            }
+        }
+        Some(keys) => {
+            let mut one = db.prepare("SELECT line, crc FROM latest WHERE topic = ?1 AND key = ?2")?;
+            for key in keys.iter().filter(|key| key.as_str() > after) {
+                let mut rows = one.query(params![n, key])?;
+                if let Some(row) = rows.next()?
+                    && !events.add(pool::line(row, 0)?)
+                {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(events)
+}
+
+fn list(db: &Connection, after: &str, has: impl Fn(&str) -> bool) -> Result<(Vec<Known>, bool), Wrong> {
+    let mut known = Vec::new();
+    let mut topics = db.prepare("SELECT n, name, changed FROM topic WHERE name > ?1 ORDER BY name")?;
+    let mut count = db.prepare("SELECT count(*) FROM latest WHERE topic = ?1")?;
+    let mut rows = topics.query([after])?;
+    while let Some(row) = rows.next()? {
+        let (n, topic, changed): (i64, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        if !has(&topic) {
+            continue;
+        }
+        let keys: i64 = count.query_row([n], |row| row.get(0))?;
+        if keys == 0 {
+            continue;
+        }
+        if known.len() == TOPICS {
+            return Ok((known, true));
+        }
+        known.push(Known { topic, keys: keys as u64, changed: changed as u64 });
+    }
+    Ok((known, false))
+}
+
+fn state(
+    db: &Connection,
+    at: u64,
+    through: u64,
+    has: &dyn Fn(&str) -> bool,
+    interest: &Interest,
+) -> Result<Step, Wrong> {
+    let mut step = Step { next: at, ..Step::default() };
+    let mut wanted: HashMap<i64, bool> = HashMap::new();
+    let mut name = db.prepare("SELECT name FROM topic WHERE n = ?1")?;
+    let mut rows =
+        db.prepare("SELECT seq, topic, line, crc FROM latest WHERE seq >= ?1 AND seq <= ?2 ORDER BY seq")?;
+    let mut rows = rows.query(params![at as i64, through as i64])?;
+    let mut looked_at = 0;
+    while let Some(row) = rows.next()? {
+        let (seq, topic): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let is_wanted = match wanted.get(&topic) {
+            Some(is_wanted) => *is_wanted,
+            None => {
+                let name: String = name.query_row([topic], |row| row.get(0))?;
+                let mut encoded = Vec::new();
+                string_body(&mut encoded, &name);
+                let is_wanted =
+                    has(&name) && interest.wants(std::str::from_utf8(&encoded).unwrap_or_default());
+                wanted.insert(topic, is_wanted);
+                is_wanted
+            }
+        };
+        if is_wanted {
+            event(&mut step.frames, interest.head(), pool::line(row, 2)?);
+            step.events += 1;
+        }
+        step.next = seq as u64 + 1;
+        looked_at += 1;
+        if step.frames.len() >= OUTPUT_BYTES || looked_at >= STEP_ROWS {
+            return Ok(step);
+        }
+    }
+    step.is_end = true;
+    Ok(step)
+}

@@ -1,0 +1,249 @@
+//! Opens the view's database: the one that is there, or a new one beside what cannot be used.
+//!
+//! Always holds: what is of another journal, beyond its end, damaged or of an unknown version is put aside, never changed;
+//! the newest few such files are kept. A disk that fails is an error, not damage. Owner: `work.rs`.
+
+use super::compaction::Compaction;
+use super::store::Store;
+use crate::core::clock;
+use crate::core::limits::LATEST_ASIDES;
+use crate::core::state_root::sync_dir;
+use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+use rusqlite::{Connection, OpenFlags};
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `clat`: what the view says it is, in the header of the file.
+const APPLICATION: i32 = 0x636c_6174;
+/// The version of the tables.
+const VERSION: i32 = 1;
+/// A copy that is being made holds the database for less.
+const BUSY: Duration = Duration::from_secs(5);
+/// What is kept of the write-ahead log between two checkpoints, in bytes.
+const WAL_BYTES: i64 = 16 * 1024 * 1024;
+/// What SQLite has beside a database.
+const BESIDE: [&str; 2] = ["-wal", "-shm"];
+
+const TABLES: &str = "
+CREATE TABLE latest (
+  seq INTEGER PRIMARY KEY,
+  topic INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  line BLOB NOT NULL,
+  crc INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX latest_key ON latest (topic, key);
+CREATE TABLE topic (
+  n INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,
+  changed INTEGER NOT NULL DEFAULT 0,
+  snapped INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+";
+
+/// Why a database cannot be used.
+pub(super) enum Wrong {
+    /// It is damaged, or of something else.
+    Damaged(String),
+    /// It fails now.
+    Failed(String),
+}
+
+impl From<rusqlite::Error> for Wrong {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => Wrong::Damaged(error.to_string()),
+            _ => Wrong::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<io::Error> for Wrong {
+    fn from(error: io::Error) -> Self {
+        Wrong::Failed(error.to_string())
+    }
+}
+
+/// The journal that is viewed.
+pub(super) struct Viewed {
+    /// Its id.
+    pub journal: u128,
+    /// The oldest seq that can be read.
+    pub first: u64,
+    /// The newest one.
+    pub head: u64,
+}
+
+/// Opens the view of this journal, or begins one.
+pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Result<Store, Wrong> {
+    let found = connect(path).and_then(|db| {
+        let store = Store::new(db)?;
+        let journal = store.fact("journal")?;
+        if journal.as_ref().is_some_and(|id| *id != name_of(viewed.journal)) {
+            return Err(Wrong::Damaged("it is of another journal".into()));
+        }
+        if store.seq > viewed.head {
+            let why = format!("it has events up to {}, and the journal ends at {}", store.seq, viewed.head);
+            return Err(Wrong::Damaged(why));
+        }
+        Ok((store, journal.is_some()))
+    });
+    let (mut store, is_old) = match found {
+        Err(Wrong::Damaged(why)) => {
+            let aside = put_aside(path)?;
+            tracing::error!(
+                "latest: {} cannot be used ({why}); it was put aside as {}, and is made anew from the journal",
+                path.display(),
+                aside.display()
+            );
+            (Store::new(connect(path)?)?, false)
+        }
+        found => found?,
+    };
+    let text = compaction.text();
+    let said = store.fact("patterns")?;
+    if !is_old {
+        begin(&mut store, viewed, &text)?;
+    } else if !said.as_ref().is_some_and(|said| compaction.is_within(said)) {
+        tracing::info!(
+            first_seq = viewed.first,
+            "latest: more topics are compacted than before; the journal is read from its first event on for them"
+        );
+        say_lost(viewed, "of topics that are compacted from now on");
+        store.begin_at((viewed.first - 1).min(store.seq), &[("patterns", &text)])?;
+    } else if said.as_ref() != Some(&text) {
+        // What is compacted no longer stays, and is followed no longer.
+        store.begin_at(store.seq, &[("patterns", &text)])?;
+    }
+    Ok(store)
+}
+
+fn begin(store: &mut Store, viewed: &Viewed, text: &str) -> Result<(), Wrong> {
+    say_lost(viewed, "of all topics");
+    let journal = name_of(viewed.journal);
+    Ok(store.begin_at(viewed.first - 1, &[("journal", &journal), ("patterns", text)])?)
+}
+
+fn say_lost(viewed: &Viewed, what: &str) {
+    if viewed.first > 1 {
+        tracing::warn!(
+            to = viewed.first - 1,
+            "latest: {what} keys are missing whose newest event retention has removed already"
+        );
+    }
+}
+
+fn name_of(journal: u128) -> String {
+    format!("{journal:032x}")
+}
+
+/// A connection that writes, to a database that has the tables.
+fn connect(path: &Path) -> Result<Connection, Wrong> {
+    let is_new = !path.exists();
+    if is_new {
+        // A log that was left behind would be taken for its own.
+        BESIDE.iter().for_each(|end| _ = std::fs::remove_file(with(path, end)));
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    drop(options.custom_flags(nix::libc::O_NOFOLLOW).open(path)?);
+    if let Some(folder) = path.parent().filter(|_| is_new) {
+        sync_dir(folder)?;
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY)?;
+    let (application, version) = numbers(&db)?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let is_empty = tables == 0 && application == 0 && version == 0;
+    if !is_empty {
+        check(application, version)?;
+    }
+    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        return Err(Wrong::Failed(format!("SQLite can only use '{mode}' here, not a write-ahead log")));
+    }
+    // What a commit says is durable: retention goes by it.
+    db.pragma_update(None, "synchronous", "FULL")?;
+    let _: i64 = db.query_row(&format!("PRAGMA journal_size_limit = {WAL_BYTES}"), [], |row| row.get(0))?;
+    if is_empty {
+        let transaction = db.transaction()?;
+        transaction.execute_batch(TABLES)?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.pragma_update(None, "user_version", VERSION)?;
+        transaction.commit()?;
+    }
+    Ok(db)
+}
+
+/// A connection that reads, beside the one that writes.
+pub(super) fn connect_beside(path: &Path) -> Result<Connection, Wrong> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags)?;
+    db.busy_timeout(BUSY)?;
+    let (application, version) = numbers(&db)?;
+    check(application, version)?;
+    Ok(db)
+}
+
+fn numbers(db: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let number = |pragma: &str| db.pragma_query_value(None, pragma, |row| row.get(0));
+    Ok((number("application_id")?, number("user_version")?))
+}
+
+fn check(application: i64, version: i64) -> Result<(), Wrong> {
+    if application != i64::from(APPLICATION) {
+        return Err(Wrong::Damaged("it is a database of something else".into()));
+    }
+    if version != i64::from(VERSION) {
+        let why = format!("it has version {version}, this castra knows {VERSION}");
+        return Err(Wrong::Damaged(why));
+    }
+    Ok(())
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// Renames the database and what is beside it; what it is called now.
+pub(super) fn put_aside(path: &Path) -> io::Result<PathBuf> {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let own = with(path, ".aside-");
+    let mut asides: Vec<PathBuf> = std::fs::read_dir(folder)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.as_os_str().as_encoded_bytes().starts_with(own.as_os_str().as_encoded_bytes()))
+        .filter(|path| {
+            !BESIDE.iter().any(|end| path.as_os_str().as_encoded_bytes().ends_with(end.as_bytes()))
+        })
+        .collect();
+    // By their times, which all have as many digits.
+    asides.sort();
+    while asides.len() >= LATEST_ASIDES {
+        let oldest = asides.remove(0);
+        tracing::warn!("latest: {} is removed, as newer ones are kept", oldest.display());
+        BESIDE.iter().for_each(|end| _ = std::fs::remove_file(with(&oldest, end)));
+        std::fs::remove_file(&oldest)?;
+    }
+    let aside = with(path, &format!(".aside-{:013}", clock::wall_ms()));
+    // The log goes first: beside a new database it would be taken for its own.
+    for suffix in BESIDE {
+        match std::fs::rename(with(path, suffix), with(&aside, suffix)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    match std::fs::rename(path, &aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    sync_dir(folder)?;
+    Ok(aside)
+}

@@ -1,0 +1,265 @@
+//! The thread of the view: takes what was committed, or reads the journal, and writes rows.
+//!
+//! ```text
+//! commits ─▶ queue ─▶ rounds of ≤ 25 ms ─▶ pending ─▶ one transaction ─▶ seq, floor
+//!  │ a hole (start, a full queue): the journal is read on, in pieces         ▲
+//!  │ a write failed: said once, then every second from what is durable ──────┘
+//!  ▼ damaged: put aside, made anew from the journal
+//! ```
+//!
+//! Always holds: `seq` is what readers of the database see, and nothing stops a commit (invariant 11). Owner:
+//! [`super::Latest`].
+
+use super::open::{Viewed, Wrong, open, put_aside};
+use super::store::{Pending, Store};
+use super::{Readers, Shared, change};
+use crate::core::event::Event;
+use crate::core::journal::read::Read;
+use crate::core::journal::segment::Map;
+use crate::core::journal::writer::Committed;
+use crate::core::limits::{COMMIT_BYTES, ROUTES_CACHED};
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Events are gathered so long before they are written, unless somebody waits for them.
+const GATHER: Duration = Duration::from_millis(25);
+/// Where nothing is compacted, that it was looked at is written after so much time …
+const MARK_TIME: Duration = Duration::from_secs(30);
+/// … or so many bytes, less where the journal is small.
+pub(super) const MARK_BYTES: u64 = 64 * 1024 * 1024;
+/// So much of the journal is read at a time, in bytes.
+const PIECE: usize = 1024 * 1024;
+/// Whoever waits for a long reading is told so often.
+const SAY: Duration = Duration::from_secs(5);
+
+/// What the thread has.
+pub(super) struct Work {
+    pub shared: Arc<Shared>,
+    pub map: Arc<Map>,
+    pub journal: Readers,
+    /// After so many bytes that were looked at that is written down: retention goes by it.
+    pub mark_bytes: usize,
+}
+
+impl Work {
+    /// Until the end.
+    pub fn run(self) {
+        loop {
+            let viewed = Viewed {
+                journal: self.map.journal,
+                first: self.map.first_seq(),
+                head: self.map.durable_seq(),
+            };
+            let shared = &self.shared;
+            let error = match open(&shared.path, &viewed, &shared.compaction) {
+                Ok(store) => {
+                    shared.pool.renew();
+                    match View::new(&self, store).follow() {
+                        Ok(()) => return,
+                        Err(Wrong::Damaged(why)) => match put_aside(&shared.path) {
+                            Ok(aside) => {
+                                let (path, aside) = (shared.path.display(), aside.display());
+                                tracing::error!(
+                                    "latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal"
+                                );
+                                continue;
+                            }
+                            Err(error) => error.to_string(),
+                        },
+                        Err(Wrong::Failed(why)) => why,
+                    }
+                }
+                Err(Wrong::Damaged(why) | Wrong::Failed(why)) => why,
+            };
+            if !shared.stall(error) {
+                return;
+            }
+        }
+    }
+}
+
+struct View<'a> {
+    work: &'a Work,
+    shared: &'a Shared,
+    store: Store,
+    /// What the file was when it was opened.
+    file: Option<(u64, u64)>,
+    /// Encoded topics, and their names if they are compacted.
+    topics: HashMap<Box<[u8]>, Option<Box<str>>>,
+    pending: Pending,
+    /// Every event up to here was looked at.
+    seq: u64,
+    marked: Instant,
+    unmarked: usize,
+}
+
+impl<'a> View<'a> {
+    fn new(work: &'a Work, store: Store) -> Self {
+        let shared = &*work.shared;
+        shared.floor.store(store.seq, Relaxed);
+        // It may be further back than it was.
+        shared.seq.send_replace(store.seq);
+        View {
+            work,
+            shared,
+            file: inode(shared),
+            seq: store.seq,
+            store,
+            topics: HashMap::new(),
+            pending: Pending::default(),
+            marked: Instant::now(),
+            unmarked: 0,
+        }
+    }
+
+    /// Goes on with what is committed, until the end or a failure.
+    fn follow(&mut self) -> Result<(), Wrong> {
+        self.catch_up()?;
+        self.shared.works();
+        loop {
+            let (commits, stop) = self.gather();
+            for commit in &commits {
+                let (Some(first), Some(last)) = (commit.first_seq(), commit.last_seq()) else { continue };
+                if first > self.seq + 1 {
+                    break;
+                }
+                if last > self.seq {
+                    let skip = (self.seq + 1 - first) as usize;
+                    commit.events_from(skip).for_each(|event| self.take(&event));
+                }
+            }
+            let end = commits.last().and_then(|commit| commit.last_seq()).unwrap_or(0);
+            drop(commits);
+            self.write(stop)?;
+            if end > self.seq {
+                self.catch_up()?;
+            }
+            if stop {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for commits and takes them all; also whether this is the end.
+    fn gather(&mut self) -> (Vec<Arc<Committed>>, bool) {
+        let shared = self.shared;
+        let quiet = |queue: &mut super::Queue| {
+            queue.commits.is_empty() && !queue.stop && queue.snapped.is_empty() && !queue.is_damaged
+        };
+        let due = MARK_TIME.saturating_sub(self.marked.elapsed()).max(GATHER);
+        let queue = shared.lock();
+        let waited = shared.changed.wait_timeout_while(queue, due, quiet);
+        let mut queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if !queue.commits.is_empty() {
+            let few = |queue: &mut super::Queue| !queue.hurry && !queue.stop && queue.bytes < COMMIT_BYTES;
+            let waited = shared.changed.wait_timeout_while(queue, GATHER, few);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        (queue.hurry, queue.bytes) = (false, 0);
+        (std::mem::take(&mut queue.commits).into(), queue.stop)
+    }
+
+    /// Reads the journal on to its end.
+    fn catch_up(&mut self) -> Result<(), Wrong> {
+        let mut reader = (self.work.journal)(self.seq + 1);
+        let (begun, mut said) = (Instant::now(), Instant::now());
+        loop {
+            let read = reader.read(PIECE, &mut |event| self.take(&event))?;
+            match read {
+                Read::Events(_) => {}
+                Read::Gap { from, to } => {
+                    // The first reading of a journal begins where that does.
+                    self.seq = to;
+                    self.shared.lost.fetch_add(to + 1 - from, Relaxed);
+                    tracing::error!(
+                        from,
+                        to,
+                        "latest: these events are gone, removed or damaged, before the view had them"
+                    );
+                }
+                Read::End => break,
+            }
+            if self.pending.bytes >= COMMIT_BYTES || self.unmarked >= self.work.mark_bytes {
+                self.write(true)?;
+            }
+            if said.elapsed() >= SAY {
+                said = Instant::now();
+                let head_seq = self.work.map.durable_seq();
+                tracing::info!(seq = self.seq, head_seq, "latest: the journal is being read");
+            }
+            if self.shared.lock().stop {
+                break;
+            }
+        }
+        self.write(true)?;
+        if begun.elapsed() >= SAY {
+            let keys = self.store.keys()?;
+            tracing::info!(seq = self.seq, keys, "latest: the journal was read to its end");
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: &Event<'_>) {
+        self.seq = event.seq;
+        self.unmarked += event.line.len();
+        if self.topics.len() > ROUTES_CACHED {
+            self.topics.clear();
+        }
+        let topic = match self.topics.get(event.topic()) {
+            Some(topic) => topic,
+            None => {
+                let name = name_of(event.topic()).filter(|name| self.shared.compaction.has(name));
+                self.topics.entry(event.topic().into()).or_insert(name.map(Into::into))
+            }
+        };
+        if let Some(topic) = topic
+            && let Some(change) = change::of(event)
+        {
+            let line = (!change.is_end).then_some(event.line);
+            self.pending.put(topic, &change.key, event.seq, line);
+        }
+    }
+
+    /// Writes what there is; with nothing but a place in the journal only when it is time, or `always`.
+    fn write(&mut self, always: bool) -> Result<(), Wrong> {
+        let snapped = {
+            let mut queue = self.shared.lock();
+            if std::mem::take(&mut queue.is_damaged) {
+                return Err(Wrong::Damaged("a row is not what was written".into()));
+            }
+            std::mem::take(&mut queue.snapped)
+        };
+        let is_due = self.unmarked >= self.work.mark_bytes || self.marked.elapsed() >= MARK_TIME || always;
+        let has_rows = !self.pending.is_empty() || !snapped.is_empty();
+        if has_rows || (is_due && self.seq > self.store.seq) {
+            if self.file != inode(self.shared) {
+                return Err(Wrong::Failed(format!("{} was removed or replaced", self.shared.path.display())));
+            }
+            self.store.write(&mut self.pending, self.seq, &snapped)?;
+            self.shared.floor.store(self.seq, Relaxed);
+            self.unmarked = 0;
+        }
+        if is_due || has_rows {
+            self.marked = Instant::now();
+        }
+        self.shared.seq.send_if_modified(|seq| std::mem::replace(seq, self.seq) != self.seq);
+        Ok(())
+    }
+}
+
+/// The topic of an event, as it was typed.
+fn name_of(encoded: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(encoded).ok()?;
+    if !text.contains('\\') {
+        return Some(text.to_owned());
+    }
+    serde_json::from_str(&format!("\"{text}\"")).ok()
+}
+
+fn inode(shared: &Shared) -> Option<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(&shared.path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}

@@ -1,0 +1,17 @@
+//! How the view of the newest event per key stands, as the status file has it.
+//!
+//! Always holds: what an older broker did not write is nothing. Pure. Owner: `status.rs`.
+
+use serde::{Deserialize, Serialize};
+
+/// The view of the newest event per key.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct LatestStatus {
+    /// How far it has come.
+    pub seq: u64,
+    /// Events that were gone before it had them.
+    pub lost: u64,
+    /// Why it is not being written, if so.
+    pub stalled: Option<String>,
+}

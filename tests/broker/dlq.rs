@@ -1,0 +1,169 @@
+//! Dead letters through the real program: listed, shown, published again for their group alone, forgotten.
+
+use crate::support::{Broker, Guest, LocalGuest, eventually};
+use serde_json::{Value, json};
+
+const HOST: &str = "hello vm:host capabilities=bus-v1,host-bus\n";
+
+fn run(broker: &Broker, args: &[&str]) -> (Option<i32>, String, String) {
+    let output = broker.run(&[&["bus", "dlq"], args].concat());
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+fn join(guest: &mut Guest, fields: &str) {
+    let ack = guest.ask(format!(r#"{{"type":"subscribe",{fields}}}"#));
+    assert_eq!(ack["status"], "ok", "{ack}");
+}
+
+/// Gives the next delivery up; its seq.
+fn give_up(member: &mut Guest, reason: &str) -> u64 {
+    let event = member.receive().unwrap();
+    let seq = event["seq"].as_u64().unwrap();
+    let term =
+        json!({"type": "term", "group": event["group"], "seq": seq, "reason": reason, "confirm": true});
+    assert_eq!(member.ask(term.to_string())["status"], "ok");
+    seq
+}
+
+fn letters(broker: &Broker, group: &str, n: usize) -> Vec<Value> {
+    eventually("the letters", || {
+        let (_, out, _) = run(broker, &["ls", group, "--json"]);
+        let found: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (found.len() == n).then_some(found)
+    })
+}
+
+#[test]
+fn a_letter_is_listed_shown_retried_for_its_group_alone_and_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    assert_eq!(run(&broker, &["ls"]), (Some(1), String::new(), String::new()));
+    let (mut publisher, mut member, mut other) = (broker.guest("p"), broker.guest("m"), broker.guest("o"));
+    join(&mut member, r#""topic":"jobs.*","group":"g.1","from":"earliest""#);
+    join(&mut other, r#""topic":"jobs.*","group":"h","from":"earliest","ordered_by_key":true"#);
+    let publish = json!({
+        "type": "publish", "topic": "jobs.a", "id": "j-1", "key": "k", "headers": {"a": "b"}, "tags": ["t"],
+        "payload": {"n": 1}
+    });
+    assert_eq!(publisher.ask(publish.to_string())["seq"], 1);
+    publisher.ask(r#"{"type":"publish","topic":"jobs.b","payload":2}"#);
+    for seq in [1, 2] {
+        assert_eq!(other.receive().unwrap()["seq"], seq);
+    }
+    assert_eq!(give_up(&mut member, "no \u{1b}[31mroom"), 1);
+    assert_eq!(give_up(&mut member, ""), 2);
+    let found = letters(&broker, "g.1", 2);
+    let said = ["seq", "topic", "vm", "attempts", "reason", "group"].map(|name| &found[0][name]);
+    assert_eq!(json!(said), json!([1, "jobs.a", "p", 1, "term: no \u{1b}[31mroom", "g.1"]));
+    let (code, out, _) = run(&broker, &["ls"]);
+    assert_eq!((code, &*out), (Some(0), "g.1  2 dead letters\n"));
+    let (code, out, _) = run(&broker, &["ls", "g.1", "--utc"]);
+    assert!(
+        code == Some(0) && out.contains("Z  jobs.b  1 attempt  term\n") && !out.contains('\u{1b}'),
+        "{out}"
+    );
+    assert_eq!(run(&broker, &["ls", "h"]).0, Some(1));
+    let (code, out, _) = run(&broker, &["show", "g.1", "1"]);
+    assert!(
+        code == Some(0) && out.contains("header    a=b\n") && out.contains("payload   {\"n\":1}\n"),
+        "{out}"
+    );
+    assert_eq!(run(&broker, &["show", "g.1", "1", "-o", "raw"]).1, "{\"n\":1}\n");
+    assert_eq!(run(&broker, &["show", "g.1", "9"]), (Some(1), String::new(), String::new()));
+
+    // A plain subscriber sees it, the group gets it anew, the other group does not.
+    let mut plain = broker.guest("plain");
+    join(&mut plain, r#""topic":"jobs.>""#);
+    let (code, out, err) = run(&broker, &["retry", "g.1", "1", "7"]);
+    assert_eq!(
+        (code, &*out, &*err),
+        (Some(1), "1 dead letter of g.1 retried\n", "castra: 7: there is no such dead letter\n")
+    );
+    let event = member.receive().unwrap();
+    let said =
+        ["vm", "topic", "key", "headers", "tags", "caused_by", "payload", "attempt"].map(|name| &event[name]);
+    let want = json!(["host", "jobs.a", "k", {"a": "b", "castra-retry": "g.1"}, ["t"], ["j-1"], {"n": 1}, 1]);
+    assert_eq!(json!(said), want, "{event}");
+    assert_eq!(plain.receive().unwrap()["seq"], event["seq"]);
+    publisher.ask(r#"{"type":"publish","topic":"jobs.c"}"#);
+    let last = other.receive().unwrap();
+    assert_eq!(last["topic"], "jobs.c", "{last}");
+    letters(&broker, "g.1", 1);
+
+    // The same again is a repeat, as after a lost answer.
+    let (mut host, _) = LocalGuest::greet(&broker.root.join("castra.sock"), HOST);
+    let id = event["id"].as_str().unwrap().to_owned();
+    let again = json!({"type": "publish", "events": [{"topic": "jobs.a", "id": id}]});
+    assert_eq!(host.ask(&again.to_string())["duplicate"], true);
+
+    let (code, out, _) = run(&broker, &["purge", "g.1", "--all", "--json"]);
+    let want = json!({"schema": 1, "group": "g.1", "purged": [2], "left": []});
+    assert_eq!((code, serde_json::from_str::<Value>(&out).unwrap()), (Some(0), want));
+    assert_eq!(run(&broker, &["ls"]).0, Some(1));
+    assert_eq!(run(&broker, &["purge", "g.1", "--all"]).0, Some(1));
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("m"));
+    join(&mut member, r#""topic":"jobs","group":"g""#);
+    // No header fits any more.
+    let payload = "x".repeat(61_440 - 150);
+    publisher.ask(json!({"type": "publish", "topic": "jobs", "id": "i", "payload": payload}).to_string());
+    give_up(&mut member, "large");
+    letters(&broker, "g", 1);
+    let (code, out, err) = run(&broker, &["retry", "g", "--all"]);
+    assert!(
+        code == Some(1) && out.starts_with("0 dead letters") && err.contains("castra: 1: "),
+        "{out} {err}"
+    );
+    letters(&broker, "g", 1);
+    let (code, _, err) = run(&broker, &["retry", "nobody", "1"]);
+    assert!(code == Some(65) && err.contains("unknown-group"), "{err}");
+    let (code, _, err) = run(&broker, &["ls", "a b"]);
+    assert!(code == Some(65) && err.contains("bad-topic"), "{err}");
+    assert_eq!(run(&broker, &["retry", "g"]).0, Some(2));
+    assert_eq!(run(&broker, &["purge", "g", "1", "--all"]).0, Some(2));
+
+    // Only the end of a letter may be published, and only by the host.
+    let (mut host, _) = LocalGuest::greet(&broker.root.join("castra.sock"), HOST);
+    for (publish, code) in [
+        (json!({"topic": "$dlq.g", "key": "1", "payload": 1}), "reserved-topic"),
+        (json!({"topic": "$dlq.g", "payload": null}), "reserved-topic"),
+        (json!({"topic": "$other", "key": "1", "payload": null}), "reserved-topic"),
+        (json!({"topic": "$dlq.", "key": "1", "payload": null}), "reserved-topic"),
+        (json!({"topic": "$dlq.>", "key": "1", "payload": null}), "reserved-topic"),
+    ] {
+        let mut frame = publish.clone();
+        frame["type"] = "publish".into();
+        assert_eq!(host.ask(&frame.to_string())["code"], code, "{publish}");
+    }
+    let end = r#"{"type":"publish","topic":"$dlq.g","key":"1","payload":null}"#;
+    assert_eq!(publisher.ask(end)["code"], "reserved-topic");
+    letters(&broker, "g", 1);
+    assert_eq!(host.ask(end)["status"], "ok");
+    letters(&broker, "g", 0);
+}
+
+#[test]
+fn a_retried_event_does_not_replace_newer_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = crate::latest::compacting(dir.path(), &["cfg"]);
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("m"));
+    join(&mut member, r#""topic":"cfg","group":"g""#);
+    publisher.ask(r#"{"type":"publish","topic":"cfg","key":"k","payload":"old"}"#);
+    give_up(&mut member, "");
+    publisher.ask(r#"{"type":"publish","topic":"cfg","key":"k","payload":"new"}"#);
+    letters(&broker, "g", 1);
+    assert_eq!(run(&broker, &["retry", "g", "--all"]).0, Some(0));
+    let state = crate::latest::latest(&mut publisher, "cfg");
+    assert_eq!(state, [("k".to_owned(), json!("new"))]);
+    // After a restart as well.
+    assert_eq!(broker.stop().0, Some(0));
+    std::fs::remove_file(dir.path().join("root/latest.db")).unwrap();
+    let broker = crate::latest::compacting(dir.path(), &["cfg"]);
+    assert_eq!(crate::latest::latest(&mut broker.guest("p"), "cfg"), state);
+}

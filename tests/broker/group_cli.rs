@@ -1,0 +1,139 @@
+//! `castra bus group`: making, listing, moving and removing groups.
+
+use crate::subscribe::publish;
+use crate::support::Broker;
+use serde_json::{Value, json};
+use std::process::Output;
+
+fn group(broker: &Broker, args: &[&str]) -> Output {
+    broker.run(&[&["bus", "group"], args].concat())
+}
+
+fn text(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn object(broker: &Broker, args: &[&str]) -> Value {
+    let output = group(broker, &[args, &["--json"]].concat());
+    let said = if output.stdout.is_empty() { &output.stderr } else { &output.stdout };
+    let said: Value = serde_json::from_slice(said).unwrap();
+    assert_eq!(said["schema"], 1, "{said}");
+    said
+}
+
+#[test]
+fn a_group_is_made_shown_moved_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("dev");
+    for _ in 0..5 {
+        publish(&mut guest, "jobs.mail");
+    }
+    assert_eq!(
+        text(&group(&broker, &["ls"])),
+        "no groups; 'castra bus group create' or 'castra bus subscribe --group' makes one\n"
+    );
+    let args = ["create", "mailers", "--topic", "jobs.*", "-t", "vm:web", "--from", "seq:3", "--batch", "7"];
+    let more = [
+        "--ack-timeout",
+        "90s",
+        "--max-attempts",
+        "3",
+        "--header",
+        "a=b=c",
+        "--tag",
+        "x",
+        "--ordered-by-key",
+    ];
+    assert_eq!(text(&group(&broker, &[&args[..], &more].concat())), "mailers begins behind event 2\n");
+    let spec = json!({
+        "topics": ["jobs.*", "vm:web"], "headers": {"a": "b=c"}, "tags": ["x"], "batch": 7,
+        "ack_timeout_ms": 90_000, "max_attempts": 3, "ordered_by_key": true,
+    });
+    let want = json!({
+        "schema": 1, "group": "mailers", "spec": spec, "cursor": 2, "lag": 3, "members": 0, "held": 0,
+        "waiting": 0, "delayed": 0, "dead": 0, "expired_undelivered": 0, "stalled": "no members",
+    });
+    assert_eq!(object(&broker, &["show", "mailers"]), want);
+    let mut listed = want.clone();
+    listed.as_object_mut().unwrap().remove("schema");
+    assert_eq!(object(&broker, &["ls"]), json!({"schema": 1, "groups": [listed]}));
+    let again = object(&broker, &["create", "mailers", "--topic", "other"]);
+    assert_eq!(again, json!({"schema": 1, "group": "mailers", "cursor": 2, "created": false}));
+    // In a table and line by line.
+    let table = text(&group(&broker, &["ls"]));
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(&lines[0][..3], ["GROUP", "CURSOR", "LAG"]);
+    assert_eq!(
+        lines[1],
+        ["mailers", "2", "3", "0", "0", "0", "0", "0", "0", "no", "members", "jobs.*", "vm:web"]
+    );
+    let shown = text(&group(&broker, &["show", "mailers"]));
+    for line in [
+        "topics          jobs.* vm:web",
+        "header          a=b=c",
+        "ack timeout     1m 30s",
+        "lag             3",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    // How far it is.
+    assert_eq!(text(&group(&broker, &["lag"])), "mailers 3 no members\n");
+    assert_eq!(text(&group(&broker, &["lag", "mailers", "--over", "3"])), "mailers 3 no members\n");
+    let over = group(&broker, &["lag", "--over", "2", "--json"]);
+    assert_eq!(over.status.code(), Some(1));
+    let each = json!([{"group": "mailers", "lag": 3, "stalled": "no members"}]);
+    let said: Value = serde_json::from_slice(&over.stdout).unwrap();
+    assert_eq!(said, json!({"schema": 1, "groups": each, "over": true}));
+    // Where it goes on.
+    for (to, cursor) in [("earliest", 0), ("@4", 3), ("latest", 5), ("seq:2", 1), ("now", 5)] {
+        assert_eq!(object(&broker, &["seek", "mailers", to])["cursor"], cursor, "{to}");
+    }
+    assert_eq!(text(&group(&broker, &["seek", "mailers", "seq:6"])), "mailers goes on behind event 5\n");
+    assert_eq!(object(&broker, &["rm", "mailers"]), json!({"schema": 1, "removed": "mailers"}));
+    assert_eq!(object(&broker, &["ls"])["groups"], json!([]));
+}
+
+#[test]
+fn what_cannot_be_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = crate::support::castra()
+        .args(["--state-root", dir.path().to_str().unwrap(), "bus", "group", "ls"])
+        .output()
+        .unwrap();
+    assert_eq!(none.status.code(), Some(69));
+    let broker = Broker::start(dir.path());
+    for (args, exit, code) in [
+        (&["show", "none"][..], 1, "unknown-group"),
+        (&["seek", "none", "latest"], 1, "unknown-group"),
+        (&["rm", "none"], 1, "unknown-group"),
+        (&["lag", "none"], 1, "unknown-group"),
+        (&["create", "a b", "--topic", "t"], 65, "bad-group"),
+        (&["create", "g", "--topic", "a..b"], 65, "bad-pattern"),
+        (&["create", "g", "--topic", "t", "--from", "soon"], 65, "bad-from"),
+        (&["create", "g", "--topic", "t", "--from", "seq:9"], 65, "seq-ahead"),
+        (&["create", "g"], 2, "usage"),
+    ] {
+        let output = group(&broker, &[args, &["--json"]].concat());
+        let said: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((output.status.code(), &said["code"]), (Some(exit), &json!(code)), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn many_groups_come_in_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("dev");
+    let topics: Vec<String> = (0..60).map(|n| format!("{}.{n}", "x".repeat(240))).collect();
+    // Few fit into one answer.
+    for n in 0..12 {
+        let wish = json!({"type": "group_create", "group": format!("g{n:02}"), "topics": topics});
+        assert_eq!(guest.ask(wish.to_string())["status"], "ok");
+    }
+    let all = object(&broker, &["ls"]);
+    let names: Vec<&str> =
+        all["groups"].as_array().unwrap().iter().map(|group| group["group"].as_str().unwrap()).collect();
+    assert_eq!(names, (0..12).map(|n| format!("g{n:02}")).collect::<Vec<_>>());
+}

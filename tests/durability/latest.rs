@@ -1,0 +1,193 @@
+//! The newest event of each key, whatever happens to the broker, its disk and its files.
+
+use crate::support::{Broker, Guest, LocalGuest, broker_log, castra, eventually, read_log};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn compacting(dir: &Path, args: &[&str]) -> Broker {
+    let config = dir.join("castra.toml");
+    std::fs::write(&config, "[[topics]]\ntopic = \"s.>\"\ncompaction = true\n").unwrap();
+    let mut command = castra();
+    command.arg("--config").arg(&config);
+    Broker::start_with(&dir.join("root"), command, args)
+}
+
+fn put(guest: &mut Guest, topic: &str, key: &str, payload: Value) -> u64 {
+    let ack =
+        guest.ask(json!({"type": "publish", "topic": topic, "key": key, "payload": payload}).to_string());
+    ack["seq"].as_u64().unwrap_or_else(|| panic!("{ack}"))
+}
+
+/// Keys of a topic, and the seqs of their newest events.
+fn latest(guest: &mut Guest, topic: &str) -> BTreeMap<String, u64> {
+    let (mut all, mut after) = (BTreeMap::new(), String::new());
+    loop {
+        let ack = guest.ask(json!({"type": "latest", "topic": topic, "after": after}).to_string());
+        // It may be reading the journal.
+        if ack["code"] == "view-behind" {
+            continue;
+        }
+        for event in ack["events"].as_array().unwrap_or_else(|| panic!("{ack}")) {
+            after = event["key"].as_str().unwrap().to_owned();
+            all.insert(after.clone(), event["seq"].as_u64().unwrap());
+        }
+        if ack["more"] == false {
+            return all;
+        }
+    }
+}
+
+/// What the log of all events says.
+fn model(root: &Path, topic: &str) -> BTreeMap<String, u64> {
+    let mut model = BTreeMap::new();
+    for line in read_log(root, "bus").iter().filter(|line| line["topic"] == topic) {
+        let key = line["key"].as_str().unwrap().to_owned();
+        match &line["payload"] {
+            Value::Null => _ = model.remove(&key),
+            _ => _ = model.insert(key, line["seq"].as_u64().unwrap()),
+        }
+    }
+    model
+}
+
+/// Fills the journal until its first event is behind this one.
+fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
+    eventually("retention", || {
+        for _ in 0..20 {
+            guest.send(
+                json!({"type": "publish", "topic": "flood", "payload": "x".repeat(50_000)}).to_string(),
+            );
+        }
+        for _ in 0..20 {
+            guest.receive().unwrap();
+        }
+        let first = broker.status()["broker"]["journal"]["first_seq"].as_u64().unwrap();
+        (first > seq).then_some(())
+    });
+}
+
+const SMALL: [&str; 4] = ["--segment-bytes", "1MiB", "--retain-bytes", "1MiB"];
+
+#[test]
+fn after_a_kill_it_is_what_the_journal_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    for round in 0..3 {
+        let broker = compacting(dir.path(), &[]);
+        let mut guests: Vec<Guest> = (0..4).map(|n| broker.guest(&format!("vm{n}"))).collect();
+        for n in 0..300 {
+            for (i, guest) in guests.iter_mut().enumerate() {
+                let payload = if n % 7 == 3 { Value::Null } else { json!([round, n]) };
+                let frame = json!({"type": "publish", "topic": "s.a", "key": format!("k{}", (n * 5 + i) % 90), "payload": payload});
+                guest.send(frame.to_string());
+            }
+        }
+        // Some of it was acknowledged, some is under way.
+        guests.iter_mut().for_each(|guest| drop(guest.receive()));
+        broker.kill();
+        let broker = compacting(dir.path(), &[]);
+        let mut guest = broker.guest("asks");
+        let seen = latest(&mut guest, "s.a");
+        assert!(!seen.is_empty());
+        assert_eq!(seen, model(&root, "s.a"), "round {round}");
+        assert_eq!(broker.stop().0, Some(0));
+    }
+}
+
+#[test]
+fn what_retention_removes_stays_and_is_in_a_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    let seqs: BTreeMap<String, u64> =
+        (0..50).map(|n| (format!("k{n}"), put(&mut guest, "s.a", &format!("k{n}"), json!(n)))).collect();
+    flood(&broker, &mut guest, 100);
+    assert_eq!(latest(&mut guest, "s.a"), seqs);
+    let copy = dir.path().join("copy");
+    let done = broker.run(&["backup", copy.to_str().unwrap()]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    broker.kill();
+    let broker = compacting(dir.path(), &SMALL);
+    assert_eq!(latest(&mut broker.guest("web"), "s.a"), seqs);
+    assert_eq!(broker.stop().0, Some(0));
+    // A broker on the copy has it, too.
+    let mut command = castra();
+    command.arg("--config").arg(dir.path().join("castra.toml"));
+    let restored = Broker::start_with(&copy, command, &SMALL);
+    assert_eq!(latest(&mut restored.guest("web"), "s.a"), seqs);
+    drop(restored);
+    // Without the file only what the journal has comes back, and that is said.
+    std::fs::remove_file(dir.path().join("root/latest.db")).unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    assert_eq!(latest(&mut broker.guest("web"), "s.a"), BTreeMap::new());
+    let log = broker_log(&broker.root).join("\n");
+    assert!(log.contains("keys are missing whose newest event retention has removed"), "{log}");
+}
+
+#[test]
+fn one_that_cannot_be_written_holds_nobody_up_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("root")).unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    assert_eq!(broker.stop().0, Some(0));
+    let path = dir.path().join("root/latest.db");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    let early = put(&mut guest, "s.a", "early", json!(1));
+    let stalled = || broker.status()["broker"]["latest"]["stalled"].as_str().map(str::to_owned);
+    eventually("the stall", stalled);
+    let ack = guest.ask(r#"{"type":"latest","topic":"s.a"}"#);
+    assert_eq!(ack["code"], "view-behind", "{ack}");
+    let shown = broker.run(&["status"]);
+    assert!(
+        String::from_utf8_lossy(&shown.stdout).contains("the newest events per key are not being written")
+    );
+    // Retention waits for it, and not for ever.
+    flood(&broker, &mut guest, early);
+    let late = put(&mut guest, "s.a", "late", json!(1));
+    std::fs::remove_dir(&path).unwrap();
+    let status = || broker.status()["broker"]["latest"]["stalled"].is_null().then_some(());
+    eventually("the end of the stall", status);
+    assert_eq!(latest(&mut guest, "s.a"), BTreeMap::from([("late".to_owned(), late)]));
+    let log = broker_log(&broker.root).join("\n");
+    for words in
+        ["latest: the newest events per key cannot be written", "twice as large", "latest: written again"]
+    {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+}
+
+#[test]
+fn the_longest_event_has_a_dead_letter_that_a_kill_leaves_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &[]);
+    let (mut guest, mut member) = (broker.guest("web"), broker.guest("member"));
+    let joined = member.ask(r#"{"type":"subscribe","topic":"jobs","group":"g"}"#);
+    assert_eq!(joined["status"], "ok", "{joined}");
+    let payload =
+        "x".repeat(61_440 - 54 - "\"id\":\"i\",\"vm\":\"web\",\"topic\":\"jobs\",\"payload\":\"\"}".len());
+    let ack =
+        guest.ask(json!({"type": "publish", "topic": "jobs", "id": "i", "payload": payload}).to_string());
+    assert_eq!(ack["seq"], 1, "{ack}");
+    assert_eq!(member.receive().unwrap()["seq"], 1);
+    member.send(format!(r#"{{"type":"term","group":"g","seq":1,"reason":"{}"}}"#, "\\\"".repeat(200)));
+    let (mut host, _) =
+        LocalGuest::greet(&broker.root.join("castra.sock"), "hello vm:host capabilities=bus-v1,host-bus\n");
+    let letter = eventually("the letter", || {
+        let ack = host.ask(r#"{"type":"latest","topic":"$dlq.g"}"#);
+        ack["events"].as_array().unwrap().first().cloned()
+    });
+    assert_eq!((&letter["key"], &letter["payload"]["event"]["payload"]), (&json!("1"), &json!(payload)));
+    let after = put(&mut guest, "s.a", "k", json!(1));
+    broker.kill();
+    let broker = compacting(dir.path(), &[]);
+    // Nothing of the journal is damaged, and nothing behind the letter is cut off.
+    assert_eq!(broker.status()["broker"]["journal"]["damage"], json!([]));
+    assert_eq!(latest(&mut broker.guest("web"), "s.a"), BTreeMap::from([("k".to_owned(), after)]));
+    let (mut host, _) =
+        LocalGuest::greet(&broker.root.join("castra.sock"), "hello vm:host capabilities=bus-v1,host-bus\n");
+    assert_eq!(host.ask(r#"{"type":"latest","topic":"$dlq.g"}"#)["events"], json!([letter]));
+}
