@@ -20,7 +20,8 @@ fn served(text: &str) -> BTreeMap<String, Kind> {
         // No label's value has a comma here.
         let labels =
             rest.rsplit_once('}').unwrap().0.split(',').map(|label| label.split('=').next().unwrap());
-        let name = name.strip_suffix("_bucket").unwrap_or(name);
+        let part = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        let name = part.filter(|name| all.contains_key(*name)).unwrap_or(name);
         let labels = labels.filter(|label| *label != "le").map(str::to_owned);
         all.get_mut(name).unwrap_or_else(|| panic!("{line} has no type")).1.extend(labels);
     }
