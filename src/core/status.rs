@@ -8,6 +8,7 @@
 //! computed by the reader (invariants 8 and 9); a stamp costs a session one relaxed store; what a session stands
 //! for is gone with it, at once. Pure. Owner: the broker owns the table; the command owns the report.
 
+mod journal;
 mod latest;
 mod totals;
 
@@ -16,6 +17,7 @@ use super::delivery::groups::figures::Figures;
 use super::identity::{Identity, VmName};
 use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
+pub use journal::JournalStatus;
 pub use latest::LatestStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -315,27 +317,6 @@ impl State {
             State::Offline => "offline",
         }
     }
-}
-
-/// The journal in numbers.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-#[serde(default)]
-pub struct JournalStatus {
-    /// The oldest event that can be read.
-    pub first_seq: u64,
-    /// The newest durable event.
-    pub head_seq: u64,
-    /// How far the logs have come.
-    pub logs_seq: u64,
-    /// How many segments.
-    pub segments: usize,
-    /// Their bytes.
-    pub bytes: u64,
-    /// How far the newest event's `ts` is ahead of the clock, in milliseconds: it stands still until the clock
-    /// gets there. 0 unless the clock was set back.
-    pub ts_ahead_ms: u64,
-    /// Ranges that were durable and cannot be read, for people; the broker's log has them all.
-    pub damage: Vec<String>,
 }
 
 /// What the broker writes into the status file.

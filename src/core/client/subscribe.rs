@@ -26,7 +26,9 @@ use tokio_util::codec::Encoder;
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A function that handles events.
-pub struct Handler(Box<dyn FnMut(Event, Context) -> Boxed<'static, Result<(), Nack>> + Send>);
+pub struct Handler(Box<Handle>);
+
+type Handle = dyn FnMut(Event, Context) -> Boxed<'static, Result<(), Nack>> + Send;
 
 impl fmt::Debug for Handler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
