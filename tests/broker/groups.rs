@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 
 /// Becomes a member; the ack, which must be the next frame.
-fn join(guest: &mut Guest, fields: &str) -> Value {
+pub fn join(guest: &mut Guest, fields: &str) -> Value {
     let ack = guest.ask(format!(r#"{{"type":"subscribe",{fields}}}"#));
     assert_eq!((&ack["ack"], &ack["status"]), (&json!("subscribe"), &json!("ok")), "{fields}: {ack}");
     ack
 }
 
 /// The next frame, a delivery of this group: its seq and attempt.
-fn delivery(guest: &mut Guest, group: &str) -> (u64, u64) {
+pub fn delivery(guest: &mut Guest, group: &str) -> (u64, u64) {
     let own = guest.stream.get_ref().as_raw_fd();
     let early = EARLY.with_borrow_mut(|early| {
         let at = early.iter().position(|(to, _)| *to == own)?;
@@ -27,7 +27,7 @@ fn delivery(guest: &mut Guest, group: &str) -> (u64, u64) {
 }
 
 /// Says something of an event and waits until it is durable; deliveries that come before that stay to be looked at.
-fn say(guest: &mut Guest, kind: &str, fields: &str) -> Value {
+pub fn say(guest: &mut Guest, kind: &str, fields: &str) -> Value {
     let mut answer = guest.ask(format!(r#"{{"type":"{kind}","group":"g","confirm":true,{fields}}}"#));
     while answer["type"] == "event" {
         EARLY.with_borrow_mut(|early| early.push_back((guest.stream.get_ref().as_raw_fd(), answer.take())));
@@ -41,12 +41,12 @@ thread_local! {
     static EARLY: RefCell<VecDeque<(i32, Value)>> = const { RefCell::new(VecDeque::new()) };
 }
 
-fn ack(guest: &mut Guest, seq: u64) {
+pub fn ack(guest: &mut Guest, seq: u64) {
     let answer = say(guest, "ack", &format!(r#""seq":{seq}"#));
     assert_eq!(answer, json!({"type":"ack","ack":"ack","status":"ok","group":"g","events":1}));
 }
 
-fn code(answer: &Value) -> &str {
+pub fn code(answer: &Value) -> &str {
     assert_eq!(answer["status"], "error", "{answer}");
     answer["code"].as_str().unwrap()
 }

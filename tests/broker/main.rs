@@ -24,6 +24,7 @@ mod expiry;
 mod fake_broker;
 mod group_cli;
 mod groups;
+mod groups_edges;
 mod handshake;
 mod instance;
 mod latest;

@@ -132,8 +132,11 @@ fn strike(rng: &mut Rng, disk: &SimDisk, reopened: bool) {
     disk.overwrite(&name, bytes);
 }
 
+/// Seq, ts, id and VM.
+type Found = (u64, u64, String, String);
+
 /// All that can be read, and all that is said to be missing.
-fn walk(opened: &Opened) -> (Vec<(u64, u64, String, String)>, BTreeSet<u64>) {
+fn walk(opened: &Opened) -> (Vec<Found>, BTreeSet<u64>) {
     #[derive(serde::Deserialize)]
     struct Line {
         seq: u64,

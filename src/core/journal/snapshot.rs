@@ -162,8 +162,8 @@ mod tests {
             for (place, vm) in order.iter().enumerate() {
                 let is_in = place < ids.len() - left_out;
                 let count = ids[*vm];
-                for n in 0..count {
-                    let want = (is_in && n + SEEN_IDS >= count).then(|| seqs[*vm][n]);
+                for (n, seq) in seqs[*vm].iter().enumerate().take(count) {
+                    let want = (is_in && n + SEEN_IDS >= count).then_some(*seq);
                     prop_assert_eq!(again.find(&[*vm as u8; 100], &n.to_le_bytes(), u64::MAX), want);
                 }
             }
