@@ -32,12 +32,20 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
     /// List groups with dead letters, or the letters of one
+    #[command(after_help = "Examples:\n  castra bus dlq ls\n  castra bus dlq ls builds --json | jq .seq")]
     Ls(DlqLsArgs),
     /// Show a dead letter
+    #[command(after_help = "Examples:\n  castra bus dlq show builds 4711")]
     Show(DlqShowArgs),
     /// Publish events again, for the group that gave them up
+    #[command(
+        after_help = "Examples:\n  castra bus dlq retry builds 4711 4712\n  castra bus dlq retry builds --all"
+    )]
     Retry(DlqWhichArgs),
     /// Forget dead letters
+    #[command(
+        after_help = "Examples:\n  castra bus dlq purge builds 4711\n  castra bus dlq purge builds --all"
+    )]
     Purge(DlqWhichArgs),
 }
 
