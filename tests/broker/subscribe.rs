@@ -355,7 +355,7 @@ fn a_subscription_may_begin_at_a_time_or_behind_an_id() {
     for (vm, next) in [("other", 10), ("third", 4)] {
         cases.push((format!(r#"{{"id":"e9","vm":"{vm}"}}"#), next));
     }
-    let ack = subscribe(&mut broker.guest("web"), r#""topic":"a","from":{"id":"e9","vm":"web"}"#);
+    let ack = broker.guest("web").ask(r#"{"type":"subscribe","topic":"a","from":{"id":"e9","vm":"web"}}"#);
     assert_eq!(
         (&ack["code"], ack["reason"].as_str()),
         (&json!("unknown-id"), Some("the journal has no event of web with the id 'e9'"))

@@ -132,11 +132,11 @@ fn strike(rng: &mut Rng, disk: &SimDisk, reopened: bool) {
     disk.overwrite(&name, bytes);
 }
 
-/// Seq, ts, id and VM.
-type Found = (u64, u64, String, String);
+/// Seq, ts, VM and id.
+type Seen = (u64, u64, String, String);
 
 /// All that can be read, and all that is said to be missing.
-fn walk(opened: &Opened) -> (Vec<Found>, BTreeSet<u64>) {
+fn walk(opened: &Opened) -> (Vec<Seen>, BTreeSet<u64>) {
     #[derive(serde::Deserialize)]
     struct Line {
         seq: u64,
@@ -193,8 +193,7 @@ fn check(case: &Case, rng: &mut Rng, times: usize) -> Result<(), String> {
     let ids = some.map(|(.., id)| id.as_str()).chain(IDS).chain(["", "\"", "nowhere"]);
     for id in ids {
         for vm in [None, Some("web"), Some("db"), Some("nobody")] {
-            let is_it =
-                |(_, _, of, at): &&(u64, u64, String, String)| at == id && vm.is_none_or(|vm| vm == of);
+            let is_it = |(_, _, of, at): &&Seen| at == id && vm.is_none_or(|vm| vm == of);
             let want = events.iter().rev().find(is_it).map(|(seq, ..)| *seq + 1);
             let got = case.opened.seq_after_id(id, vm).map_err(|e| e.to_string())?;
             if got != want {

@@ -63,7 +63,7 @@ pub fn expired(
             let old = next.ts.saturating_add(max_age) < now && next.ts > 0;
             let last = next.first_seq.saturating_sub(1);
             let free = last <= floor && (notes == 0 || next.first_lsn <= notes);
-            let gone = free && (bytes > max_bytes || old || last <= useless);
+            let gone = free && (bytes > max_bytes || old || (useless > 0 && last <= useless));
             bytes -= segment.end;
             gone
         })
