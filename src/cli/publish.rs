@@ -23,10 +23,10 @@ An --id that is one of the last 256 that the host gave is a repeat: nothing is s
 
 With --jsonl each line of stdin (or of --file) is a JSON object with the fields of an event:
 topic, payload, id, key, headers, tags, caused_by, sid, ttl_ms. Other fields (seq, ts, vm,
-type) are ignored and empty lines are skipped. A field that a line leaves out is taken from TOPIC,
---key, --header, --tag, --caused-by, --sid and --ttl. Lines are sent without waiting for each other, and
-are stored in their order. What is stored is printed in that order; a line that is refused
-is said on stderr with its number, and the others go on. When the broker can take no more
+type) are ignored and empty lines are skipped. A field that a line leaves out is taken from
+TOPIC, --key, --header, --tag, --caused-by, --sid and --ttl. Lines are sent without waiting
+for each other, and are stored in their order. What is stored is printed in that order; a
+line that is refused is said on stderr with its number, and the others go on. When the broker can take no more
 (its disk is full, it ends, the connection is lost) publishing stops, and the last sentence
 says from which line to go on. When nobody reads stdout any more it stops behind what is
 under way.

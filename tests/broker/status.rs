@@ -61,7 +61,16 @@ fn a_running_broker_shows_itself_and_its_vms() {
     assert_eq!(code, 0);
     assert_eq!(
         keys(&shown),
-        ["broker", "last_handshake_age_ms", "last_handshake_vm", "reachable", "schema", "vms"]
+        [
+            "broker",
+            "groups",
+            "groups_count",
+            "last_handshake_age_ms",
+            "last_handshake_vm",
+            "reachable",
+            "schema",
+            "vms"
+        ]
     );
     let own = &shown["broker"];
     assert_eq!(

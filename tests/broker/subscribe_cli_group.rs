@@ -93,8 +93,8 @@ fn commands_ack_and_nack_and_say_why() {
         broker.log("host").into_iter().find(|line| line["topic"] == "$dlq.g")
     });
     let failures = json!([
-        {"attempt": 1, "reason": "ended with 3: no route"},
-        {"attempt": 2, "reason": "ended with 3: no route"},
+        {"attempt": 1, "cause": "nack", "reason": "ended with 3: no route"},
+        {"attempt": 2, "cause": "nack", "reason": "ended with 3: no route"},
     ]);
     assert_eq!(letter["payload"]["failures"], failures, "{letter}");
     done(&broker, "g", 2);

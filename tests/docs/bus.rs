@@ -24,9 +24,10 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 27] = [
+const SOURCES: [&str; 28] = [
     "src/core/bus.rs",
     "src/core/event.rs",
+    "src/core/event/fields.rs",
     "src/core/event/string.rs",
     "src/core/policy.rs",
     "src/core/session/mod.rs",
@@ -497,6 +498,11 @@ fn limits_are_those_of_limits_rs() {
         ("CATCH_UP_READS", limits::CATCH_UP_READS as u64),
         ("GROUP_NAME_BYTES", limits::GROUP_NAME_BYTES as u64),
         ("GROUPS", limits::GROUPS as u64),
+        ("GROUPS_PER_VM", limits::GROUPS_PER_VM as u64),
+        ("GROUPS_BYTES_HELD", limits::GROUPS_BYTES_HELD as u64),
+        ("GROUPS_QUEUE_BYTES", limits::GROUPS_QUEUE_BYTES as u64),
+        ("GROUP_ANSWERS", limits::GROUP_ANSWERS as u64),
+        ("GROUP_NOTE_BYTES", limits::GROUP_NOTE_BYTES as u64),
         ("GROUP_BATCH", limits::GROUP_BATCH.into()),
         ("GROUP_IN_FLIGHT", limits::GROUP_IN_FLIGHT.into()),
         ("GROUP_MEMBER_BYTES", limits::GROUP_MEMBER_BYTES as u64),

@@ -154,16 +154,20 @@ impl Membership {
     fn in_doubt(&mut self, said: Said) {
         match &said.say {
             Say::Ack => {
-                if self.done.len() >= self.max_in_flight {
-                    self.done.pop_front();
-                }
-                self.done.push_back((said.seq, said.id.clone()));
+                self.remember(said.seq, said.id.clone());
                 said.answer(Err(Error::InDoubt));
             }
             // It comes again anyway.
             Say::Nack(nack) if !nack.is_final => said.answer(Ok(())),
             _ => said.answer(Err(Error::InDoubt)),
         }
+    }
+
+    fn remember(&mut self, seq: u64, id: Arc<str>) {
+        if self.done.len() >= self.max_in_flight {
+            self.done.pop_front();
+        }
+        self.done.push_back((seq, id));
     }
 
     /// Sends the acks that wait.
@@ -202,12 +206,17 @@ impl Membership {
         self.settle(out);
     }
 
-    /// What was said is refused: of this event, or of all of a frame.
+    /// What was said is refused: of this event, or of all of a frame, the last one: what the broker took before that it
+    /// answers later.
     pub fn refused(&mut self, kind: &str, seq: Option<u64>, why: &Error, out: &mut BytesMut) {
         let is_it = |asked: &Asked| {
             asked.kind == kind && seq.is_none_or(|seq| asked.said.iter().any(|said| said.seq == seq))
         };
-        if let Some(at) = self.asked.iter().position(is_it)
+        let at = match seq {
+            Some(_) => self.asked.iter().position(is_it),
+            None => self.asked.iter().rposition(is_it),
+        };
+        if let Some(at) = at
             && let Some(asked) = self.asked.get_mut(at)
         {
             let is_meant = |said: &mut Said| seq.is_none_or(|seq| said.seq == seq);
@@ -217,6 +226,10 @@ impl Membership {
             }
             // Another try of the same, or the one before: that is what was wanted.
             let is_fine = kind == "ack" && why.code() == Some("already-done");
+            if kind == "ack" && why.code() == Some("disk-full") {
+                // It could not be written down now. When it comes again it is done all the same.
+                meant.iter().for_each(|said| self.remember(said.seq, said.id.clone()));
+            }
             meant.into_iter().for_each(|said| said.answer(if is_fine { Ok(()) } else { Err(why.clone()) }));
         }
         self.settle(out);

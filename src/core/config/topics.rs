@@ -42,7 +42,7 @@ const KEYS: [(&str, &str, &str); 4] = [
         "retention",
         "How long events are of use: an age, bytes or a number of events, or a list of them. What is older or more is\n\
          # delivered no more. The first of the [[topics]] that matches a topic counts, and none keeps anything longer\n\
-         # than retain_age and retain_bytes of [limits] keep the journal",
+         # than [limits] keeps the journal",
         "[\"3 days\", \"100 MiB\", \"100000 events\"]",
     ),
 ];
