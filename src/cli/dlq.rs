@@ -23,58 +23,29 @@ topic: what is newer stays. The same retry again, after a lost answer, is stored
 Exit codes:
   0    done; ls and show: something was printed
   1    nothing matched; or some of several could not be retried, each is said
-  65   no such group
+  65   no such group, or an event that cannot be published again: it would be too large
   69   no broker answers
   75   the disk is full, or the broker is just reading the journal
   77   another user's broker"#;
-
-/// Behind `castra bus dlq ls --help`.
-const LS_HELP: &str = "Examples:
-  castra bus dlq ls             groups with dead letters, and how many
-  castra bus dlq ls builds      seq, time, topic, attempts and last reason of each
-  castra bus dlq ls builds --json | jq .seq
-
-Exit code 0 when something was printed, 1 when there is none.";
-
-/// Behind `castra bus dlq show --help`.
-const SHOW_HELP: &str = "Examples:
-  castra bus dlq show builds 4711
-  castra bus dlq show builds 4711 -o raw > payload.json
-  castra bus dlq show builds 4711 -o json | jq .payload.failures
-
-Exit code 0 when it was printed, 1 when there is no such letter.";
-
-/// Behind `castra bus dlq retry --help`.
-const RETRY_HELP: &str = "Examples:
-  castra bus dlq retry builds 4711 4712
-  castra bus dlq retry builds --all
-
-The group delivers the events anew; the letters are gone with that. What cannot be published again
-(with the header it would be too large) stays, and is said on stderr.
-
-Exit code 0 when all of them are under way, 1 when some are not, 65 when there is no such group.";
-
-/// Behind `castra bus dlq purge --help`.
-const PURGE_HELP: &str = "Examples:
-  castra bus dlq purge builds 4711
-  castra bus dlq purge builds --all
-
-Exit code 0 when all of them are gone, 1 when some were not there.";
 
 /// `castra bus dlq`.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
     /// List groups with dead letters, or the letters of one
-    #[command(after_help = LS_HELP)]
+    #[command(after_help = "Examples:\n  castra bus dlq ls\n  castra bus dlq ls builds --json | jq .seq")]
     Ls(DlqLsArgs),
     /// Show a dead letter
-    #[command(after_help = SHOW_HELP)]
+    #[command(after_help = "Examples:\n  castra bus dlq show builds 4711")]
     Show(DlqShowArgs),
     /// Publish events again, for the group that gave them up
-    #[command(after_help = RETRY_HELP)]
+    #[command(
+        after_help = "Examples:\n  castra bus dlq retry builds 4711 4712\n  castra bus dlq retry builds --all"
+    )]
     Retry(DlqWhichArgs),
     /// Forget dead letters
-    #[command(after_help = PURGE_HELP)]
+    #[command(
+        after_help = "Examples:\n  castra bus dlq purge builds 4711\n  castra bus dlq purge builds --all"
+    )]
     Purge(DlqWhichArgs),
 }
 

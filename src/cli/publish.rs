@@ -26,10 +26,10 @@ topic, payload, id, key, headers, tags, caused_by, sid, ttl_ms. Other fields (se
 type) are ignored and empty lines are skipped. A field that a line leaves out is taken from
 TOPIC, --key, --header, --tag, --caused-by, --sid and --ttl. Lines are sent without waiting
 for each other, and are stored in their order. What is stored is printed in that order; a
-line that is refused is said on stderr with its number, and the others go on. When the broker can take no more
-(its disk is full, it ends, the connection is lost) publishing stops, and the last sentence
-says from which line to go on. When nobody reads stdout any more it stops behind what is
-under way.
+line that is refused is said on stderr with its number, and the others go on. When the
+broker can take no more (its disk is full, it ends, the connection is lost) publishing
+stops, and the last sentence says from which line to go on. When nobody reads stdout any
+more it stops behind what is under way.
 
 --timeout is for connection and answer together; with --jsonl for the connection, and then
 for each time that events are under way and the broker acknowledges none.

@@ -105,8 +105,8 @@ pub fn run(command: &str, facts: &Facts<'_>, line: &[u8], running: &Running) -> 
     status
 }
 
-/// The same with more in its environment; the last line that it wrote to stderr is handed out, and all of them go to this
-/// program's.
+/// The same with more in its environment; the last line that it wrote to stderr is handed out, and all that it writes there
+/// goes to `pass_on` as it comes.
 ///
 /// # Errors
 /// There is no sh, or the system gives no process or thread.
@@ -116,12 +116,13 @@ pub fn run_heard(
     more: &[(&str, String)],
     line: &[u8],
     running: &Running,
+    pass_on: impl FnMut(&[u8]) + Send + 'static,
 ) -> io::Result<(ExitStatus, String)> {
     let mut sh = sh(command, facts);
     sh.stderr(Stdio::piped()).envs(more.iter().map(|(name, value)| (name, value)));
     let mut child = running.start(&mut sh)?;
     feed(&mut child, line);
-    let said = child.stderr.take().map(hear).transpose();
+    let said = child.stderr.take().map(|stderr| hear(stderr, pass_on)).transpose();
     let status = child.wait();
     running.ended();
     let said = said?.map(|said| {
@@ -154,7 +155,7 @@ struct Said {
 }
 
 /// Passes on what comes, and keeps the last line, or its beginning.
-fn hear(from: ChildStderr) -> io::Result<Said> {
+fn hear(from: ChildStderr, mut pass_on: impl FnMut(&[u8]) + Send + 'static) -> io::Result<Said> {
     let (line, (ended, over)) = (Arc::new(Mutex::new(String::new())), channel());
     let last = line.clone();
     std::thread::Builder::new().spawn(move || {
@@ -162,8 +163,7 @@ fn hear(from: ChildStderr) -> io::Result<Said> {
         let mut said = Vec::new();
         // A line without an end is passed on in pieces.
         while let Ok(1..) = (&mut from).take(LINE_BYTES).read_until(b'\n', &mut said) {
-            // Nobody may be reading.
-            let _ = io::stderr().write_all(&said);
+            pass_on(&said);
             let text = String::from_utf8_lossy(&said);
             if !text.trim().is_empty() {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = text.trim().to_owned();

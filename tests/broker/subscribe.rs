@@ -124,6 +124,7 @@ fn every_bad_wish_has_its_code_and_harms_nothing() {
         (r#""topic":"a","from":{"ts":"now"}"#, "bad-from"),
         (r#""topic":"a","from":{"id":""}"#, "bad-from"),
         (r#""topic":"a","from":{"id":7}"#, "bad-from"),
+        (r#""topic":"a","from":{"id":"x","vm":"a b"}"#, "bad-from"),
         (r#""topic":"a","from":{"seq":2}"#, "seq-ahead"),
         (r#""topic":"a","from":{"seq":18446744073709551615}"#, "seq-ahead"),
         (r#""topic":"mine.*","sub":"mine""#, "sub-exists"),
@@ -351,6 +352,14 @@ fn a_subscription_may_begin_at_a_time_or_behind_an_id() {
     for n in (1..=20).filter(|n| *n != 3) {
         cases.push((format!(r#"{{"id":"e{n}"}}"#), n + 1));
     }
+    for (vm, next) in [("other", 10), ("third", 4)] {
+        cases.push((format!(r#"{{"id":"e9","vm":"{vm}"}}"#), next));
+    }
+    let ack = subscribe(&mut broker.guest("web"), r#""topic":"a","from":{"id":"e9","vm":"web"}"#);
+    assert_eq!(
+        (&ack["code"], ack["reason"].as_str()),
+        (&json!("unknown-id"), Some("the journal has no event of web with the id 'e9'"))
+    );
     for (from, next) in cases {
         let mut guest = broker.guest("web");
         let ack = subscribe(&mut guest, &format!(r#""topic":"a","from":{from}"#));

@@ -127,7 +127,11 @@ fn what_makes_no_sense_is_refused_before_a_broker_is_asked() {
     for (args, code, said) in [
         (&["a..b"][..], 65, "\"a..b\" is no topic and no pattern: "),
         (&["ok", "a*"], 65, "\"a*\" is no topic and no pattern: "),
-        (&["--from", "soon"], 65, "--from is latest, earliest, id:ID or a time, and \"soon\" is no time: "),
+        (
+            &["--from", "soon"],
+            65,
+            "--from is latest, earliest, state, id:ID or a time, and \"soon\" is no time: ",
+        ),
         (&["--from", "@x"], 65, "--from is latest"),
         (&["--from", "id:"], 65, "--from \"id:\": an id is 1-128 bytes"),
         (&["--from", "id:a\nb"], 65, "--from \"id:a\\nb\": an id is"),

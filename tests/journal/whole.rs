@@ -238,3 +238,114 @@ fn ids_are_known_across_restarts() {
         writer.commit().unwrap();
     }
 }
+
+/// How many nanoseconds an event takes the commit thread, with an id of its publisher's or not: run it by hand.
+#[test]
+#[ignore = "prints figures"]
+fn what_ids_cost() {
+    use castra::core::journal::Opened;
+    use castra::core::journal::disk::RealDisk;
+    let pad = format!("\"{}\"", "x".repeat(150));
+    for (name, vms, own) in [("none", 64, false), ("64 VMs", 64, true), ("10,000 VMs", 10_000, true)] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Arc::new(RealDisk::new(dir.path()));
+        let mut writer = Opened::open(disk.clone(), crate::model::JOURNAL, 1 << 30).unwrap().into_writer();
+        let names: Vec<VmName> = (0..vms).map(|n| VmName::parse(&format!("vm{n}")).unwrap()).collect();
+        let (mut batches, mut n) = (Vec::new(), 0);
+        for _ in 0..4000 {
+            let mut batch = Batch::default();
+            for _ in 0..250 {
+                let id = format!("0199-{n:016x}-cafe");
+                let id = Some(Text(id.as_str().into())).filter(|_| own);
+                let payload = Some(serde_json::from_str(&pad).unwrap());
+                let publish = Publish { id, payload, ..Publish::default() };
+                batch.push(&names[n % vms], &publish, |out| out.extend_from_slice(&[b'i'; 26])).unwrap();
+                n += 1;
+            }
+            batches.push(batch);
+        }
+        let (mut pushing, mut committing) = (Duration::ZERO, Duration::ZERO);
+        for (turn, batch) in batches.iter().enumerate() {
+            if !writer.has_room(batch) {
+                writer.commit().unwrap();
+                writer.rotate(spare::make(&*disk, 64 << 20, turn).unwrap()).unwrap();
+            }
+            let begun = Instant::now();
+            writer.push(batch, turn as u64 / 4);
+            pushing += begun.elapsed();
+            if turn % 20 == 19 {
+                let begun = Instant::now();
+                writer.commit().unwrap();
+                committing += begun.elapsed();
+            }
+        }
+        let per = |time: Duration| time.as_nanos() as f64 / n as f64;
+        println!("{name}: push {:.0} ns, commit {:.0} ns an event", per(pushing), per(committing));
+    }
+}
+
+/// How long a start takes, and finding an id, at the end of 1 GiB: run it by hand.
+#[test]
+#[ignore = "writes 1 GiB and prints figures"]
+fn ids_of_a_gib() {
+    use castra::core::journal::Opened;
+    use castra::core::journal::disk::RealDisk;
+    let pad = format!("\"{}\"", "x".repeat(150));
+    for (vms, own) in [(100, false), (100, true), (10_000, true)] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let disk = Arc::new(RealDisk::new(dir.path()));
+        let bytes = Limits::default().segment_bytes;
+        let opened = Opened::open(disk.clone(), crate::model::JOURNAL, bytes).unwrap();
+        let map = opened.map().clone();
+        let mut writer = opened.into_writer();
+        let mut n = 0;
+        let mut worst = Duration::ZERO;
+        for turn in 0.. {
+            let mut batch = Batch::default();
+            for _ in 0..2000 {
+                let id = format!("0199-{n:016x}-cafe");
+                let text = Some(Text(id.as_str().into())).filter(|_| own);
+                let payload = Some(serde_json::from_str(&pad).unwrap());
+                let publish = Publish { id: text, payload, ..Publish::default() };
+                let vm = VmName::parse(&format!("vm{}", n % vms)).unwrap();
+                batch.push(&vm, &publish, |out| out.extend_from_slice(id.as_bytes())).unwrap();
+                n += 1;
+            }
+            if !writer.has_room(&batch) {
+                if map.segments().len() > 16 {
+                    break;
+                }
+                let spare = spare::make(&*disk, bytes, turn).unwrap();
+                let begun = Instant::now();
+                writer.rotate(spare).unwrap();
+                writer.push(&batch, 1 + turn as u64);
+                writer.commit().unwrap();
+                worst = worst.max(begun.elapsed());
+                continue;
+            }
+            writer.push(&batch, 1 + turn as u64);
+            writer.commit().unwrap();
+        }
+        writer.mark().unwrap();
+        drop(writer);
+        println!("{vms} VMs, own ids {own}: {n} events, the longest rotation with its commit {worst:.1?}");
+        for _ in 0..3 {
+            let begun = Instant::now();
+            drop(Opened::open(disk.clone(), crate::model::JOURNAL, bytes).unwrap());
+            println!("  start {:.1?}", begun.elapsed());
+        }
+        let opened = Opened::open(disk.clone(), crate::model::JOURNAL, bytes).unwrap();
+        let names = || std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let indexes = || names().filter(|path| path.extension().is_some_and(|end| end == "ids"));
+        for id in [format!("0199-{:016x}-cafe", 7), "nowhere".into(), format!("0199-{:016x}-cafe", 8)] {
+            let begun = Instant::now();
+            let found = opened.seq_after_id(&id, None).unwrap();
+            println!("  {id}: {found:?} in {:.1?}", begun.elapsed());
+        }
+        println!("  indexes: {} bytes", indexes().map(|path| path.metadata().unwrap().len()).sum::<u64>());
+        indexes().for_each(|path| std::fs::remove_file(path).unwrap());
+        let begun = Instant::now();
+        opened.seq_after_id("nowhere", None).unwrap();
+        println!("  made anew, the segments in the page cache, in {:.1?}", begun.elapsed());
+    }
+}

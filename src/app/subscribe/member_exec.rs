@@ -10,7 +10,7 @@ use crate::core::client::{Context, Delivery};
 use crate::core::exec::{self, Facts, Running};
 use nix::sys::signal::Signal;
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
@@ -117,7 +117,9 @@ fn run(command: &str, group: &str, delivery: Delivery, running: &Running, sayer:
         ("CASTRA_ATTEMPT", delivery.attempt.to_string()),
         ("CASTRA_MAX_ATTEMPTS", delivery.max_attempts.to_string()),
     ];
-    match exec::run_heard(command, &facts, &more, &line, running) {
+    // Nobody may be reading.
+    let pass_on = |said: &[u8]| drop(io::stderr().write_all(said));
+    match exec::run_heard(command, &facts, &more, &line, running, pass_on) {
         Ok((status, _)) if status.success() => {
             drop(delivery.ack());
             Tally { done: 1, ..Tally::default() }

@@ -140,7 +140,7 @@ impl Delivery {
                     let of = vm.map_or_else(String::new, |vm| format!(" of {:.64}", vm.as_str()));
                     Err(Refusal::new(
                         "unknown-id",
-                        format!("the journal has no event{of} of the id '{id:.64}'"),
+                        format!("the journal has no event{of} with the id '{id:.64}'"),
                     ))
                 }
                 Err(error) => {

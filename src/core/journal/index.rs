@@ -76,10 +76,14 @@ pub(super) enum Answer {
 impl Sealed {
     /// Looks in the index; makes it before that when there is none.
     pub fn find(&self, disk: &dyn Disk, map: &Map, wanted: &Wanted<'_>) -> io::Result<Answer> {
-        let asked = self.ask(disk, wanted)?;
-        match asked {
-            Answer::Unknown if self.make(disk, map).unwrap_or(false) => self.ask(disk, wanted),
-            asked => Ok(asked),
+        let answer = match self.ask(disk, wanted) {
+            Ok(Answer::Unknown) if self.make(disk, map).unwrap_or(false) => self.ask(disk, wanted),
+            asked => asked,
+        };
+        match answer {
+            // Retention took the segment in this moment.
+            Err(_) if map.after(self.segment.first_lsn).is_none() => Ok(Answer::Nowhere),
+            answer => answer,
         }
     }
 

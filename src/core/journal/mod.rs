@@ -8,7 +8,7 @@
 //! `recover.rs` opens it after any stop. Always holds: invariants 1 to 5 of `core/mod.rs`. Files: `disk.rs`
 //! the calls, `record.rs` and `segment.rs` the format, `scan.rs` a walk over records, `look.rs` what
 //! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs`, `seen.rs` and `window.rs`
-//! which events are repeats, `snapshot.rs` and `refill.rs` the same after a start; `lookup.rs` and `index.rs` find a time
+//! which events are repeats, `opening.rs` and `snapshot.rs` what a segment begins with of that, `refill.rs` the same after a start; `lookup.rs` and `index.rs` find a time
 //! or an id; `notes.rs` what others keep here, `replay.rs` the same after a
 //! start. Owner: `broker.rs`.
 
@@ -24,6 +24,7 @@ pub mod inspect;
 mod look;
 mod lookup;
 pub mod notes;
+mod opening;
 pub mod read;
 pub mod record;
 mod recover;
@@ -286,7 +287,7 @@ impl Journal {
 
     /// The seq behind the newest event with this id, of that VM or of whatever VM; `None` when no event that can be read
     /// has it. Blocks: the newest segment is read, and the first time that an id is looked for in another one, that too
-    /// (about a second for a GiB). Holds no lock meanwhile. Call it for one id at a time.
+    /// (some seconds for a GiB). Holds no lock meanwhile. Call it for one id at a time.
     ///
     /// # Errors
     /// A segment cannot be opened or read.

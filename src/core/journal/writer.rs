@@ -10,7 +10,7 @@
 //! Always holds: nothing is durable in the map before its fdatasync returned 0 (invariant 1); after a
 //! failed fsync nothing is retried (invariant 3); a full disk refuses and changes nothing (invariant 4); the last
 //! bytes of a segment, its *reserve*, hold only what was asked for with [`Share::Reserved`]; the first commit of a segment
-//! begins with the *opening*, a snapshot of the ids that were seen (`snapshot.rs`).
+//! begins with the *opening* (`opening.rs`).
 //! No thread, no clock: `commit.rs` owns it and runs it, the model test in `tests/journal` drives it.
 
 use super::aligned::Aligned;
@@ -19,15 +19,15 @@ use super::committed::{Placed, free_chunk};
 use super::disk::Disk;
 use super::look::Next;
 use super::notes::Note;
+use super::opening::{Opening, head};
 use super::record::{self, Head, Kind, encode, size};
 use super::recover::Rewritten;
 use super::repeats::Seqs;
 use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
-use super::snapshot;
 use super::spare::Spare;
 use crate::core::event::{Batch, Layout};
-use crate::core::limits::{LETTER_BYTES, RESERVED_BYTES, SEEN_SHARE};
+use crate::core::limits::{LETTER_BYTES, RESERVED_BYTES};
 use std::io;
 use std::sync::Arc;
 
@@ -73,9 +73,7 @@ pub struct Writer {
     /// The ids that are durable, and those of `chunk`.
     seen: Seen,
     /// What the next write begins with, before `chunk`; the views do not get it.
-    opening: Vec<u8>,
-    /// It was said that a snapshot of the ids lacks some.
-    said: bool,
+    opening: Opening,
     chunk: Arc<Committed>,
     /// What is written, in whole blocks.
     blocks: Aligned,
@@ -108,8 +106,7 @@ impl Writer {
             poisoned: false,
             marked: true,
             seen,
-            opening: Vec::new(),
-            said: false,
+            opening: Opening::default(),
             chunk: Arc::default(),
             blocks: Aligned::default(),
             used: Vec::new(),
@@ -122,28 +119,13 @@ impl Writer {
         writer
     }
 
-    /// Makes the snapshot of the ids that a segment begins with. Nothing may be pushed and not committed.
+    /// Makes the opening of a segment. Nothing may be pushed and not committed.
     fn open(&mut self) {
         let Some(active) = self.active.as_ref().filter(|_| !self.seen.is_empty()) else { return };
-        let most = opening_most(&active.spare);
-        if most > room(&active.spare, active.end, Share::Common) {
-            // Of a rewritten tail that fills its segment; the next one is near.
-            return;
-        }
-        let (seen, next, opening) = (&self.seen, &mut self.next, &mut self.opening);
-        let (salt, synced) = (active.salt, self.durable.lsn - 1);
-        let left_out = snapshot::write(seen, most, &mut |class, body| {
-            let head = Head { synced, ..head(next, Kind::Ids(class)) };
-            encode(opening, salt, &head, [body, b""]);
-            *next = next.behind(&head);
-        });
-        if left_out > 0 && !self.said {
-            self.said = true;
-            tracing::warn!(
-                vms = left_out,
-                "journal: the snapshot of ids has no room for those of all VMs in a segment of this size; after a restart \
-                 repeats of those that were silent longest may be stored again"
-            );
+        let most = Opening::most(&active.spare);
+        // Where a rewritten tail fills its segment the next one is near.
+        if most <= room(&active.spare, active.end, Share::Common) {
+            self.opening.make(&self.seen, &mut self.next, active.salt, most);
         }
     }
 
@@ -159,14 +141,14 @@ impl Writer {
 
     /// The same for records of so many `bytes`, in that part of the segment.
     pub fn fits(&self, bytes: u64, share: Share) -> bool {
-        let pushed = (self.opening.len() + self.chunk.bytes.len()) as u64;
+        let pushed = (self.opening.bytes.len() + self.chunk.bytes.len()) as u64;
         let left = |active: &Active| room(&active.spare, active.end + pushed, share);
         self.active.as_ref().is_some_and(|active| bytes <= left(active))
     }
 
     /// Whether records of so many `bytes` would fit a segment as large as this, if there were nothing else in it.
     pub fn would_fit(&self, bytes: u64) -> bool {
-        let opening = |active: &Active| if self.seen.is_empty() { 0 } else { opening_most(&active.spare) };
+        let opening = |active: &Active| if self.seen.is_empty() { 0 } else { Opening::most(&active.spare) };
         let left = |active: &Active| room(&active.spare, HEADER_BYTES + opening(active), Share::Common);
         self.active.as_ref().is_some_and(|active| bytes <= left(active))
     }
@@ -278,7 +260,7 @@ impl Writer {
         };
         self.blocks.clear();
         self.blocks.push(&active.rest);
-        self.blocks.push(&self.opening);
+        self.blocks.push(&self.opening.bytes);
         self.blocks.push(bytes);
         let from = active.end - active.rest.len() as u64;
         match active.spare.file.write_at(self.blocks.blocks(), from) {
@@ -293,9 +275,8 @@ impl Writer {
             self.poisoned = true;
             return Err(e.into());
         }
-        active.end += (self.opening.len() + bytes.len()) as u64;
-        // It is needed once in a segment, and may be large.
-        self.opening = Vec::new();
+        active.end += (self.opening.bytes.len() + bytes.len()) as u64;
+        self.opening.clear();
         active.rest.clear();
         active.rest.extend_from_slice(self.blocks.rest());
         self.durable = self.next;
@@ -307,7 +288,7 @@ impl Writer {
     /// What was refused leaves nothing behind but its time.
     fn take_back(&mut self) {
         self.next = Next { ts: self.next.ts, ..self.durable };
-        self.opening = Vec::new();
+        self.opening.clear();
     }
 
     /// A write found no space: the segment ends before it. What reached the file must not come back after a
@@ -332,7 +313,7 @@ impl Writer {
         let Some(active) = self
             .active
             .as_ref()
-            .filter(|a| !self.marked && a.end + (self.opening.len() + size(0)) as u64 <= a.spare.bytes)
+            .filter(|a| !self.marked && a.end + (self.opening.bytes.len() + size(0)) as u64 <= a.spare.bytes)
         else {
             return Ok(());
         };
@@ -391,17 +372,6 @@ impl Writer {
         self.open();
         Ok(())
     }
-}
-
-/// A record that is no event, and comes next.
-fn head(next: &Next, kind: Kind) -> Head {
-    let (lsn, seq, ts) = (next.lsn, next.seq - 1, next.ts);
-    Head { lsn, seq, ts, synced: 0, kind, joined: false, layout: Layout::default() }
-}
-
-/// What the opening of a segment may take, in bytes.
-fn opening_most(spare: &Spare) -> u64 {
-    spare.bytes / SEEN_SHARE
 }
 
 /// What records behind `end` may take of a segment; a marker must fit behind them.

@@ -46,7 +46,7 @@ impl Handle {
         let mut state = self.lock();
         let Some(member) = state.members.remove(&number) else { return };
         if member.differs.is_some() {
-            let why = Refusal::new("unsubscribed", "the membership ended before the group had begun");
+            let why = Refusal::new("not-begun", "the membership ended before the group had begun");
             let mut out = Vec::new();
             refused(&mut out, "subscribe", &self.name, None, &why);
             member.outlet.hold(0, out.into(), 0);
