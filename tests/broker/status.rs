@@ -78,9 +78,9 @@ fn a_running_broker_shows_itself_and_its_vms() {
         [
             "counters",
             "journal",
+            "latest",
             "listeners",
             "logs_stalled",
-            "latest",
             "pid",
             "signals_dropped",
             "started_at",

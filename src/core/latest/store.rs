@@ -12,6 +12,10 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashMap;
 
+/// What is kept of the database in memory, in KiB …
+pub(super) const CACHE_KIB: i64 = 8 * 1024;
+/// … and while it is made anew: the index of a million keys.
+const BUSY_CACHE_KIB: i64 = 64 * 1024;
 /// So many numbers of topics are remembered.
 const TOPICS: usize = 4096;
 
@@ -132,6 +136,12 @@ impl Store {
         (pending.bytes, self.seq) = (0, seq);
         pending.rows.clear();
         Ok(())
+    }
+
+    /// Whether much is to be written: then more of the file is kept in memory.
+    pub fn set_busy(&mut self, is_busy: bool) -> rusqlite::Result<()> {
+        self.db.pragma_update(None, "cache_size", if is_busy { -BUSY_CACHE_KIB } else { -CACHE_KIB })?;
+        if is_busy { Ok(()) } else { self.db.execute_batch("PRAGMA shrink_memory") }
     }
 
     /// How many rows there are.

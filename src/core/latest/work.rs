@@ -32,6 +32,9 @@ const MARK_TIME: Duration = Duration::from_secs(30);
 pub(super) const MARK_BYTES: u64 = 64 * 1024 * 1024;
 /// So much of the journal is read at a time, in bytes.
 const PIECE: usize = 1024 * 1024;
+/// What is written at a time while much is read, in bytes: each time pages of the index are written for keys anywhere in
+/// it, so seldom is better.
+const GULP: usize = 32 * 1024 * 1024;
 /// Whoever waits for a long reading is told so often.
 const SAY: Duration = Duration::from_secs(5);
 
@@ -166,6 +169,7 @@ impl<'a> View<'a> {
     fn catch_up(&mut self) -> Result<(), Wrong> {
         let mut reader = (self.work.journal)(self.seq + 1);
         let (begun, mut said) = (Instant::now(), Instant::now());
+        let mut is_busy = false;
         loop {
             let read = reader.read(PIECE, &mut |event| self.take(&event))?;
             match read {
@@ -182,7 +186,11 @@ impl<'a> View<'a> {
                 }
                 Read::End => break,
             }
-            if self.pending.bytes >= COMMIT_BYTES || self.unmarked >= self.work.mark_bytes {
+            if self.pending.bytes >= COMMIT_BYTES && !is_busy {
+                is_busy = true;
+                self.store.set_busy(true)?;
+            }
+            if self.pending.bytes >= GULP || self.unmarked >= self.work.mark_bytes {
                 self.write(true)?;
             }
             if said.elapsed() >= SAY {
@@ -195,6 +203,9 @@ impl<'a> View<'a> {
             }
         }
         self.write(true)?;
+        if is_busy {
+            self.store.set_busy(false)?;
+        }
         if begun.elapsed() >= SAY {
             let keys = self.store.keys()?;
             tracing::info!(seq = self.seq, keys, "latest: the journal was read to its end");
