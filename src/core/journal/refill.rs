@@ -15,6 +15,7 @@ use super::disk::Disk;
 use super::notes::Class;
 use super::read::{Read, Reader, first_record, seek};
 use super::record::{Kind, salt};
+use super::repeats::whose;
 use super::scan::{Scanner, WINDOW};
 use super::seen::Seen;
 use super::segment::{HEADER_BYTES, Header, Map, Segment, segment_name};
@@ -34,7 +35,7 @@ pub(super) fn refill(disk: &Arc<dyn Disk>, map: &Arc<Map>) -> io::Result<Seen> {
     loop {
         let read = reader.read(WINDOW, &mut |event| {
             if event.layout.own_id {
-                seen.add(event.vm(), event.id(), event.seq, event.ts);
+                seen.add(whose(event.vm(), event.topic()), event.id(), event.seq, event.ts);
             }
             ts = event.ts;
         })?;

@@ -22,7 +22,7 @@ impl Seqs {
         for (i, draft) in batch.drafts().iter().enumerate() {
             // What has the broker's own id costs nothing here.
             let first = match draft.own_id {
-                true => seen.find_or_add(batch.vm(draft), batch.id(draft), seq, ts),
+                true => seen.find_or_add(publisher(batch, draft), batch.id(draft), seq, ts),
                 false => None,
             };
             match first {
@@ -36,7 +36,8 @@ impl Seqs {
     /// Those of `batch` when all of it repeats, at the time `ts`, events before `pending`.
     pub fn of_repeats(batch: &Batch, pending: u64, ts: u64, seen: &Seen) -> Option<Self> {
         let repeat = |(i, draft): (usize, &Draft)| {
-            let first = if draft.own_id { seen.find(batch.vm(draft), batch.id(draft), ts) } else { None };
+            let first =
+                if draft.own_id { seen.find(publisher(batch, draft), batch.id(draft), ts) } else { None };
             first.filter(|first| *first < pending).map(|first| (i, first))
         };
         let repeats: Option<Vec<_>> = batch.drafts().iter().enumerate().map(repeat).collect();
@@ -74,6 +75,15 @@ impl Seqs {
         let later = (i + 1..).zip(&self.repeats[behind..]).take_while(|(next, (at, _))| next == at);
         drafts[i].joined && later.map(|(next, _)| next).all(|next| drafts[next].joined)
     }
+}
+
+fn publisher<'a>(batch: &'a Batch, draft: &Draft) -> &'a [u8] {
+    whose(batch.vm(draft), batch.topic(draft))
+}
+
+/// Whose ids an event's is one of: the VM's, but dead letters, which the host writes, take no place of the host's own.
+pub(super) fn whose<'a>(vm: &'a [u8], topic: &[u8]) -> &'a [u8] {
+    if topic.starts_with(b"$dlq.") { b"$dlq" } else { vm }
 }
 
 #[cfg(test)]
