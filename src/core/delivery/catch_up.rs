@@ -61,7 +61,7 @@ pub fn read(reader: &mut Reader, plan: &Plan, retention: &Retention, now: u64) -
             }
             *expires |= found.layout.expires;
             for (_, next, interest) in wanted.iter().map(|i| &plan.wanted[*i]) {
-                if found.seq >= *next {
+                if found.seq >= *next && interest.may_pass(found.line) {
                     event(frames, interest.head(), found.line);
                     *events += 1;
                 }

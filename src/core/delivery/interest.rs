@@ -6,9 +6,11 @@
 use crate::core::event::Event;
 use crate::core::limits::{CHUNK_BYTES, CHUNK_EVENTS};
 use crate::core::topic::Pattern;
-use crate::core::wire::group::delivery_head;
+use crate::core::wire::group::{Spec, delivery_head};
 use crate::core::wire::subscribe::{event, event_head};
 use bytes::Bytes;
+use memchr::memmem::Finder;
+use std::hash::{Hash, Hasher};
 
 /// A subscription's name and patterns.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -17,6 +19,26 @@ pub struct Interest {
     /// As topics stand in encoded events.
     patterns: Box<[Pattern]>,
     head: Box<[u8]>,
+    /// What an event without these bytes in its line has nothing to do with.
+    needles: Box<[Needle]>,
+}
+
+/// Bytes to look for.
+#[derive(Debug)]
+struct Needle(Finder<'static>);
+
+impl PartialEq for Needle {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.needle() == other.0.needle()
+    }
+}
+
+impl Eq for Needle {}
+
+impl Hash for Needle {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.needle().hash(state);
+    }
 }
 
 impl Interest {
@@ -25,12 +47,24 @@ impl Interest {
         let mut patterns: Vec<Pattern> = patterns.iter().map(Pattern::encoded).collect();
         patterns.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         patterns.dedup();
-        Interest { head: event_head(&sub), sub, patterns: patterns.into() }
+        Interest { head: event_head(&sub), sub, patterns: patterns.into(), needles: Box::default() }
     }
 
     /// The interest of a group, whose frames are those of first attempts.
-    pub fn of_group(group: &str, patterns: &[Pattern], max_attempts: u32) -> Self {
-        Interest { head: delivery_head(group, 1, max_attempts), ..Interest::new(group.into(), patterns) }
+    pub fn of_group(group: &str, patterns: &[Pattern], spec: &Spec) -> Self {
+        let json = |text: &str| serde_json::to_string(text).unwrap_or_default();
+        // As headers and tags are encoded: sorted or not, each of them stands so in the line.
+        let headers = spec.headers.iter().map(|(name, value)| format!("{}:{}", json(name), json(value)));
+        let all = headers.chain(spec.tags.iter().map(|tag| json(tag)));
+        let needles = all.map(|bytes| Needle(Finder::new(bytes.as_bytes()).into_owned())).collect();
+        let head = delivery_head(group, 1, spec.max_attempts);
+        Interest { head, needles, ..Interest::new(group.into(), patterns) }
+    }
+
+    /// Whether an event of this line may pass the group's filter, as far as can be seen without reading it: few that do
+    /// not are taken for it.
+    pub fn may_pass(&self, line: &[u8]) -> bool {
+        self.needles.iter().all(|needle| needle.0.find(line).is_some())
     }
 
     /// The subscription's name.
@@ -118,5 +152,42 @@ impl Chunks {
     pub fn take(&mut self) -> Vec<Chunk> {
         self.cut();
         std::mem::take(&mut self.done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::event::{Batch, Publish};
+    use crate::core::identity::VmName;
+    use proptest::prelude::*;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        /// Whatever a filter names, an event that has it passes, however it is written in JSON.
+        #[test]
+        fn what_passes_the_filter_is_not_left_out(
+            headers in proptest::collection::btree_map("[\\PC\"\\\\\u{7}]{0,6}", any::<String>(), 1..4),
+            tags in proptest::collection::vec("[\\PC\"\\\\\u{7}]{1,6}", 1..4),
+            pick in any::<(usize, usize)>(),
+        ) {
+            let frame = json!({"headers": headers, "tags": tags, "payload": "x"}).to_string();
+            let publish: Publish<'_> = serde_json::from_str(&frame).unwrap();
+            let mut batch = Batch::default();
+            prop_assume!(batch.push(&VmName::host(), &publish, |out| out.push(b'i')).is_ok());
+            let line = batch.tail(&batch.drafts()[0]);
+            let (name, value) = headers.iter().nth(pick.0 % headers.len()).unwrap();
+            let tag = tags[pick.1 % tags.len()].clone();
+            let of = |headers: BTreeMap<String, String>, tags: Vec<String>| Spec {
+                topics: vec!["t".into()], headers, tags, batch: 1, ack_timeout_ms: 1, max_attempts: 1,
+                ordered_by_key: false,
+            };
+            let passes = |spec: Spec| Interest::of_group("g", &[], &spec).may_pass(line);
+            let one = BTreeMap::from([(name.clone(), value.clone())]);
+            prop_assert!(passes(of(one.clone(), vec![tag.clone()])));
+            prop_assert!(passes(of(BTreeMap::new(), Vec::new())));
+            prop_assert!(!passes(of(BTreeMap::from([(name.clone(), format!("{value}-other"))]), vec![tag])));
+        }
     }
 }

@@ -245,6 +245,9 @@ impl Routes {
             }
             for number in last.1.iter().flat_map(|numbers| numbers.iter()) {
                 let Some(feed) = self.feeds.get_mut(number) else { continue };
+                if !feed.interest.may_pass(event.line) {
+                    continue;
+                }
                 if feed.chunks.is_empty() {
                     touched.push(*number);
                 }

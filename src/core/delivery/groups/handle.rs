@@ -158,7 +158,7 @@ impl Handle {
     ) -> Arc<Self> {
         let counting = shared.counts.iter().map(|counts| Counting::new(counts.of(&name))).next();
         Arc::new(Handle {
-            interest: Arc::new(Interest::of_group(&name, patterns, spec.max_attempts)),
+            interest: Arc::new(Interest::of_group(&name, patterns, &spec)),
             patterns: patterns.into(),
             name,
             spec,
