@@ -302,7 +302,7 @@ fn cut_sealed(aged: &Aged, size: u64) {
 /// What is behind the cut cannot be known from the journal alone; the logs know it.
 #[test]
 fn a_cut_newest_segment_is_seen_by_the_logs() {
-    for size in [100, HEADER, HEADER + 1000, u64::MAX] {
+    for size in [200, HEADER, HEADER + 1000, u64::MAX] {
         let case = Case::stopped();
         let (_, newest) = case.sealed_and_newest();
         cut(&newest, size.min(end(&newest) / 2));
