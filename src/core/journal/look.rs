@@ -173,6 +173,10 @@ fn guess_header(
     if lsn > first_lsn {
         // No fewer events than there can have been.
         first_seq = seq.saturating_sub(lsn - first_lsn).max(1);
+        // Where the journal begins is no guess, whatever the segments after it say.
+        if first_lsn == 1 {
+            first_seq = 1;
+        }
         if let Some((before_lsn, end, _)) = before {
             first_seq = match record(disk, journal, (before_lsn, end), first_lsn, false)? {
                 Some(last) if last.lsn + 1 == first_lsn => last.seq + 1,
