@@ -118,7 +118,7 @@ impl Guest {
             framed(&format!(r#"{{"type":"publish","topic":"load","tags":["one"],"payload":"{pad}"}}"#));
         for n in (0..events).step_by(500) {
             let out: Vec<u8> =
-                (n..n + 500).flat_map(|n| if n % 100 == 0 { &tagged } else { &plain }).copied().collect();
+                (n..n + 500).flat_map(|n| if n.is_multiple_of(100) { &tagged } else { &plain }).copied().collect();
             self.stream.write_all(&out).unwrap();
             (0..500).for_each(|_| self.receive(|_| ()));
         }
@@ -155,7 +155,7 @@ fn group(broker: &Broker, name: &str, every: u64) -> f64 {
     loop {
         let seq = guest.receive(seq);
         let last = seq == BACKLOG;
-        if every == 1 || seq % every == 0 || last {
+        if every == 1 || seq.is_multiple_of(every) || last {
             let which = if every == 1 && !last { "seq" } else { "through" };
             acks.extend(framed(&format!(
                 r#"{{"type":"ack","group":"{name}","{which}":{seq},"confirm":{last}}}"#

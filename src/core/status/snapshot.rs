@@ -64,7 +64,7 @@ pub struct JournalStatus {
 /// What the broker writes into the status file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Snapshot {
-    /// [`SCHEMA`].
+    /// [`super::SCHEMA`].
     pub schema: u32,
     /// Which run of the machine the stamps are of.
     pub boot_id: String,
