@@ -117,8 +117,10 @@ impl Guest {
         let tagged =
             framed(&format!(r#"{{"type":"publish","topic":"load","tags":["one"],"payload":"{pad}"}}"#));
         for n in (0..events).step_by(500) {
-            let out: Vec<u8> =
-                (n..n + 500).flat_map(|n| if n.is_multiple_of(100) { &tagged } else { &plain }).copied().collect();
+            let out: Vec<u8> = (n..n + 500)
+                .flat_map(|n| if n.is_multiple_of(100) { &tagged } else { &plain })
+                .copied()
+                .collect();
             self.stream.write_all(&out).unwrap();
             (0..500).for_each(|_| self.receive(|_| ()));
         }
