@@ -35,9 +35,9 @@ where
     let (_in_force, policy) = watch::channel(Arc::new(Policy::new(Trust::Open, Vec::new(), [])));
     // A small one: nobody waits for the zeros.
     let limits = Limits { segment_bytes: 1024 * 1024, ..Limits::default() };
-    let (tcp, unix, retention, vsock, metrics) = (Vec::new(), Vec::new(), Vec::new(), None, None);
+    let (tcp, unix, topics, vsock, metrics) = (Vec::new(), Vec::new(), Vec::new(), None, None);
     let target = Target::Unix(root.socket());
-    let config = Config { root, tcp, unix, vsock, metrics, policy, retention, handed: Default::default(), limits };
+    let config = Config { root, tcp, unix, vsock, metrics, policy, handed: Default::default(), topics, limits };
     let (ready, is_ready) = oneshot::channel();
     let supervisor = Arc::new(Ready(Mutex::new(Some(ready))));
     let runtime = tokio::runtime::Runtime::new()?;
