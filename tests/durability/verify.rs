@@ -187,14 +187,14 @@ fn every_flipped_byte_of_the_journal_is_found() {
     let journal = StateRoot::resolve(Some(root.clone())).journal_id().unwrap().unwrap();
     let path = root.join("journal/00000000000000000001.seg");
     let bytes = fs::read(&path).unwrap();
-    let (mut at, mut events, mut counts) = (4096, Vec::from([(0, 92)]), 0);
+    let (mut at, mut events, mut counts) = (4096, Vec::from([(0, 108)]), 0);
     while let Decoded::Record(head, body, size) = decode(&bytes[at..], salt(journal, 1)) {
         if head.kind == Kind::Event {
             events.push((at, at + HEAD_BYTES + body.len()));
         }
         at += size;
     }
-    for byte in (0..100).chain(4096..at) {
+    for byte in (0..120).chain(4096..at) {
         let mut flipped = bytes.clone();
         flipped[byte] ^= 4;
         fs::write(&path, flipped).unwrap();
