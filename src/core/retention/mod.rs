@@ -57,8 +57,12 @@ pub struct Bound {
 }
 
 impl Retention {
-    /// In the order of the file.
-    pub fn new(rules: Vec<Rule>) -> Self {
+    /// In the order of the file. Where none has a bound there is none.
+    pub fn new(mut rules: Vec<Rule>) -> Self {
+        let is_bound = |rule: &Rule| rule.age_ms.is_some() || rule.bytes.is_some() || rule.count.is_some();
+        if !rules.iter().any(is_bound) {
+            rules.clear();
+        }
         let ruled = |rule: Rule| Ruled { pattern: rule.topic.encoded(), rule, through: AtomicU64::new(0) };
         Retention { rules: rules.into_iter().map(ruled).collect(), useless: Arc::default() }
     }
@@ -106,6 +110,12 @@ mod tests {
 
     fn rule(topic: &str, age_ms: Option<u64>) -> Rule {
         Rule { topic: Pattern::parse(topic).unwrap(), age_ms, bytes: None, count: None }
+    }
+
+    #[test]
+    fn rules_without_a_bound_are_none() {
+        assert!(Retention::new(vec![rule("a", None), rule("b", None)]).is_empty());
+        assert!(!Retention::new(vec![rule("a", None), rule("b", Some(1))]).is_empty());
     }
 
     #[test]
