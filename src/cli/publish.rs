@@ -18,8 +18,9 @@ pub const HELP: &str = r#"Examples:
 Prints 'seq=… id=…' once the event is durable and in the logs; with --json
 {"schema":1,"seq":…,"id":…,"topic":…}.
 
-An --id that is one of the last 256 that the host gave is a repeat: nothing is stored again,
-'duplicate' (with --json "duplicate":true) is printed with the seq of the first one.
+An --id that is one of the last 256 that the host gave, or one of the last 100,000 of two
+minutes of all, is a repeat: nothing is stored again, 'duplicate' (with --json
+"duplicate":true) is printed with the seq of the first one.
 
 With --jsonl each line of stdin (or of --file) is a JSON object with the fields of an event:
 topic, payload, id, key, headers, tags, caused_by, sid, ttl_ms. Other fields (seq, ts, vm,

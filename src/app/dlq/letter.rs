@@ -2,34 +2,31 @@
 //!
 //! Always holds: the event in it is taken as it stands, byte for byte. Pure. Owner: `mod.rs`.
 
+use crate::core::client::Event;
 use crate::core::event::retry;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// One of them.
 #[derive(Debug, Deserialize)]
-pub struct Letter<'a> {
+pub struct Letter {
     /// Its own seq.
     pub seq: u64,
     /// When it was written.
     pub ts: u64,
     /// What it says.
-    #[serde(borrow)]
-    pub payload: Payload<'a>,
+    pub payload: Payload,
 }
 
 /// What it says.
 #[derive(Debug, Deserialize)]
-pub struct Payload<'a> {
+pub struct Payload {
     /// How often the event was delivered.
     pub attempts: u32,
     /// The last deliveries in vain.
     pub failures: Vec<Failed>,
     /// The event.
-    #[serde(borrow)]
-    pub event: Event<'a>,
+    pub event: Event,
 }
 
 /// A delivery in vain.
@@ -44,25 +41,7 @@ pub struct Failed {
     pub reason: String,
 }
 
-/// An event that was given up.
-#[derive(Debug, Deserialize)]
-#[allow(missing_docs, reason = "the fields of docs/BUS.md")]
-pub struct Event<'a> {
-    pub seq: u64,
-    pub ts: u64,
-    pub id: String,
-    pub vm: String,
-    pub topic: String,
-    pub key: Option<String>,
-    #[serde(default)]
-    pub headers: BTreeMap<String, String>,
-    #[serde(default)]
-    pub tags: Vec<String>,
-    #[serde(borrow)]
-    pub payload: &'a RawValue,
-}
-
-impl Letter<'_> {
+impl Letter {
     /// Why the last delivery was in vain.
     pub fn reason(&self) -> String {
         self.payload.failures.last().map_or_else(String::new, |last| match &*last.reason {
@@ -88,12 +67,15 @@ impl Letter<'_> {
         if !event.tags.is_empty() {
             again["tags"] = event.tags.as_slice().into();
         }
+        if let Some(sid) = &event.sid {
+            again["sid"] = sid.as_str().into();
+        }
         // The payload is not parsed, so that its numbers keep their digits.
         let mut again = again.to_string();
         again.pop();
         format!(
             r#"{{"type":"publish","events":[{again},"payload":{}}},{}]}}"#,
-            event.payload,
+            event.json(),
             end(group, event.seq, &format!("retried:{}", self.seq))
         )
     }
@@ -118,9 +100,9 @@ mod tests {
     fn an_event_goes_out_as_it_came_in() {
         let line = r#"{"seq":9,"ts":2,"id":"dlq:g:7","vm":"host","topic":"$dlq.g","key":"7","payload":{"group":"g","attempts":2,
             "failures":[{"attempt":1,"cause":"timeout"},{"attempt":2,"cause":"nack","reason":"no"}],
-            "event":{"seq":7,"ts":1,"id":"i\"1","vm":"web","topic":"t","key":"k","headers":{"a":"1"},"tags":["x"],
+            "event":{"seq":7,"ts":1,"id":"i\"1","vm":"web","topic":"t","key":"k","headers":{"a":"1"},"tags":["x"],"sid":"boot-7",
             "payload":{"n":1.50,"n":2}}}}"#;
-        let letter: Letter<'_> = serde_json::from_str(line).unwrap();
+        let letter: Letter = serde_json::from_str(line).unwrap();
         assert_eq!(letter.reason(), "nack: no");
         let body = letter.again("g");
         assert!(body.contains(r#""payload":{"n":1.50,"n":2}}"#), "{body}");
@@ -129,6 +111,7 @@ mod tests {
             |text: &Option<crate::core::event::Text<'_>>| text.as_ref().unwrap().0.clone().into_owned();
         assert_eq!((text(&events[0].topic), text(&events[0].id)), ("t".into(), "retry:9".into()));
         assert_eq!(events[0].headers.unwrap().get(), r#"{"a":"1","castra-retry":"g"}"#);
+        assert_eq!(text(&events[0].sid), "boot-7");
         assert_eq!(events[0].caused_by.unwrap().get(), r#"["i\"1"]"#);
         assert_eq!((text(&events[1].topic), text(&events[1].key)), ("$dlq.g".into(), "7".into()));
         assert!(events[1].payload.is_none_or(|payload| payload.get() == "null"));

@@ -109,7 +109,7 @@ fn letters(
 fn ls(asked: &mut Asked, group: &str, args: &DlqLsArgs) -> Result<Exit, Failure> {
     let mut found = Vec::new();
     latest::each(asked, &topic(group), &[], |_, line| {
-        let letter: Letter<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let letter: Letter = serde_json::from_str(line).map_err(unreadable)?;
         let (event, at) = (&letter.payload.event, letter.ts);
         found.push((
             event.seq,
@@ -148,11 +148,11 @@ fn show(asked: &mut Asked, args: &DlqShowArgs) -> Result<Exit, Failure> {
     letters(asked, &args.group, &[args.seq], |_, _, line| {
         let Some(line) = line else { return Ok(()) };
         exit = Exit::Ok;
-        let letter: Letter<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let letter: Letter = serde_json::from_str(line).map_err(unreadable)?;
         let mut out = io::stdout().lock();
         match args.output {
             Output::Json => writeln!(out, "{line}")?,
-            Output::Raw => writeln!(out, "{}", letter.payload.event.payload)?,
+            Output::Raw => writeln!(out, "{}", letter.payload.event.json())?,
             Output::Text => text(&mut out, &letter, args)?,
         }
         Ok(())
@@ -160,7 +160,7 @@ fn show(asked: &mut Asked, args: &DlqShowArgs) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-fn text(out: &mut impl Write, letter: &Letter<'_>, args: &DlqShowArgs) -> io::Result<()> {
+fn text(out: &mut impl Write, letter: &Letter, args: &DlqShowArgs) -> io::Result<()> {
     let zone = if args.utc { TimeZone::UTC } else { TimeZone::system() };
     let event = &letter.payload.event;
     writeln!(out, "event     {} of {}", event.seq, clock_text(&zone, event.ts))?;
@@ -181,7 +181,7 @@ fn text(out: &mut impl Write, letter: &Letter<'_>, args: &DlqShowArgs) -> io::Re
     for failed in &letter.payload.failures {
         writeln!(out, "attempt {}  {} {}", failed.attempt, failed.cause, harmless(&failed.reason))?;
     }
-    writeln!(out, "payload   {}", harmless(event.payload.get()))
+    writeln!(out, "payload   {}", harmless(event.json()))
 }
 
 fn which(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Vec<u64>, Failure> {
@@ -206,7 +206,7 @@ fn retry(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
             left.push((seq, "no-letter".to_owned(), "there is no such dead letter".to_owned()));
             return Ok(());
         };
-        let letter: Letter<'_> = serde_json::from_str(line).map_err(unreadable)?;
+        let letter: Letter = serde_json::from_str(line).map_err(unreadable)?;
         let body = letter.again(&args.group);
         if body.len() > FRAME_BYTES {
             let why = "with the header castra-retry it would be larger than an event may be";
@@ -232,7 +232,7 @@ fn purge(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
     let seqs = which(asked, args)?;
     let (mut there, mut left) = (Vec::new(), Vec::new());
     letters(asked, &args.group, &seqs, |_, seq, line| {
-        match line.map(serde_json::from_str::<Letter<'_>>) {
+        match line.map(serde_json::from_str::<Letter>) {
             Some(Ok(letter)) => there.push((seq, letter.seq)),
             Some(Err(error)) => return Err(unreadable(error)),
             None => left.push((seq, "no-letter".to_owned(), "there is no such dead letter".to_owned())),
