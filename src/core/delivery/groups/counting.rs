@@ -7,7 +7,6 @@ use super::handle::{Handle, State};
 use super::taken::event_of;
 use crate::core::limits::METRICS_TOPICS;
 use crate::core::metrics::groups::{Counts, What};
-use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +29,8 @@ impl Counting {
     }
 
     /// Counts one event; it is added with the next of another topic, or by [`Counting::add`].
-    fn one(&mut self, what: What, line: Option<&Bytes>) {
-        let topic = line.and_then(|line| event_of(line)).map_or(&[][..], |event| event.topic());
+    fn one(&mut self, what: What, line: Option<&[u8]>) {
+        let topic = line.and_then(event_of).map_or(&[][..], |event| event.topic());
         if self.topic != topic {
             self.add(what);
             // What is no event any more has no topic.
@@ -49,8 +48,8 @@ impl Counting {
         }
     }
 
-    pub fn delivered(&mut self, seq: u64, line: &Bytes, now: Duration) {
-        self.one(What::Delivered, Some(line));
+    pub fn delivered(&mut self, seq: u64, line: Option<&[u8]>, now: Duration) {
+        self.one(What::Delivered, line);
         self.since.insert(seq, now);
     }
 
@@ -77,7 +76,7 @@ impl State {
     pub(super) fn count_answered(&mut self, what: What, seqs: impl Iterator<Item = u64>, now: Duration) {
         let State { counting: Some(counting), lines, .. } = self else { return };
         for seq in seqs {
-            counting.one(what, lines.get(&seq));
+            counting.one(what, lines.get(seq));
             if let Some(since) = counting.since.remove(&seq) {
                 counting.counts.handled(now.saturating_sub(since).as_secs_f64());
             }

@@ -35,7 +35,7 @@ impl State {
             Some(Stall::NoMembers) => Some("no members"),
             Some(Stall::InFlightFull) => Some("in-flight full"),
             Some(Stall::WaitingFull) => Some("waiting full"),
-            None if !self.has_room() => Some("waiting full"),
+            None if !self.lines.have_room() => Some("waiting full"),
             None => None,
         }
     }

@@ -3,7 +3,9 @@
 //! Always holds: a member is told that it is one before it gets anything; one whose queue is full gets nothing until it has
 //! taken something out; what nobody could handle waits for its letter. Owner: [`super::Groups`].
 
+use super::frames::Frames;
 use super::handle::{Handle, Stage, State};
+use super::lines::Lines;
 use super::taken::event_of;
 use crate::core::clock::wall_ms;
 use crate::core::delivery::group::Effect;
@@ -12,9 +14,6 @@ use crate::core::metrics::groups::What;
 use crate::core::wire::group::delivery_head;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Frames for one member, and how many events they are.
-type Frames = (Vec<u8>, usize);
 
 impl Handle {
     /// Hands out what is to be delivered by now, and says that there is something to write.
@@ -28,19 +27,22 @@ impl Handle {
                     self.lapse(state, seq);
                 }
                 Effect::Deliver { member, seq, attempt } => {
-                    let Some(line) = state.lines.get(&seq) else { continue };
-                    state.counting.iter_mut().for_each(|counting| counting.delivered(seq, line, self.now()));
-                    let (out, events) = frames.entry(member).or_default();
-                    self.frame(out, attempt, line);
-                    *events += 1;
+                    if let Some(counting) = &mut state.counting {
+                        counting.delivered(seq, state.lines.get(seq), self.now());
+                    }
+                    self.frame(frames.entry(member).or_default(), attempt, seq, &state.lines);
                 }
                 Effect::Dead { seq, attempts } => self.give_up(state, seq, attempts),
             }
         }
         state.counting.iter_mut().for_each(|counting| counting.add(What::Delivered));
-        for (number, (out, events)) in frames {
+        for (number, frames) in frames {
             let Some(member) = state.members.get(&number) else { continue };
-            if !member.outlet.hold(number, out.into(), events) {
+            let mut has_room = true;
+            for (piece, events) in frames.take() {
+                has_room = member.outlet.hold(number, piece, events);
+            }
+            if !has_room {
                 state.machine.pause(number);
                 // It may have taken everything out just now.
                 if !member.outlet.is_full() {
@@ -76,7 +78,7 @@ impl Handle {
 
     /// Nobody could handle `seq`.
     fn give_up(self: &Arc<Self>, state: &mut State, seq: u64, attempts: Vec<Failure>) {
-        let event = state.lines.get(&seq).and_then(|line| event_of(line));
+        let event = state.lines.get(seq).and_then(event_of);
         if event.is_some_and(|event| event.topic().starts_with(b"$dlq.")) {
             let group = &self.name;
             tracing::warn!(%group, seq, "a dead letter that nobody could handle stays where it is: no letter of it is written");
@@ -86,17 +88,11 @@ impl Handle {
         state.dying.push((seq, attempts));
     }
 
-    fn frame(&self, out: &mut Vec<u8>, attempt: u32, line: &[u8]) {
-        let later;
-        let head = match attempt {
-            1 => self.interest.head(),
-            _ => {
-                later = delivery_head(&self.name, attempt, self.spec.max_attempts);
-                &later
-            }
-        };
-        out.extend_from_slice(&((head.len() + line.len()) as u32).to_be_bytes());
-        out.extend_from_slice(head);
-        out.extend_from_slice(line);
+    fn frame(&self, out: &mut Frames, attempt: u32, seq: u64, lines: &Lines) {
+        if attempt == 1 {
+            lines.frame(seq).iter().for_each(|frame| out.first(frame));
+        } else if let Some(line) = lines.get(seq) {
+            out.again(&delivery_head(&self.name, attempt, self.spec.max_attempts), line);
+        }
     }
 }

@@ -11,6 +11,7 @@
 
 use super::counting::Counting;
 use super::intake::Came;
+use super::lines::Lines;
 use super::notes::Known;
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
@@ -19,22 +20,17 @@ use crate::core::delivery::group::{self, Group};
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::event::string_body;
-use crate::core::limits::{GROUP_BYTES_HELD, GROUPS_BYTES_HELD};
 use crate::core::metrics::groups::Table;
 use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
 use crate::core::wire::group::Spec;
-use bytes::Bytes;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::RandomState;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-
-/// A group that holds nothing keeps room for so many lines.
-const IDLE_LINES: usize = 8;
 
 /// A group.
 pub(super) struct Handle {
@@ -89,9 +85,7 @@ pub(super) struct State {
     pub(super) machine: Group,
     pub(super) stage: Stage,
     pub(super) is_listed: bool,
-    pub(super) lines: HashMap<u64, Bytes>,
-    pub(super) bytes: usize,
-    held: Arc<AtomicUsize>,
+    pub(super) lines: Lines,
     /// Some of them have a `ttl_ms`.
     pub(super) expires: bool,
     /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
@@ -157,8 +151,10 @@ impl Handle {
         shared: Shared,
     ) -> Arc<Self> {
         let counting = shared.counts.iter().map(|counts| Counting::new(counts.of(&name))).next();
+        let interest = Arc::new(Interest::of_group(&name, patterns, &spec));
+        let lines = Lines::new(interest.head().len(), shared.held.clone());
         Arc::new(Handle {
-            interest: Arc::new(Interest::of_group(&name, patterns, &spec)),
+            interest,
             patterns: patterns.into(),
             name,
             spec,
@@ -168,9 +164,7 @@ impl Handle {
                 machine,
                 stage,
                 is_listed: false,
-                lines: HashMap::new(),
-                bytes: 0,
-                held: shared.held.clone(),
+                lines,
                 expires: false,
                 expired: 0,
                 counting,
@@ -202,7 +196,7 @@ impl Handle {
     /// How many events it may take in, if any.
     pub fn may_take(&self) -> bool {
         let state = self.lock();
-        state.stage == Stage::Durable && state.has_room() && state.machine.room() > 0
+        state.stage == Stage::Durable && state.lines.have_room() && state.machine.room() > 0
     }
 
     /// Takes events in, and what was looked at up to `through`; how many were gone before it had them.
@@ -215,11 +209,12 @@ impl Handle {
         if state.seek.is_some() {
             return 0;
         }
+        let mut held = Vec::new();
         for one in found {
             match one {
-                Found::Event(Taken { seq, key, line }) => {
-                    if state.machine.offer(seq, key, line.len()) {
-                        state.keep(seq, &line);
+                Found::Event(Taken { place, key, bytes }) => {
+                    if state.machine.offer(place.seq, key, bytes) {
+                        held.push(place);
                     }
                 }
                 // What the group has taken in lies before it.
@@ -230,6 +225,7 @@ impl Handle {
                 Found::Other => {}
             }
         }
+        state.lines.keep(&came.frames, held);
         state.expires |= came.expires;
         state.expired += expired;
         state.counting.iter().for_each(|counting| counting.expired(expired));
@@ -263,36 +259,17 @@ impl Handle {
 }
 
 impl State {
-    /// There is room for more lines.
-    pub(super) fn has_room(&self) -> bool {
-        self.bytes == 0 || (self.bytes < GROUP_BYTES_HELD && self.held.load(Relaxed) < GROUPS_BYTES_HELD)
-    }
-
-    /// A copy: the bytes that are counted are the bytes that are kept, however few events of a chunk are.
-    fn keep(&mut self, seq: u64, line: &[u8]) {
-        self.bytes += line.len();
-        self.held.fetch_add(line.len(), Relaxed);
-        self.lines.insert(seq, Bytes::copy_from_slice(line));
-    }
-
     pub(super) fn forget(&mut self, seq: u64) {
-        let Some(line) = self.lines.remove(&seq) else { return };
-        self.bytes -= line.len();
-        self.held.fetch_sub(line.len(), Relaxed);
-        self.counting.iter_mut().for_each(|counting| counting.forget(seq));
-        if self.lines.is_empty() {
-            self.expires = false;
-            // An idle group is small.
-            if self.lines.capacity() > IDLE_LINES {
-                self.lines = HashMap::new();
-            }
+        if !self.lines.forget(seq) {
+            return;
         }
+        self.counting.iter_mut().for_each(|counting| counting.forget(seq));
+        self.expires &= !self.lines.is_empty();
     }
 
     /// Forgets all lines.
     pub(super) fn clear(&mut self) {
-        self.held.fetch_sub(std::mem::take(&mut self.bytes), Relaxed);
-        self.lines = HashMap::new();
+        self.lines.clear();
         self.expires = false;
         self.counting.iter_mut().for_each(Counting::clear);
         (self.dying, self.burying, self.letters) = (Vec::new(), Vec::new(), VecDeque::new());
@@ -302,14 +279,8 @@ impl State {
     pub(super) fn seq_of(&self, member: u64, id: &str) -> Option<u64> {
         let mut encoded = Vec::new();
         string_body(&mut encoded, id);
-        let has_id = |seq: &u64| self.lines.get(seq).and_then(|line| id_of(line)) == Some(&encoded[..]);
+        let has_id = |seq: &u64| self.lines.get(*seq).and_then(id_of) == Some(&encoded[..]);
         self.machine.held_through(member, u64::MAX).into_iter().find(has_id)
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        self.clear();
     }
 }
 

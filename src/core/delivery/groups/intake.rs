@@ -108,8 +108,10 @@ impl Intake {
                 let joined = self.delivery.router.join(&self.interest, &self.outlet, ID, self.next);
                 self.is_live = joined.is_ok();
             }
-            let Step { expired, expires, .. } = step;
-            return Ok(Came { frames: step.frames.into(), expired, expires, through: self.next - 1 });
+            let Step { mut frames, expired, expires, .. } = step;
+            // They may be kept for long.
+            frames.shrink_to_fit();
+            return Ok(Came { frames: frames.into(), expired, expires, through: self.next - 1 });
         }
     }
 

@@ -28,7 +28,7 @@ impl Handle {
     }
 
     pub(super) fn is_of_no_use(&self, state: &State, seq: u64, now: u64) -> bool {
-        let event = state.lines.get(&seq).and_then(|line| event_of(line));
+        let event = state.lines.get(seq).and_then(event_of);
         event.is_some_and(|event| is_expired(&event, self.shared.retention.of(event.topic()), now))
     }
 

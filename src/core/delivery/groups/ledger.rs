@@ -99,7 +99,7 @@ impl Handle {
         let mut state = self.lock();
         loop {
             let (seq, failures) = state.letters.front()?;
-            if let Some(line) = state.lines.get(seq) {
+            if let Some(line) = state.lines.get(*seq) {
                 return Some((*seq, letters::letter(&self.name, state.life, *seq, line, failures)));
             }
             state.letters.pop_front();

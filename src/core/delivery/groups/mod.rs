@@ -11,12 +11,14 @@
 
 mod counting;
 pub mod figures;
+mod frames;
 mod hand_out;
 mod handle;
 mod intake;
 mod lapse;
 mod ledger;
 mod letters;
+mod lines;
 mod members;
 pub mod notes;
 mod stages;

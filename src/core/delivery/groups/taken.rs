@@ -3,10 +3,10 @@
 //! Always holds: a frame that the broker made itself is read without a copy; one that is none is left out. Pure. Owner:
 //! the group's task.
 
+use super::lines::Place;
 use crate::core::event::{Event, Layout, retry};
 use crate::core::wire::codec::{LENGTH_BYTES, first_frame};
 use crate::core::wire::group::Spec;
-use bytes::Bytes;
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,11 +15,12 @@ use std::hash::{BuildHasher, RandomState};
 /// One event.
 #[derive(Debug)]
 pub(super) struct Taken {
-    pub seq: u64,
+    /// Its seq, and where its frame is.
+    pub place: Place,
     /// Its key, hashed, where the group wants order by key and it has one.
     pub key: Option<u64>,
-    /// Its line from `"seq":` to the last brace.
-    pub line: Bytes,
+    /// Its line has so many, from `"seq":` to the last brace.
+    pub bytes: usize,
 }
 
 /// What stands in an intake's frames.
@@ -52,7 +53,7 @@ struct Line<'a> {
 
 /// Goes over `frames`, each of which begins with `head` if it is an event of the group of this name.
 pub(super) fn each(
-    frames: &Bytes,
+    frames: &[u8],
     (head, group): (&[u8], &str),
     spec: &Spec,
     keys: &RandomState,
@@ -61,8 +62,12 @@ pub(super) fn each(
     let wants_fields = spec.ordered_by_key || !spec.headers.is_empty() || !spec.tags.is_empty();
     let mut at = 0;
     while let Ok(Some(body)) = first_frame(&frames[at..]) {
-        let begin = at + LENGTH_BYTES;
-        at = begin + body.len();
+        let (frame, len) = (at as u32, LENGTH_BYTES + body.len());
+        at += len;
+        let taken = |seq, key| {
+            let place = Place { seq, at: frame, len: len as u32 };
+            Found::Event(Taken { place, key, bytes: body.len().saturating_sub(head.len()) })
+        };
         let seq = body.strip_prefix(head).and_then(seq_of);
         match seq {
             Some(_)
@@ -70,9 +75,7 @@ pub(super) fn each(
             {
                 take(Found::Other);
             }
-            Some(seq) if !wants_fields => {
-                take(Found::Event(Taken { seq, key: None, line: frames.slice(begin + head.len()..at) }));
-            }
+            Some(seq) if !wants_fields => take(taken(seq, None)),
             _ => {
                 let Ok(line) = serde_json::from_slice::<Line<'_>>(body) else { continue };
                 if line.kind == "gap" {
@@ -83,12 +86,7 @@ pub(super) fn each(
                     spec.headers.iter().all(|(name, value)| line.headers.get(name) == Some(value))
                         && spec.tags.iter().all(|tag| line.tags.contains(tag));
                 let key = line.key.filter(|_| spec.ordered_by_key).map(|key| keys.hash_one(&*key));
-                take(match is_wanted {
-                    true => {
-                        Found::Event(Taken { seq: line.seq, key, line: frames.slice(begin + head.len()..at) })
-                    }
-                    false => Found::Other,
-                });
+                take(if is_wanted { taken(line.seq, key) } else { Found::Other });
             }
         }
     }
@@ -188,12 +186,12 @@ mod tests {
             event(&mut frames, &head, format!("{line}\n").as_bytes());
         }
         gap(&mut frames, &head, 9, 12);
-        let (frames, keys) = (Bytes::from(frames), RandomState::new());
+        let keys = RandomState::new();
         let found = |spec: &Spec| {
             let mut all = Vec::new();
             each(&frames, (&head, "g"), spec, &keys, |found| {
                 all.push(match found {
-                    Found::Event(taken) => (taken.seq, taken.key.is_some()),
+                    Found::Event(taken) => (taken.place.seq, taken.key.is_some()),
                     Found::Other => (0, false),
                     Found::Gap(from, to) => (100 * from + to, false),
                 });
@@ -211,10 +209,11 @@ mod tests {
         let mut lines = Vec::new();
         each(&frames, (&head, "g"), &spec(false, &[], &[]), &keys, |found| {
             if let Found::Event(taken) = found {
-                lines.push(taken.line);
+                let end = (taken.place.at + taken.place.len) as usize;
+                lines.push(&frames[end - taken.bytes..end]);
             }
         });
-        assert_eq!(id_of(&lines[0]), Some(&br#"a\"b"#[..]));
+        assert_eq!(id_of(lines[0]), Some(&br#"a\"b"#[..]));
         assert!(lines[1].starts_with(b"\"seq\":8,") && lines[1].ends_with(b"}}"));
     }
 
@@ -233,12 +232,12 @@ mod tests {
             );
             event(&mut frames, &head, format!("{line}\n").as_bytes());
         }
-        let (frames, keys) = (Bytes::from(frames), RandomState::new());
+        let keys = RandomState::new();
         for spec in [spec(false, &[], &[]), spec(true, &[], &[])] {
             let mut seqs = Vec::new();
             each(&frames, (&head, "g"), &spec, &keys, |found| {
                 if let Found::Event(taken) = found {
-                    seqs.push(taken.seq);
+                    seqs.push(taken.place.seq);
                 }
             });
             assert_eq!(seqs, [1, 3, 4]);
