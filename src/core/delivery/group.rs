@@ -295,6 +295,14 @@ impl Group {
         self.progress.reset(cursor);
     }
 
+    /// Nothing is under way: what was room for that is given back.
+    pub fn shrink(&mut self) {
+        if self.events.is_empty() {
+            self.queue = Queue::default();
+            self.dying = VecDeque::new();
+        }
+    }
+
     /// What is to be written since the last call, as much as goes into one note: call it until there is no more. A
     /// cursor that only passed events which are not the group's is not worth a note: [`Group::take_cursor`].
     pub fn take_changes(&mut self) -> Option<Change> {

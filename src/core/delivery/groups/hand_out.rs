@@ -59,7 +59,7 @@ impl Handle {
     /// The same, for whoever is not the task: its timers and its room may be others.
     pub(super) fn stir(self: &Arc<Self>, state: &mut State) {
         self.act(state);
-        self.wake.notify_one();
+        self.rouse(state);
     }
 
     /// There is something to write, or somebody to answer once all before it is written.

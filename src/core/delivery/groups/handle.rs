@@ -23,21 +23,20 @@ use crate::core::event::string_body;
 use crate::core::metrics::groups::Table;
 use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
-use crate::core::wire::group::Spec;
+use crate::core::wire::group::{Spec, delivery_head};
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 /// A group.
 pub(super) struct Handle {
     pub name: Box<str>,
     pub spec: Spec,
-    /// What it takes in.
-    pub interest: Arc<Interest>,
     /// Its topics, as they were typed.
     pub patterns: Box<[Pattern]>,
     /// The VM whose session began it; empty when it is not known.
@@ -45,12 +44,11 @@ pub(super) struct Handle {
     keys: RandomState,
     state: Mutex<State>,
     /// Its task has something to do.
-    pub wake: Notify,
-    pub(super) shared: Shared,
+    pub(super) wake: Notify,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What all groups have in common.
-#[derive(Clone)]
 pub(super) struct Shared {
     pub dirty: Arc<Dirty>,
     pub retention: Arc<Retention>,
@@ -58,6 +56,8 @@ pub(super) struct Shared {
     pub held: Arc<AtomicUsize>,
     /// The broker ends: whoever leaves leaves what it holds to the next one, which delivers it as if it was never out.
     pub ends: Arc<AtomicBool>,
+    /// Groups that have something to do, and no task.
+    pub runs: UnboundedSender<Arc<Handle>>,
     /// Where metrics count, if there are any.
     pub counts: Option<Arc<Table>>,
     pub begun: Instant,
@@ -85,13 +85,15 @@ pub(super) struct State {
     pub(super) machine: Group,
     pub(super) stage: Stage,
     pub(super) is_listed: bool,
+    /// It has a task.
+    pub(super) is_running: bool,
     pub(super) lines: Lines,
     /// Some of them have a `ttl_ms`.
     pub(super) expires: bool,
     /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
     pub(super) expired: u64,
     /// For metrics, if there are any.
-    pub(super) counting: Option<Counting>,
+    pub(super) counting: Option<Box<Counting>>,
     pub(super) members: BTreeMap<u64, Member>,
     /// For whom, once what they say is durable.
     pub(super) answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
@@ -129,14 +131,14 @@ impl Handle {
         patterns: &[Pattern],
         by: &str,
         life: u64,
-        shared: Shared,
+        shared: Arc<Shared>,
     ) -> Arc<Self> {
         let machine = Group::new(options(&spec), 0);
         Handle::new(name, spec, patterns, (by.into(), life), (machine, Stage::Searching), shared)
     }
 
     /// One that goes on where it was.
-    pub fn goes_on(name: Box<str>, known: Known, patterns: &[Pattern], shared: Shared) -> Arc<Self> {
+    pub fn goes_on(name: Box<str>, known: Known, patterns: &[Pattern], shared: Arc<Shared>) -> Arc<Self> {
         let Known { spec, by, life, saved } = known;
         let machine = Group::restore(options(&spec), saved);
         Handle::new(name, spec, patterns, (by, life), (machine, Stage::Durable), shared)
@@ -148,13 +150,12 @@ impl Handle {
         patterns: &[Pattern],
         (by, life): (Box<str>, u64),
         (machine, stage): (Group, Stage),
-        shared: Shared,
+        shared: Arc<Shared>,
     ) -> Arc<Self> {
-        let counting = shared.counts.iter().map(|counts| Counting::new(counts.of(&name))).next();
-        let interest = Arc::new(Interest::of_group(&name, patterns, &spec));
-        let lines = Lines::new(interest.head().len(), shared.held.clone());
+        let counting = shared.counts.iter().map(|counts| Box::new(Counting::new(counts.of(&name)))).next();
+        let head = delivery_head(&name, 1, spec.max_attempts);
+        let lines = Lines::new(head.len(), shared.held.clone());
         Arc::new(Handle {
-            interest,
             patterns: patterns.into(),
             name,
             spec,
@@ -164,6 +165,7 @@ impl Handle {
                 machine,
                 stage,
                 is_listed: false,
+                is_running: false,
                 lines,
                 expires: false,
                 expired: 0,
@@ -199,10 +201,16 @@ impl Handle {
         state.stage == Stage::Durable && state.lines.have_room() && state.machine.room() > 0
     }
 
-    /// Takes events in, and what was looked at up to `through`; how many were gone before it had them.
-    pub fn take(self: &Arc<Self>, came: &Came) -> u64 {
+    /// What it takes in.
+    pub fn interest(&self) -> Interest {
+        Interest::of_group(&self.name, &self.patterns, &self.spec)
+    }
+
+    /// Takes events in, whose frames begin with `head`, and what was looked at up to `through`; how many were gone before
+    /// it had them.
+    pub fn take(self: &Arc<Self>, came: &Came, head: &[u8]) -> u64 {
         let (mut found, mut expired) = (Vec::new(), came.expired);
-        let own = (self.interest.head(), &*self.name);
+        let own = (head, &*self.name);
         super::taken::each(&came.frames, own, &self.spec, &self.keys, |one| found.push(one));
         let mut state = self.lock();
         // It goes on elsewhere: what lies before these events is not done.
@@ -245,6 +253,28 @@ impl Handle {
         self.act(&mut state);
     }
 
+    /// Has its task look at it; it gets one if it has none.
+    pub(super) fn rouse(self: &Arc<Self>, state: &mut State) {
+        if std::mem::replace(&mut state.is_running, true) {
+            self.wake.notify_one();
+        } else {
+            // At the broker's end nobody takes it.
+            let _ = self.shared.runs.send(self.clone());
+        }
+    }
+
+    /// Whether nothing is to be done before it is roused: its task ends, for an idle group is to be small.
+    pub fn rests(&self) -> bool {
+        let mut state = self.lock();
+        let has_nobody = state.members.is_empty() && state.lines.is_empty();
+        let rests = has_nobody && state.seek.is_none() && state.machine.next().is_none();
+        state.is_running = !rests;
+        if rests {
+            state.machine.shrink();
+        }
+        rests
+    }
+
     /// Does what is due; when something is again.
     pub fn look(self: &Arc<Self>) -> Option<Instant> {
         let mut state = self.lock();
@@ -271,7 +301,7 @@ impl State {
     pub(super) fn clear(&mut self) {
         self.lines.clear();
         self.expires = false;
-        self.counting.iter_mut().for_each(Counting::clear);
+        self.counting.iter_mut().for_each(|counting| counting.clear());
         (self.dying, self.burying, self.letters) = (Vec::new(), Vec::new(), VecDeque::new());
     }
 

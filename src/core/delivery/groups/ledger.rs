@@ -7,7 +7,6 @@
 //! Always holds: an answer is taken only when all before it is; a dead letter is written only when the journal has the
 //! attempts that made it one, so that a crash makes no second chance of it. Owner: [`super::writer`].
 
-use super::counting::Counting;
 use super::handle::{Handle, Stage, State};
 use super::letters;
 use super::notes::{Record, What};
@@ -83,7 +82,7 @@ impl Handle {
         let buried = std::mem::take(&mut state.burying);
         if !buried.is_empty() {
             state.letters.extend(buried);
-            self.wake.notify_one();
+            self.rouse(&mut state);
         }
         if state.stage == Stage::Writing {
             state.stage = Stage::Durable;
@@ -114,7 +113,7 @@ impl Handle {
             state.letters.pop_front();
         }
         state.machine.buried(seq);
-        state.counting.iter().for_each(Counting::dead_letter);
+        state.counting.iter().for_each(|counting| counting.dead_letter());
         state.forget(seq);
         self.act(&mut state);
     }

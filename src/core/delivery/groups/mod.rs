@@ -45,7 +45,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 pub use writer::Dirty;
 
@@ -65,7 +65,7 @@ pub struct Groups {
     journal: Arc<Journal>,
     limits: Limits,
     handles: Mutex<Handles>,
-    shared: Shared,
+    shared: Arc<Shared>,
     /// Keeps dead letters.
     latest: Arc<Latest>,
     /// Dead letters under way.
@@ -82,7 +82,7 @@ pub struct Membership {
 }
 
 impl Groups {
-    /// The groups that the journal has, running; `dirty` is told when a segment begins.
+    /// The groups that the journal has; `dirty` is told when a segment begins.
     pub fn start(
         limits: &Limits,
         delivery: Arc<Delivery>,
@@ -96,20 +96,21 @@ impl Groups {
         if replay.unknown > 0 {
             tracing::error!(records = replay.unknown, "groups: records of the journal are not understood");
         }
-        let shared = Shared {
+        let (runs, to_run) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
             dirty,
             retention: delivery.retention.clone(),
             held: Arc::default(),
             ends: Arc::default(),
+            runs,
             counts,
             begun: Instant::now(),
-        };
+        });
         let mut handles = BTreeMap::new();
         for (name, known) in replay.into_groups() {
             let patterns = patterns_of(&known.spec.topics);
             handles.insert(name.clone(), Handle::goes_on(name, known, &patterns, shared.clone()));
         }
-        let all: Vec<Arc<Handle>> = handles.values().cloned().collect();
         let groups = Arc::new(Groups {
             delivery,
             journal,
@@ -122,9 +123,7 @@ impl Groups {
             is_used: AtomicBool::new(is_used),
         });
         tokio::spawn(writer::run(groups.clone()));
-        for handle in all {
-            tokio::spawn(task::run(groups.clone(), handle));
-        }
+        tokio::spawn(task::run_all(groups.clone(), to_run));
         groups
     }
 
@@ -177,10 +176,7 @@ impl Groups {
         self.is_used.store(true, Relaxed);
         handles.insert(group, handle.clone());
         match beginning {
-            Some(beginning) => {
-                handle.begin(beginning.next - 1);
-                tokio::spawn(task::run(self.clone(), handle.clone()));
-            }
+            Some(beginning) => handle.begin(beginning.next - 1),
             None => drop(tokio::spawn(task::search(self.clone(), handle.clone(), from))),
         }
         Ok(handle)

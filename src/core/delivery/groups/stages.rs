@@ -121,7 +121,7 @@ impl Handle {
         report(&mut out, "group_remove", &json!({"group": self.name}));
         state.answers.push((outlet.clone(), 0, out));
         self.list(&mut state);
-        self.wake.notify_one();
+        self.rouse(&mut state);
     }
 
     /// It is no more.
@@ -198,14 +198,15 @@ mod tests {
             ordered_by_key: false,
         };
         let patterns = [Pattern::parse("t").unwrap()];
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             dirty: Arc::default(),
             retention: Arc::default(),
             held: Arc::default(),
             ends: Arc::default(),
+            runs: tokio::sync::mpsc::unbounded_channel().0,
             counts: None,
             begun: tokio::time::Instant::now(),
-        };
+        });
         (
             Handle::begins("g".into(), spec, &patterns, "v", 1, shared),
             Arc::new(Outlet::new(9, 999, Room::new(999))),
@@ -249,12 +250,13 @@ mod tests {
         group.written();
         group.end_seek(Ok(10), &outlet);
         let mut frames = Vec::new();
-        event(&mut frames, &delivery_head("g", 1, 5), b"{\"seq\":90,\"id\":\"x\"}\n");
-        group.take(&came(frames.clone()));
+        let head = delivery_head("g", 1, 5);
+        event(&mut frames, &head, b"{\"seq\":90,\"id\":\"x\"}\n");
+        group.take(&came(frames.clone()), &head);
         group.pass(99);
         assert_eq!((group.cursor(), group.report(1, 95)["waiting"].as_u64()), (10, Some(0)));
         assert_eq!(group.take_seek(), Some(11));
-        group.take(&came(frames));
+        group.take(&came(frames), &head);
         assert_eq!(group.report(1, 95)["waiting"].as_u64(), Some(1));
     }
 }

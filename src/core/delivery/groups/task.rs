@@ -1,4 +1,4 @@
-//! The task of one group: takes events in while there is room, does what is due, and buries the dead.
+//! The task of a group that has members, or events: takes events in while there is room, does what is due, and buries the dead.
 //!
 //! Always holds: it takes in no more than its members may soon take; an event that is given up is done only once its
 //! dead letter is durable; on a full disk it waits with it. Owner: [`super::Groups`].
@@ -10,6 +10,7 @@ use crate::core::journal::Outcome;
 use crate::core::wire::subscribe::From;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
@@ -18,22 +19,29 @@ const QUIET: Duration = Duration::from_secs(30);
 /// What failed is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Looks for where a new group begins, then runs it.
+/// Looks for where a new group begins.
 pub(super) async fn search(groups: Arc<Groups>, handle: Arc<Handle>, from: From) {
     match groups.delivery.look_up(from).await {
         Ok(beginning) => handle.begin(beginning.next - 1),
         // It may have been moved meanwhile.
         Err(refusal) => drop(groups.fail(&handle, &refusal)),
     }
-    run(groups, handle).await;
 }
 
-/// Runs a group for as long as the broker runs.
-pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
+/// Runs groups that have something to do.
+pub(super) async fn run_all(groups: Arc<Groups>, mut runs: UnboundedReceiver<Arc<Handle>>) {
+    while let Some(handle) = runs.recv().await {
+        tokio::spawn(run(groups.clone(), handle));
+    }
+}
+
+/// Runs a group until it has nothing to do, and nobody.
+async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
+    let interest = Arc::new(handle.interest());
     let mut intake = Intake::new(
         groups.delivery.clone(),
         groups.delivery.groups_outlet(&groups.limits),
-        handle.interest.clone(),
+        interest.clone(),
         handle.cursor() + 1,
     );
     let mut quiet = interval_at(Instant::now() + QUIET, QUIET);
@@ -42,7 +50,7 @@ pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
     // After a failure the same is not tried before this: a letter, and reading.
     let (mut no_letter, mut no_reading) = (Instant::now(), Instant::now());
     loop {
-        if handle.is_gone() {
+        if handle.is_gone() || handle.rests() {
             return;
         }
         if let Some(next) = handle.take_seek() {
@@ -66,7 +74,7 @@ pub(super) async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             came = intake.next(), if may_take => match came {
                 Ok(came) => {
                     intake.read.take().into_iter().for_each(|time| handle.polled(time));
-                    let expired = handle.take(&came);
+                    let expired = handle.take(&came, interest.head());
                     say_expired(&handle, expired);
                 }
                 Err(error) => {
