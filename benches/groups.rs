@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench groups -- [plain] [group] [acks] [filter] [idle]`
 //!
-//! plain: one subscriber reads a backlog of 400,000 events of 256 bytes. group: one member of a group reads the same
+//! plain: one subscriber reads a backlog of 1,600,000 events of 256 bytes. group: one member of a group reads the same
 //! and acks all of it, `through` every 100th; until the cursor is at the end, durably. acks: the same with an ack an
 //! event, and what of its core the commit thread used beside that. filter: a publisher floods; what the router's
 //! thread uses an event without a group, and with one whose filter selects 1 %. idle: what 1,000 groups without
@@ -14,7 +14,8 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const BACKLOG: u64 = 400_000;
+const BACKLOG: u64 = 1_600_000;
+const FLOOD: u64 = 400_000;
 
 struct Broker {
     child: Child,
@@ -241,7 +242,7 @@ fn main() {
         idle(&broker);
     }
     Guest::connect(&broker, "publisher").publish(BACKLOG);
-    for turn in 0..3 {
+    for turn in 0..5 {
         if wants("plain") {
             plain(&broker);
         }
@@ -253,7 +254,7 @@ fn main() {
         }
     }
     if wants("filter") {
-        filter(&broker, None, BACKLOG);
-        filter(&broker, Some("f"), BACKLOG);
+        filter(&broker, None, FLOOD);
+        filter(&broker, Some("f"), FLOOD);
     }
 }

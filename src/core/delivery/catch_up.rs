@@ -6,7 +6,7 @@
 use super::subscription::Plan;
 use crate::core::event::Event;
 use crate::core::journal::read::{Mark, Read, Reader};
-use crate::core::limits::{CATCH_UP_BYTES, OUTPUT_BYTES};
+use crate::core::limits::CATCH_UP_BYTES;
 use crate::core::retention::{Retention, is_expired};
 use crate::core::wire::subscribe::{event, gap};
 use std::io;
@@ -41,8 +41,8 @@ pub fn read(reader: &mut Reader, plan: &Plan, retention: &Retention, now: u64) -
     let mut step = Step { next: plan.at, ..Step::default() };
     let mut looked_at = 0;
     // Each event may be wanted by all of them.
-    let share = (OUTPUT_BYTES / plan.wanted.len().max(1)).max(1);
-    while step.frames.len() < OUTPUT_BYTES && looked_at < CATCH_UP_BYTES {
+    let share = (plan.bytes / plan.wanted.len().max(1)).max(1);
+    while step.frames.len() < plan.bytes && looked_at < CATCH_UP_BYTES {
         // Events of one topic come one behind the other.
         let (mut topic, mut wanted, mut bound) = (Vec::new(), Vec::<usize>::new(), None);
         let Step { frames, events, expired, expires, .. } = &mut step;

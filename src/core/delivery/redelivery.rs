@@ -3,8 +3,9 @@
 //! Always holds: a delay is known from the attempt alone; what is due is found in order of its time, and taken out at
 //! the cost of a logarithm. Pure: times are arguments, monotonic, since some start. Owner: `group.rs`.
 
+use super::group::ranges::Ranges;
 use crate::core::limits::{NACK_DELAY, NACK_DELAY_LONGEST, NACK_DELAY_SET};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How long a nacked event waits.
@@ -38,32 +39,38 @@ impl Delay {
     }
 }
 
-/// Deadlines of deliveries and ends of delays, each of one event.
+/// Deadlines of deliveries and ends of delays, each of one event: many have the same, for they were handed out together.
 #[derive(Debug, Default)]
-pub struct Timers(BTreeSet<(Duration, u64)>);
+pub struct Timers(BTreeMap<Duration, Ranges>);
 
 impl Timers {
     /// Something happens to `seq` at `at`.
     pub fn set(&mut self, at: Duration, seq: u64) {
-        self.0.insert((at, seq));
+        self.0.entry(at).or_default().insert(seq, seq);
     }
 
     /// It does not.
     pub fn clear(&mut self, at: Duration, seq: u64) {
-        self.0.remove(&(at, seq));
+        let Some(due) = self.0.get_mut(&at) else { return };
+        due.remove(seq);
+        if due.is_empty() {
+            self.0.remove(&at);
+        }
     }
 
     /// The time of the first.
     pub fn next(&self) -> Option<Duration> {
-        self.0.first().map(|(at, _)| *at)
+        self.0.first_key_value().map(|(at, _)| *at)
     }
 
     /// Takes the first out that is due.
     pub fn due(&mut self, now: Duration) -> Option<u64> {
-        if self.next()? > now {
-            return None;
+        let mut first = self.0.first_entry().filter(|first| *first.key() <= now)?;
+        let seq = first.get_mut().pop_seq();
+        if first.get().is_empty() {
+            first.remove();
         }
-        self.0.pop_first().map(|(_, seq)| seq)
+        seq
     }
 }
 

@@ -12,7 +12,7 @@
 //! session has so many patterns at most (invariant 6). Pure. Owner: the session.
 
 use super::interest::Interest;
-use crate::core::limits::CATCH_UP_TOGETHER;
+use crate::core::limits::{CATCH_UP_TOGETHER, OUTPUT_BYTES};
 use crate::core::refusal::Refusal;
 use std::sync::Arc;
 
@@ -59,6 +59,8 @@ pub struct Plan {
     pub at: u64,
     /// For whom: its number, its next seq, what it wants.
     pub wanted: Vec<(u32, u64, Arc<Interest>)>,
+    /// About so many bytes of frames at a time.
+    pub bytes: usize,
 }
 
 /// All subscriptions of one session.
@@ -131,7 +133,7 @@ impl Subscriptions {
         wanted.sort_unstable_by_key(|(_, next, _)| *next);
         wanted.truncate(CATCH_UP_TOGETHER);
         let at = wanted.iter().map(|(_, next, _)| *next).min()?;
-        Some(Plan { at, wanted })
+        Some(Plan { at, wanted, bytes: OUTPUT_BYTES })
     }
 
     /// The first one that is to be sent the state: its number, where it is, up to where, what it wants.

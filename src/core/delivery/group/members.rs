@@ -4,6 +4,7 @@
 //! nothing; those that have room take turns, one event each; whoever has none is not looked at until it gives
 //! something back. Pure. Owner: `group.rs`.
 
+use super::ranges::Ranges;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -15,7 +16,9 @@ pub type MemberId = u64;
 struct Member {
     max_in_flight: usize,
     max_bytes: usize,
-    held: BTreeSet<u64>,
+    held: Ranges,
+    /// How many these are.
+    events: usize,
     bytes: usize,
     /// What timed out here and waits for its next member.
     late: BTreeSet<u64>,
@@ -28,7 +31,7 @@ struct Member {
 impl Member {
     fn fits(&self, bytes: usize) -> bool {
         let some = self.bytes.saturating_add(bytes) <= self.max_bytes;
-        self.held.is_empty() || (some && self.held.len() < self.max_in_flight)
+        self.events == 0 || (some && self.events < self.max_in_flight)
     }
 }
 
@@ -56,13 +59,13 @@ impl Members {
         }
     }
 
-    /// Takes a member out. What it held, in order, and what of it was late.
-    pub fn leave(&mut self, id: MemberId) -> Option<BTreeSet<u64>> {
+    /// Takes a member out. What it held, in order.
+    pub fn leave(&mut self, id: MemberId) -> Option<Vec<u64>> {
         let member = self.all.remove(&id)?;
         self.turns.retain(|other| *other != id);
         self.places = self.places.saturating_sub(member.max_in_flight);
-        self.in_flight = self.in_flight.saturating_sub(member.held.len());
-        Some(member.held)
+        self.in_flight = self.in_flight.saturating_sub(member.events);
+        Some(member.held.through(u64::MAX).collect())
     }
 
     /// Gives `seq` to the member whose turn it is and whom it fits; `None` when there is none.
@@ -73,10 +76,11 @@ impl Members {
             if member.paused || !member.fits(bytes) {
                 continue;
             }
-            member.held.insert(seq);
+            member.held.insert(seq, seq);
+            member.events += 1;
             member.bytes = member.bytes.saturating_add(bytes);
             self.in_flight += 1;
-            if member.held.len() < member.max_in_flight {
+            if member.events < member.max_in_flight {
                 member.in_turn = true;
                 self.turns.push_back(id);
             }
@@ -108,7 +112,8 @@ impl Members {
     /// A member does not hold `seq` any more.
     pub fn release(&mut self, id: MemberId, seq: u64, bytes: usize) {
         let Some(member) = self.all.get_mut(&id) else { return };
-        if member.held.remove(&seq) {
+        if member.held.remove(seq) {
+            member.events = member.events.saturating_sub(1);
             member.bytes = member.bytes.saturating_sub(bytes);
             self.in_flight = self.in_flight.saturating_sub(1);
             if !member.in_turn && !member.paused {
@@ -135,9 +140,11 @@ impl Members {
     /// What a member holds or has had until its time was over, through `seq`, in order.
     pub fn held_through(&self, id: MemberId, seq: u64) -> Vec<u64> {
         let Some(member) = self.all.get(&id) else { return Vec::new() };
-        let held = member.held.range(..=seq);
-        let mut all: Vec<u64> = held.chain(member.late.range(..=seq)).copied().collect();
-        all.sort_unstable();
+        let mut all: Vec<u64> = member.held.through(seq).collect();
+        if !member.late.is_empty() {
+            all.extend(member.late.range(..=seq));
+            all.sort_unstable();
+        }
         all
     }
 
@@ -145,7 +152,7 @@ impl Members {
     pub fn release_all(&mut self) {
         self.turns.clear();
         for (id, member) in &mut self.all {
-            member.held.clear();
+            (member.held, member.events) = (Ranges::default(), 0);
             member.late.clear();
             member.bytes = 0;
             member.in_turn = !member.paused;
@@ -218,7 +225,7 @@ mod tests {
         members.release(1, 1, 60_000);
         members.release(1, 1, 60_000);
         assert_eq!((members.in_flight(), members.give(2, 1)), (0, Some(1)));
-        assert_eq!(members.leave(1), Some(BTreeSet::from([2])));
+        assert_eq!(members.leave(1), Some(vec![2]));
         assert_eq!((members.leave(1), members.give(3, 1), members.places()), (None, None, 0));
         members.join(1, 1, 1);
         members.leave(1);

@@ -1,7 +1,7 @@
-//! Ranges of seqs: what of a group is done beyond its cursor.
+//! Seqs as ranges: what of a group is done beyond its cursor, what a member holds, what is due at one time.
 //!
 //! Always holds: no two ranges touch or overlap; every operation costs the logarithm of how many there are, and what
-//! it takes out. Pure. Owner: `progress.rs`.
+//! it takes out. Pure. Owner: `progress.rs`, `members.rs` and `redelivery.rs`, each its own.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,13 @@ impl Ranges {
     /// Adds all from `from` through `to`; nothing when that is backwards.
     pub fn insert(&mut self, mut from: u64, mut to: u64) {
         if from > to {
+            return;
+        }
+        // Mostly it goes on where the last one ends.
+        if let Some(mut end) = self.0.last_entry()
+            && end.get().checked_add(1) == Some(from)
+        {
+            end.insert(to);
             return;
         }
         while let Some((&first, &last)) = self.0.range(..=to.saturating_add(1)).next_back()
@@ -38,6 +45,36 @@ impl Ranges {
             through = through.max(range.remove());
         }
         through
+    }
+
+    /// Takes one out; false when it was not in.
+    pub fn remove(&mut self, seq: u64) -> bool {
+        let Some((&first, last)) = self.0.range_mut(..=seq).next_back() else { return false };
+        let end = *last;
+        if end < seq {
+            return false;
+        }
+        if first < seq {
+            *last = seq - 1;
+        } else {
+            self.0.remove(&first);
+        }
+        if seq < end {
+            self.0.insert(seq + 1, end);
+        }
+        true
+    }
+
+    /// Takes the first seq out.
+    pub fn pop_seq(&mut self) -> Option<u64> {
+        let first = *self.0.first_key_value()?.0;
+        self.remove(first);
+        Some(first)
+    }
+
+    /// Each of those through `seq`, in order.
+    pub fn through(&self, seq: u64) -> impl Iterator<Item = u64> {
+        self.0.range(..=seq).flat_map(move |(first, last)| *first..=(*last).min(seq))
     }
 
     /// Takes the first range out.
@@ -70,10 +107,10 @@ mod tests {
     proptest! {
         #[test]
         fn they_are_the_set_of_what_was_inserted(
-            steps in proptest::collection::vec((0u64..60, 0u64..6, 0u64..70), 0..40),
+            steps in proptest::collection::vec((0u64..60, 0u64..6, 0u64..70, 0u64..99), 0..40),
         ) {
             let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
-            for (from, more, cut) in steps {
+            for (from, more, cut, one) in steps {
                 ranges.insert(from, from + more);
                 set.extend(from..=from + more);
                 if cut < 8 {
@@ -83,6 +120,11 @@ mod tests {
                     }
                     prop_assert_eq!(ranges.trim(cut), last);
                     set = set.split_off(&(last + 1));
+                }
+                prop_assert_eq!(ranges.remove(one), set.remove(&one));
+                prop_assert!(ranges.through(one).eq(set.range(..=one).copied()));
+                if one > 80 {
+                    prop_assert_eq!(ranges.pop_seq(), set.pop_first());
                 }
                 for seq in 0..70 {
                     prop_assert_eq!(ranges.contains(seq), set.contains(&seq));
@@ -100,6 +142,9 @@ mod tests {
         ranges.insert(0, 0);
         ranges.insert(5, 4);
         assert!(ranges.contains(u64::MAX) && ranges.contains(0) && !ranges.contains(4));
+        assert!(ranges.clone().remove(u64::MAX) && ranges.clone().remove(0));
+        ranges.insert(u64::MAX - 1, u64::MAX);
+        assert!(ranges.through(u64::MAX).eq([0, u64::MAX - 1, u64::MAX]));
         assert_eq!(ranges.trim(u64::MAX), u64::MAX);
         assert!(ranges.is_empty());
     }

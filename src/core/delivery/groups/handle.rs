@@ -195,10 +195,13 @@ impl Handle {
         self.shared.begun.elapsed()
     }
 
-    /// How many events it may take in, if any.
-    pub fn may_take(&self) -> bool {
+    /// How many bytes of events it may take in at a time; 0: none.
+    pub fn room(&self) -> usize {
         let state = self.lock();
-        state.stage == Stage::Durable && state.lines.have_room() && state.machine.room() > 0
+        match state.stage {
+            Stage::Durable if state.machine.room() > 0 => state.lines.room(),
+            _ => 0,
+        }
     }
 
     /// What it takes in.

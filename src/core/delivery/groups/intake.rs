@@ -68,11 +68,11 @@ impl Intake {
         }
     }
 
-    /// Waits for more.
+    /// Waits for more; of the journal about so many bytes are read at a time.
     ///
     /// # Errors
     /// The journal cannot be read; it may be asked again.
-    pub async fn next(&mut self) -> io::Result<Came> {
+    pub async fn next(&mut self, bytes: usize) -> io::Result<Came> {
         loop {
             if self.is_live {
                 match self.outlet.pop() {
@@ -93,7 +93,8 @@ impl Intake {
             let reading = match &mut self.reading {
                 Some(reading) => reading,
                 None => {
-                    let plan = Plan { at: self.next, wanted: vec![(ID, self.next, self.interest.clone())] };
+                    let wanted = vec![(ID, self.next, self.interest.clone())];
+                    let plan = Plan { at: self.next, wanted, bytes };
                     self.since = Instant::now();
                     self.reading.insert(Box::pin(self.delivery.read(plan, self.mark.take())))
                 }

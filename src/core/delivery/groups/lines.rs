@@ -8,7 +8,7 @@
 //! Always holds: what is counted is what is kept, which is less than [`SPARSE`] times what is held; seqs ascend. Owner:
 //! [`super::handle::State`].
 
-use crate::core::limits::{GROUP_BYTES_HELD, GROUPS_BYTES_HELD};
+use crate::core::limits::{CATCH_UP_BYTES, GROUP_BYTES_HELD, GROUPS_BYTES_HELD, OUTPUT_BYTES};
 use crate::core::wire::codec::LENGTH_BYTES;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -93,7 +93,16 @@ impl Lines {
 
     /// There is room for more; who has none may always have some.
     pub fn have_room(&self) -> bool {
-        self.is_empty() || (self.bytes < GROUP_BYTES_HELD && self.held.load(Relaxed) < GROUPS_BYTES_HELD)
+        self.room() > 0
+    }
+
+    /// How much more may come at a time, in bytes: little when all groups together have much.
+    pub fn room(&self) -> usize {
+        match self.held.load(Relaxed) < GROUPS_BYTES_HELD {
+            true if self.bytes < GROUP_BYTES_HELD => CATCH_UP_BYTES,
+            false if self.is_empty() => OUTPUT_BYTES,
+            _ => 0,
+        }
     }
 
     pub fn is_empty(&self) -> bool {

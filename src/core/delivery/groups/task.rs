@@ -59,7 +59,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
         }
         let due = handle.look();
         let now = Instant::now();
-        let may_take = no_reading <= now && handle.may_take();
+        let room = if no_reading <= now { handle.room() } else { 0 };
         if no_letter <= now && letter.is_none() {
             letter = handle.letter().map(|(seq, batch)| (seq, groups.publish(batch)));
         }
@@ -71,7 +71,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
                 (Ok(Ok(_)), Some((seq, _))) => handle.buried(seq),
                 _ => no_letter = Instant::now() + AGAIN,
             },
-            came = intake.next(), if may_take => match came {
+            came = intake.next(room), if room > 0 => match came {
                 Ok(came) => {
                     intake.read.take().into_iter().for_each(|time| handle.polled(time));
                     let expired = handle.take(&came, interest.head());
@@ -84,7 +84,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             },
             _ = quiet.tick() => {
                 say_expired(&handle, handle.sweep());
-                if may_take && let Some(through) = intake.passed() {
+                if room > 0 && let Some(through) = intake.passed() {
                     handle.pass(through);
                 }
             }
