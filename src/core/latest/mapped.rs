@@ -17,6 +17,8 @@ use std::path::Path;
 
 /// For a write-ahead log of 128 MiB: more than is written between two checkpoints; 16 MiB of it are kept.
 const BYTES: u64 = 256 * 1024;
+/// How its name ends, behind the database's.
+const END: &str = "-shm";
 /// Blocks of a page or more have all of it.
 const PAGE: u64 = 4096;
 
@@ -40,7 +42,8 @@ impl Mapped {
     /// # Errors
     /// There is no place for it.
     pub fn may_begin(&self, path: &Path) -> Result<(), Wrong> {
-        if self.anchor.is_some() {
+        let is_held = |held: &Held| inodes(path).is_ok_and(|now| now == held.inodes);
+        if self.anchor.is_some() && self.held.as_ref().is_some_and(is_held) {
             return Ok(());
         }
         let disk = statvfs(path.parent().unwrap_or(path)).map_err(io::Error::from)?;
@@ -57,9 +60,7 @@ impl Mapped {
     /// # Errors
     /// There is none.
     pub fn reserve(&mut self, path: &Path) -> Result<(), Wrong> {
-        let file = with(path, "-shm");
-        let inode = |path: &Path| symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
-        let inodes = [inode(path)?, inode(&file)?];
+        let inodes = inodes(path)?;
         // What was before is put aside or removed.
         self.held.take_if(|held| held.inodes != inodes);
         let held = match &self.held {
@@ -68,7 +69,7 @@ impl Mapped {
                 self.anchor = None;
                 let mut options = OpenOptions::new();
                 options.read(true).write(true).custom_flags(nix::libc::O_NOFOLLOW);
-                self.held.insert(Held { file: options.open(file)?, inodes })
+                self.held.insert(Held { file: options.open(with(path, END))?, inodes })
             }
         };
         match fallocate(&held.file, FallocateFlags::empty(), 0, BYTES as i64) {
@@ -77,9 +78,7 @@ impl Mapped {
             Err(error) => return Err(io::Error::from(error).into()),
         }
         if self.anchor.is_none() {
-            let anchor = connect_beside(path)?;
-            // It has the file from its first look into the database on.
-            self.anchor = Some(anchor);
+            self.anchor = Some(connect_beside(path)?);
         }
         Ok(())
     }
@@ -88,4 +87,10 @@ impl Mapped {
     pub fn let_go(&mut self) {
         self.anchor = None;
     }
+}
+
+/// Of the database and of this file.
+fn inodes(path: &Path) -> io::Result<[(u64, u64); 2]> {
+    let inode = |path: &Path| symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    Ok([inode(path)?, inode(&with(path, END))?])
 }
