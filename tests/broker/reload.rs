@@ -1,9 +1,10 @@
 //! SIGHUP: castra.toml is read anew, under guests that are connected.
 
+use crate::groups::{code, delivery, join};
 use crate::service::Manager;
 use crate::support::{Broker, Guest, broker_log, castra, eventually, records};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -174,6 +175,58 @@ fn rules_change_at_once_and_end_nothing_but_what_they_forbid() {
     configured.reload(&vm("web", ""), TAKEN);
     assert_eq!(web.ask(r#"{"type":"subscribe","topic":"x.>"}"#)["status"], "ok");
     assert_eq!(web.ask(r#"{"type":"publish","topic":"z"}"#)["status"], "ok");
+}
+
+#[test]
+fn a_membership_that_the_rules_forbid_ends_and_others_have_what_it_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let configured = Configured::start(dir.path(), &[vm("one", ""), vm("two", "")].concat());
+    let mut one = configured.guest("one", "");
+    for topic in ["jobs", "news"] {
+        join(&mut one, &format!(r#""topic":"{topic}.a","group":"{topic}""#));
+    }
+    let host = |topic: &str| assert!(configured.broker.run(&["bus", "publish", topic]).status.success());
+    for seq in 1..=2 {
+        host("jobs.a");
+        assert_eq!(delivery(&mut one, "jobs"), (seq, 1));
+    }
+    let mut two = configured.guest("two", "");
+    join(&mut two, r#""topic":"jobs.a","group":"jobs""#);
+
+    let said = configured.reload(&[vm("one", "subscribe = [\"news.*\"]"), vm("two", "")].concat(), TAKEN);
+    assert!(said.contains("changed=1"), "{said}");
+    let ended = one.receive().unwrap();
+    let fields = ["type", "group", "code", "sub"].map(|name| &ended[name]);
+    assert_eq!(json!(fields), json!(["unsubscribed", "jobs", "forbidden-topic", null]), "{ended}");
+    assert!(ended["reason"].as_str().unwrap().contains("castra.toml"), "{ended}");
+    // What it held is the other's, at once; what it says of that now counts for nothing.
+    assert_eq!([(); 2].map(|()| delivery(&mut two, "jobs")), [(1, 2), (2, 2)]);
+    let answer = one.ask(r#"{"type":"ack","group":"jobs","seq":1,"confirm":true}"#);
+    assert_eq!(code(&answer), "not-a-member");
+    for wish in [r#""type":"subscribe","topic":"jobs.a""#, r#""type":"subscribe","topic":"news.a""#] {
+        // Neither by naming what it may not have, nor by naming something else.
+        let answer = one.ask(format!(r#"{{{wish},"group":"jobs"}}"#));
+        assert_eq!(code(&answer), "forbidden-topic", "{wish}");
+    }
+    host("jobs.a");
+    assert_eq!(delivery(&mut two, "jobs"), (3, 1));
+    let answer = two.ask(r#"{"type":"ack","group":"jobs","through":3,"confirm":true}"#);
+    assert_eq!(answer["events"], 3, "{answer}");
+    let stands = two.ask(r#"{"type":"group","group":"jobs"}"#);
+    assert_eq!(json!([stands["members"], stands["cursor"]]), json!([1, 3]), "{stands}");
+    // Its other membership goes on, and so does the session.
+    host("news.a");
+    assert_eq!(delivery(&mut one, "news"), (4, 1));
+    is_alive(&mut one);
+    eventually("a record", || {
+        let all = records(&configured.broker.root, "bus-events");
+        all.into_iter().find(|said| {
+            said["reason"] == "forbidden-topic" && said["detail"].as_str().unwrap().contains("group 'jobs'")
+        })
+    });
+    // And it may come back when it may have them again.
+    configured.reload(&[vm("one", ""), vm("two", "")].concat(), TAKEN);
+    join(&mut one, r#""topic":"jobs.a","group":"jobs""#);
 }
 
 #[test]

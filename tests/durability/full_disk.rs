@@ -7,10 +7,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-const SMALL: [&str; 2] = ["--segment-bytes", "2097152"];
+pub const SMALL: [&str; 2] = ["--segment-bytes", "2097152"];
 
 /// Publishes until the answer is `code` ("ok" for an ack).
-fn until(guest: &mut Guest, code: &str) {
+pub fn until(guest: &mut Guest, code: &str) {
     static PROBES: AtomicUsize = AtomicUsize::new(0);
     eventually(code, || {
         let n = PROBES.fetch_add(1, SeqCst);

@@ -14,6 +14,8 @@ mod failing_disk;
 mod faults;
 mod full_disk;
 mod groups;
+mod groups_cuts;
+mod groups_disk;
 mod kill;
 mod latest;
 mod load;

@@ -15,6 +15,7 @@ pub mod answer;
 mod change;
 pub mod compaction;
 pub mod copy;
+mod mapped;
 mod open;
 mod pool;
 pub mod snapshot;
@@ -28,6 +29,7 @@ use super::journal::writer::Committed;
 use super::limits::{CATCH_UP_READS, LATEST_BYTES, LATEST_HOLDS, LATEST_WAIT, Limits};
 use super::refusal::Refusal;
 use compaction::Compaction;
+use mapped::Mapped;
 use pool::Pool;
 use std::collections::VecDeque;
 use std::io;
@@ -71,6 +73,8 @@ struct Shared {
     /// Events that were gone before the view had them.
     lost: AtomicU64,
     pool: Pool,
+    /// Behind what reads: it outlives that.
+    mapped: Mutex<Mapped>,
 }
 
 impl Shared {
@@ -143,6 +147,7 @@ impl Latest {
             seq: watch::channel(0).0,
             floor: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            mapped: Mutex::default(),
         };
         let latest = Arc::new(Latest {
             shared: Arc::new(shared),

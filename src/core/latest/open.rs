@@ -212,7 +212,8 @@ fn check(application: i64, version: i64) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn with(path: &Path, suffix: &str) -> PathBuf {
+/// The path of what is beside a database.
+pub(super) fn with(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

@@ -57,11 +57,19 @@ impl Work {
                 head: self.map.durable_seq(),
             };
             let shared = &self.shared;
-            let error = match open(&shared.path, &viewed, &shared.compaction) {
+            let opened = {
+                let mut mapped = shared.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+                let opened = mapped.may_begin(&shared.path);
+                let opened = opened.and_then(|()| open(&shared.path, &viewed, &shared.compaction));
+                opened.and_then(|store| mapped.reserve(&shared.path).map(|()| store))
+            };
+            let error = match opened {
                 Ok(store) => {
                     shared.pool.renew();
                     match View::new(&self, store).follow() {
-                        Ok(()) => return,
+                        Ok(()) => {
+                            return shared.mapped.lock().unwrap_or_else(PoisonError::into_inner).let_go();
+                        }
                         Err(Wrong::Damaged(why)) => match put_aside(&shared.path) {
                             Ok(aside) => {
                                 let (path, aside) = (shared.path.display(), aside.display());

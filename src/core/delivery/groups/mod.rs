@@ -139,24 +139,26 @@ impl Groups {
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Membership, Refusal> {
         let number = self.members.fetch_add(1, Relaxed) + 1;
-        let mut handles = self.lock();
         let (spec, max_in_flight) = (wish.spec.clone(), wish.max_in_flight);
-        let handle = self.find_or_begin(&mut handles, wish, by, may)?;
         // Under the lock of all, so that a group that fails to begin is not joined any more.
-        handle.join(number, outlet.clone(), &spec, max_in_flight);
-        drop(handles);
+        let handle = self.find_or_begin(&mut self.lock(), wish, by, may, |handle| {
+            handle.join(number, outlet.clone(), &spec, max_in_flight);
+        })?;
         Ok(Membership { handle, number })
     }
 
+    /// `waits` is for whoever is to be told that it is there: before a new one begins, which may be durable at once.
     fn find_or_begin(
         self: &Arc<Self>,
         handles: &mut Handles,
         wish: Join,
         by: &VmName,
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
+        waits: impl FnOnce(&Arc<Handle>),
     ) -> Result<Arc<Handle>, Refusal> {
         if let Some(handle) = handles.get(&wish.group) {
             may(&handle.patterns)?;
+            waits(handle);
             return Ok(handle.clone());
         }
         let too_many = |why: String| Refusal::new("too-many-groups", why);
@@ -175,6 +177,7 @@ impl Groups {
         let handle = Handle::begins(group.clone(), spec, &patterns, by, wall_ms(), self.shared.clone());
         self.is_used.store(true, Relaxed);
         handles.insert(group, handle.clone());
+        waits(&handle);
         match beginning {
             Some(beginning) => handle.begin(beginning.next - 1),
             None => drop(tokio::spawn(task::search(self.clone(), handle.clone(), from))),
@@ -244,7 +247,9 @@ impl Groups {
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let wished = wish.spec.clone();
-        self.find_or_begin(&mut self.lock(), wish, by, may)?.tell_created(&wished, outlet);
+        self.find_or_begin(&mut self.lock(), wish, by, may, |handle| {
+            handle.tell_created(&wished, outlet);
+        })?;
         Ok(())
     }
 
