@@ -1,7 +1,7 @@
 //! Events that are of no use any more: nobody gets them, and what a group had not consumed is counted.
 
 use crate::subscribe::{event, is_quiet, publish, subscribe};
-use crate::support::{Broker, Guest, eventually};
+use crate::support::{Broker, Guest, broker_log, eventually};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -59,11 +59,26 @@ fn nobody_gets_what_its_publisher_limited_once_the_time_is_over() {
         let said = ["cursor", "lag", "expired_undelivered"].map(|name| &stands[name]);
         assert_eq!(json!(said), json!([third, 0, 1]), "{stands}");
     }
+    // It waited for a member that has its hands full.
+    let mut busy = broker.guest("m");
+    let join = r#"{"type":"subscribe","topic":"u","group":"busy","max_in_flight":1}"#;
+    assert_eq!(busy.ask(join)["status"], "ok");
+    let held = publish(&mut publisher, "u");
+    assert_eq!(delivery(&mut busy), held);
+    publish_for(&mut publisher, "u", 1);
+    let last = publish(&mut publisher, "u");
+    pass(Duration::from_millis(2));
+    busy.send(format!(r#"{{"type":"ack","group":"busy","seq":{held}}}"#));
+    assert_eq!(delivery(&mut busy), last);
+    eventually("what the broker's log says of it", || {
+        let is_it = |line: &String| line.contains("busy") && line.contains("expired_undelivered=1");
+        broker_log(dir.path()).iter().any(is_it).then_some(())
+    });
     // The log has all of them.
     let ttls = || Some(broker.log("p").iter().map(|line| line["ttl_ms"].clone()).collect::<Vec<_>>());
     assert_eq!(
-        eventually("the log", || ttls().filter(|all| all.len() == 3)),
-        [json!(1), json!(3_600_000), Value::Null]
+        eventually("the log", || ttls().filter(|all| all.len() == 6)),
+        [json!(1), json!(3_600_000), Value::Null, Value::Null, json!(1), Value::Null]
     );
 }
 

@@ -26,6 +26,7 @@ mod group_cli;
 mod groups;
 mod groups_bounds;
 mod groups_edges;
+mod groups_killed;
 mod groups_retention;
 mod handshake;
 mod instance;

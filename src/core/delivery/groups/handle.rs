@@ -92,6 +92,8 @@ pub(super) struct State {
     pub(super) expires: bool,
     /// Events of the group, since the broker started, that were gone or of no use any more before it had come to them.
     pub(super) expired: u64,
+    /// What of that the broker's log has not.
+    pub(super) unsaid: u64,
     /// For metrics, if there are any.
     pub(super) counting: Option<Box<Counting>>,
     pub(super) members: BTreeMap<u64, Member>,
@@ -169,6 +171,7 @@ impl Handle {
                 lines,
                 expires: false,
                 expired: 0,
+                unsaid: 0,
                 counting,
                 members: BTreeMap::new(),
                 answers: Vec::new(),
@@ -209,16 +212,15 @@ impl Handle {
         Interest::of_group(&self.name, &self.patterns, &self.spec)
     }
 
-    /// Takes events in, whose frames begin with `head`, and what was looked at up to `through`; how many were gone before
-    /// it had them.
-    pub fn take(self: &Arc<Self>, came: &Came, head: &[u8]) -> u64 {
+    /// Takes events in, whose frames begin with `head`, and what was looked at up to `through`.
+    pub fn take(self: &Arc<Self>, came: &Came, head: &[u8]) {
         let (mut found, mut expired) = (Vec::new(), came.expired);
         let own = (head, &*self.name);
         super::taken::each(&came.frames, own, &self.spec, &self.keys, |one| found.push(one));
         let mut state = self.lock();
         // It goes on elsewhere: what lies before these events is not done.
         if state.seek.is_some() {
-            return 0;
+            return;
         }
         let mut held = Vec::new();
         for one in found {
@@ -238,11 +240,9 @@ impl Handle {
         }
         state.lines.keep(&came.frames, held);
         state.expires |= came.expires;
-        state.expired += expired;
-        state.counting.iter().for_each(|counting| counting.expired(expired));
+        state.expire(expired);
         state.machine.pass(came.through);
         self.act(&mut state);
-        expired
     }
 
     /// There was nothing for it up to `through`.

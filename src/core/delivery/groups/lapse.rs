@@ -11,10 +11,9 @@ use crate::core::retention::is_expired;
 use std::sync::Arc;
 
 impl Handle {
-    /// Lets go of what waits and is of no use any more; how many events.
-    pub fn sweep(self: &Arc<Self>) -> u64 {
+    /// Lets go of what waits and is of no use any more.
+    pub fn sweep(self: &Arc<Self>) {
         let mut state = self.lock();
-        let before = state.expired;
         if state.expires || !self.shared.retention.is_empty() {
             let (now, waiting) = (wall_ms(), state.machine.waiting().collect::<Vec<_>>());
             for seq in
@@ -24,7 +23,6 @@ impl Handle {
             }
             self.act(&mut state);
         }
-        state.expired - before
     }
 
     pub(super) fn is_of_no_use(&self, state: &State, seq: u64, now: u64) -> bool {
@@ -35,7 +33,20 @@ impl Handle {
     pub(super) fn lapse(&self, state: &mut State, seq: u64) {
         state.machine.lapse(seq);
         state.forget(seq);
-        state.expired += 1;
-        state.counting.iter().for_each(|counting| counting.expired(1));
+        state.expire(1);
+    }
+
+    /// How many events have expired since the last call.
+    pub fn take_unsaid(&self) -> u64 {
+        std::mem::take(&mut self.lock().unsaid)
+    }
+}
+
+impl State {
+    /// So many events were gone or of no use before the group had them.
+    pub(super) fn expire(&mut self, events: u64) {
+        self.expired += events;
+        self.unsaid += events;
+        self.counting.iter().for_each(|counting| counting.expired(events));
     }
 }

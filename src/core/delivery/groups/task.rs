@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 /// So often it is looked whether events of other topics have passed.
 const QUIET: Duration = Duration::from_secs(30);
-/// What failed is tried again after so long.
+/// What failed is tried again, and what happens often said again, after so long.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Looks for where a new group begins.
@@ -47,10 +47,12 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
     let mut quiet = interval_at(Instant::now() + QUIET, QUIET);
     quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut letter: Option<(u64, oneshot::Receiver<Outcome>)> = None;
-    // After a failure the same is not tried before this: a letter, and reading.
+    // After a failure the same is not tried before this: a letter, and reading; what has expired is said once a while.
     let (mut no_letter, mut no_reading) = (Instant::now(), Instant::now());
+    let mut no_saying = Instant::now();
     loop {
         if handle.is_gone() || handle.rests() {
+            say_expired(&handle);
             return;
         }
         if let Some(next) = handle.take_seek() {
@@ -63,7 +65,11 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
         if no_letter <= now && letter.is_none() {
             letter = handle.letter().map(|(seq, batch)| (seq, groups.publish(batch)));
         }
-        let due = due.into_iter().chain([no_letter, no_reading].into_iter().filter(|at| *at > now)).min();
+        if no_saying <= now && say_expired(&handle) {
+            no_saying = now + AGAIN;
+        }
+        let holds = [no_letter, no_reading, no_saying].into_iter().filter(|at| *at > now);
+        let due = due.into_iter().chain(holds).min();
         tokio::select! {
             biased;
             () = handle.wake.notified() => {}
@@ -74,8 +80,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             came = intake.next(room), if room > 0 => match came {
                 Ok(came) => {
                     intake.read.take().into_iter().for_each(|time| handle.polled(time));
-                    let expired = handle.take(&came, interest.head());
-                    say_expired(&handle, expired);
+                    handle.take(&came, interest.head());
                 }
                 Err(error) => {
                     tracing::error!(%error, group = %handle.name, "journal: cannot be read for a group");
@@ -83,7 +88,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
                 }
             },
             _ = quiet.tick() => {
-                say_expired(&handle, handle.sweep());
+                handle.sweep();
                 if room > 0 && let Some(through) = intake.passed() {
                     handle.pass(through);
                 }
@@ -93,11 +98,14 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
     }
 }
 
-fn say_expired(handle: &Handle, expired: u64) {
+/// Says how many events have expired since it was said last, if any.
+fn say_expired(handle: &Handle) -> bool {
+    let expired = handle.take_unsaid();
     if expired > 0 {
         let group = &handle.name;
         tracing::warn!(%group, expired_undelivered = expired, "events expired before the group had them");
     }
+    expired > 0
 }
 
 async fn until(due: Option<Instant>) {
