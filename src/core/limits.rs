@@ -60,7 +60,7 @@ pub const GROUP_BATCH: u32 = 1000;
 pub const GROUP_IN_FLIGHT: u32 = 10_000;
 /// … and their frames, in bytes; one more at the most.
 pub const GROUP_MEMBER_BYTES: usize = 1024 * 1024;
-/// The bytes of the events that a group took in and that are not done; then it takes in no more.
+/// The bytes kept for the events that a group took in and that are not done; then it takes in no more.
 pub const GROUP_BYTES_HELD: usize = 16 * 1024 * 1024;
 /// The same of all groups together; a group that has taken nothing in may always take something.
 pub const GROUPS_BYTES_HELD: usize = 256 * 1024 * 1024;

@@ -32,7 +32,7 @@ pub struct Step {
     pub mark: Option<Mark>,
 }
 
-/// Reads on for `plan`, and makes about as much as a session takes at a time. What has expired at `now`, wall time in
+/// Reads on for `plan`, and makes about as many bytes of frames as it says. What has expired at `now`, wall time in
 /// milliseconds, is left out.
 ///
 /// # Errors

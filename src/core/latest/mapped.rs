@@ -1,9 +1,10 @@
-//! The file beside the database that SQLite maps into memory: all of it has its place on the disk.
+//! The file beside the database that SQLite maps into memory has its place on the disk.
 //!
 //! Whoever writes to a mapped page that finds no place on a full disk is ended (SIGBUS), and with it the broker. SQLite
-//! sees to one byte of each page, which is not all of it where a disk's blocks are smaller. Always holds: the file is
-//! neither closed nor begun anew while the database may be open, for a close takes all locks that this process has on it.
-//! Owner: [`super::Latest`].
+//! sees to one byte of each page, which is not all of it where a disk's blocks are smaller. Where a disk writes each page
+//! to a new place (btrfs) no file can have its place for good: there a full disk may still end it. Always holds: the
+//! file is not closed before the last connection to the database that this module has, for a close takes all locks
+//! that this process has on it. Owner: [`super::Latest`].
 
 use super::open::{Wrong, connect_beside, with};
 use nix::errno::Errno;
@@ -15,8 +16,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// For a write-ahead log of 128 MiB: more than is written between two checkpoints; 16 MiB of it are kept.
-const BYTES: u64 = 256 * 1024;
+/// For a write-ahead log of 1 GiB: what much that is read changes at once is three hundred MiB, and a copy that is being
+/// made keeps some more.
+const BYTES: u64 = 2 * 1024 * 1024;
 /// How its name ends, behind the database's.
 const END: &str = "-shm";
 /// Blocks of a page or more have all of it.
@@ -25,9 +27,9 @@ const PAGE: u64 = 4096;
 /// That file of the newest database.
 #[derive(Default)]
 pub(super) struct Mapped {
-    held: Option<Held>,
     /// As long as it is open nobody begins the file anew: not the thread, when it opens the database again.
     anchor: Option<Connection>,
+    held: Option<Held>,
 }
 
 struct Held {
@@ -41,11 +43,13 @@ impl Mapped {
     ///
     /// # Errors
     /// There is no place for it.
-    pub fn may_begin(&self, path: &Path) -> Result<(), Wrong> {
+    pub fn may_begin(&mut self, path: &Path) -> Result<(), Wrong> {
         let is_held = |held: &Held| inodes(path).is_ok_and(|now| now == held.inodes);
         if self.anchor.is_some() && self.held.as_ref().is_some_and(is_held) {
             return Ok(());
         }
+        // One of them was removed or put aside.
+        *self = Mapped::default();
         let disk = statvfs(path.parent().unwrap_or(path)).map_err(io::Error::from)?;
         let (block, free) =
             (disk.fragment_size(), disk.blocks_available().saturating_mul(disk.fragment_size()));
@@ -61,12 +65,11 @@ impl Mapped {
     /// There is none.
     pub fn reserve(&mut self, path: &Path) -> Result<(), Wrong> {
         let inodes = inodes(path)?;
-        // What was before is put aside or removed.
-        self.held.take_if(|held| held.inodes != inodes);
         let held = match &self.held {
-            Some(held) => held,
-            None => {
-                self.anchor = None;
+            Some(held) if held.inodes == inodes => held,
+            _ => {
+                // What was before is put aside or removed.
+                *self = Mapped::default();
                 let mut options = OpenOptions::new();
                 options.read(true).write(true).custom_flags(nix::libc::O_NOFOLLOW);
                 self.held.insert(Held { file: options.open(with(path, END))?, inodes })

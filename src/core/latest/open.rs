@@ -11,7 +11,7 @@ use crate::core::state_root::sync_dir;
 use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
 use rusqlite::{Connection, OpenFlags};
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, symlink_metadata};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -146,16 +146,12 @@ fn name_of(journal: u128) -> String {
 
 /// A connection that writes, to a database that has the tables.
 fn connect(path: &Path) -> Result<Connection, Wrong> {
-    let is_new = !path.exists();
-    if is_new {
-        // A log that was left behind would be taken for its own.
-        BESIDE.iter().for_each(|end| _ = std::fs::remove_file(with(path, end)));
-    }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    drop(options.custom_flags(nix::libc::O_NOFOLLOW).open(path)?);
-    if let Some(folder) = path.parent().filter(|_| is_new) {
-        sync_dir(folder)?;
+    match symlink_metadata(path) {
+        // It is not opened here: to close it would take the locks away that SQLite has on it.
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Err(Wrong::Failed(format!("{} is not a regular file: remove it", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => begin_file(path)?,
+        Err(error) => return Err(error.into()),
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
@@ -184,6 +180,13 @@ fn connect(path: &Path) -> Result<Connection, Wrong> {
         transaction.commit()?;
     }
     Ok(db)
+}
+
+fn begin_file(path: &Path) -> io::Result<()> {
+    // A log that was left behind would be taken for its own.
+    BESIDE.iter().for_each(|end| _ = std::fs::remove_file(with(path, end)));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// A connection that reads, beside the one that writes.

@@ -6,8 +6,10 @@
 use super::lines::Framed;
 use bytes::Bytes;
 
-/// Fewer bytes one behind the other are copied: a piece of its own costs about as much.
+/// Fewer bytes one behind the other are copied: a piece of its own costs about as much …
 const SHARED_BYTES: usize = 4 * 1024;
+/// … and a smaller part of its chunk is: whoever does not take it would keep all of the chunk.
+const SHARED_PART: usize = 8;
 
 /// First deliveries that lie one behind the other.
 struct Run {
@@ -53,7 +55,7 @@ impl Frames {
 
     fn end_run(&mut self) {
         let Some(Run { chunk, at, end, events }) = self.run.take() else { return };
-        if end - at < SHARED_BYTES {
+        if end - at < SHARED_BYTES.max(chunk.len() / SHARED_PART) {
             self.copied.extend_from_slice(&chunk[at..end]);
             self.events += events;
         } else {

@@ -52,7 +52,7 @@ pub(super) struct Handle {
 pub(super) struct Shared {
     pub dirty: Arc<Dirty>,
     pub retention: Arc<Retention>,
-    /// The bytes of all lines that groups hold.
+    /// The bytes of all chunks that groups keep, and of what they are about to read.
     pub held: Arc<AtomicUsize>,
     /// The broker ends: whoever leaves leaves what it holds to the next one, which delivers it as if it was never out.
     pub ends: Arc<AtomicBool>,
@@ -258,6 +258,10 @@ impl Handle {
 
     /// Has its task look at it; it gets one if it has none.
     pub(super) fn rouse(self: &Arc<Self>, state: &mut State) {
+        // It does not know where to read from; once it does it is roused.
+        if state.stage == Stage::Searching {
+            return;
+        }
         if std::mem::replace(&mut state.is_running, true) {
             self.wake.notify_one();
         } else {

@@ -22,6 +22,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// The group's number in its own queue.
@@ -49,12 +50,33 @@ pub(super) struct Intake {
     since: Instant,
     /// How long a read took that was not looked at yet.
     pub read: Option<Duration>,
-    reading: Option<Pin<Box<dyn Future<Output = io::Result<Step>> + Send>>>,
+    reading: Option<Reading>,
+    /// The bytes that all groups have, or are about to have.
+    held: Arc<AtomicUsize>,
+}
+
+/// A read that stands in line or runs, counted among what groups have: many begin before the first of them ends.
+struct Reading {
+    step: Pin<Box<dyn Future<Output = io::Result<Step>> + Send>>,
+    bytes: usize,
+    held: Arc<AtomicUsize>,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 impl Intake {
     /// What `interest` wants from the seq `next` on.
-    pub fn new(delivery: Arc<Delivery>, outlet: Arc<Outlet>, interest: Arc<Interest>, next: u64) -> Self {
+    pub fn new(
+        delivery: Arc<Delivery>,
+        outlet: Arc<Outlet>,
+        interest: Arc<Interest>,
+        held: Arc<AtomicUsize>,
+        next: u64,
+    ) -> Self {
         Intake {
             delivery,
             outlet,
@@ -65,6 +87,7 @@ impl Intake {
             reading: None,
             since: Instant::now(),
             read: None,
+            held,
         }
     }
 
@@ -79,6 +102,8 @@ impl Intake {
                     Some(Item::Chunk(_, chunk)) => {
                         self.next = chunk.to + 1;
                         let Chunk { frames, expires, .. } = chunk;
+                        // They may be kept for long, and have room for more behind them.
+                        let frames = Bytes::copy_from_slice(&frames);
                         return Ok(Came { frames, expired: 0, expires, through: chunk.to });
                     }
                     Some(Item::Left(_, from)) => {
@@ -96,10 +121,12 @@ impl Intake {
                     let wanted = vec![(ID, self.next, self.interest.clone())];
                     let plan = Plan { at: self.next, wanted, bytes };
                     self.since = Instant::now();
-                    self.reading.insert(Box::pin(self.delivery.read(plan, self.mark.take())))
+                    self.held.fetch_add(bytes, Relaxed);
+                    let step = Box::pin(self.delivery.read(plan, self.mark.take()));
+                    self.reading.insert(Reading { step, bytes, held: self.held.clone() })
                 }
             };
-            let step = reading.await;
+            let step = (&mut reading.step).await;
             self.reading = None;
             self.read = Some(self.since.elapsed());
             let step = step?;
@@ -110,10 +137,15 @@ impl Intake {
                 self.is_live = joined.is_ok();
             }
             let Step { mut frames, expired, expires, .. } = step;
-            // They may be kept for long.
+            // As above.
             frames.shrink_to_fit();
             return Ok(Came { frames: frames.into(), expired, expires, through: self.next - 1 });
         }
+    }
+
+    /// A read has begun, for which there was room.
+    pub fn is_reading(&self) -> bool {
+        self.reading.is_some()
     }
 
     /// Up to which seq there is nothing more for the group, when nothing waits: events of other topics.

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A chunk is kept as it came, without a copy, as long as enough of it is held; then what is held is copied out of it.
-//! Always holds: what is counted is what is kept, which is less than [`SPARSE`] times what is held; seqs ascend. Owner:
-//! [`super::handle::State`].
+//! Always holds: what is counted is what is kept, frames and places, and of frames [`SPARSE`] times what is held at the
+//! most; seqs ascend. Owner: [`super::handle::State`].
 
 use crate::core::limits::{CATCH_UP_BYTES, GROUP_BYTES_HELD, GROUPS_BYTES_HELD, OUTPUT_BYTES};
 use crate::core::wire::codec::LENGTH_BYTES;
@@ -74,6 +74,11 @@ impl Chunk {
         Chunk { frames: frames.into(), places, ..*self }
     }
 
+    /// What it takes, in bytes.
+    fn kept(&self) -> usize {
+        self.frames.len() + size_of_val(&*self.places)
+    }
+
     fn is_sparse(&self) -> bool {
         self.bytes * SPARSE < self.frames.len()
     }
@@ -118,8 +123,8 @@ impl Lines {
     }
 
     fn insert(&mut self, first: u64, chunk: Chunk) {
-        self.bytes += chunk.frames.len();
-        self.held.fetch_add(chunk.frames.len(), Relaxed);
+        self.bytes += chunk.kept();
+        self.held.fetch_add(chunk.kept(), Relaxed);
         self.chunks.insert(first, chunk);
     }
 
@@ -151,8 +156,8 @@ impl Lines {
         if (chunk.events == 0 || chunk.is_sparse())
             && let Some(chunk) = self.chunks.remove(&first)
         {
-            self.bytes -= chunk.frames.len();
-            self.held.fetch_sub(chunk.frames.len(), Relaxed);
+            self.bytes -= chunk.kept();
+            self.held.fetch_sub(chunk.kept(), Relaxed);
             if chunk.events > 0 {
                 self.insert(first, chunk.dense());
             }
@@ -220,7 +225,8 @@ mod tests {
             }
             for at in order {
                 let held: usize = model.values().map(|line| 4 + HEAD.len() + line.len()).sum();
-                prop_assert!(lines.bytes <= SPARSE * held);
+                let frames: usize = lines.chunks.values().map(|chunk| chunk.frames.len()).sum();
+                prop_assert!(frames <= SPARSE * held && frames <= lines.bytes);
                 prop_assert_eq!(all.load(Relaxed), 7 + lines.bytes);
                 prop_assert_eq!(lines.is_empty(), model.is_empty());
                 let (mut out, mut expected) = (Frames::default(), Vec::new());

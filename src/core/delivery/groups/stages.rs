@@ -186,8 +186,16 @@ mod tests {
     use crate::core::topic::Pattern;
     use crate::core::wire::group::{Spec, delivery_head};
     use crate::core::wire::subscribe::event;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     fn new() -> (Arc<Handle>, Arc<Outlet>) {
+        let (handle, outlet, _) = to_run();
+        (handle, outlet)
+    }
+
+    /// A group that is being looked for, a queue, and the groups that are to have a task.
+    fn to_run() -> (Arc<Handle>, Arc<Outlet>, UnboundedReceiver<Arc<Handle>>) {
+        let (runs, to_run) = unbounded_channel();
         let spec = Spec {
             topics: vec!["t".into()],
             headers: Default::default(),
@@ -203,13 +211,14 @@ mod tests {
             retention: Arc::default(),
             held: Arc::default(),
             ends: Arc::default(),
-            runs: tokio::sync::mpsc::unbounded_channel().0,
+            runs,
             counts: None,
             begun: tokio::time::Instant::now(),
         });
         (
             Handle::begins("g".into(), spec, &patterns, "v", 1, shared),
             Arc::new(Outlet::new(9, 999, Room::new(999))),
+            to_run,
         )
     }
 
@@ -258,5 +267,22 @@ mod tests {
         assert_eq!(group.take_seek(), Some(11));
         group.take(&came(frames), &head);
         assert_eq!(group.report(1, 95)["waiting"].as_u64(), Some(1));
+    }
+    #[tokio::test]
+    async fn a_group_has_a_task_once_it_knows_where_it_begins_and_somebody_is_there() {
+        let (group, outlet, mut to_run) = to_run();
+        group.join(1, outlet.clone(), &group.spec, 1);
+        group.join(2, outlet, &group.spec, 1);
+        group.leave(2);
+        assert!(to_run.try_recv().is_err(), "it would read the journal from its begin");
+        group.begin(7);
+        assert!(to_run.try_recv().is_ok() && !group.rests());
+        group.unwritten();
+        group.written();
+        group.leave(1);
+        assert!(to_run.try_recv().is_err() && group.rests());
+        let outlet = Arc::new(Outlet::new(9, 999, Room::new(999)));
+        group.join(3, outlet, &group.spec, 1);
+        assert!(to_run.try_recv().is_ok() && !group.rests());
     }
 }

@@ -42,6 +42,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
         groups.delivery.clone(),
         groups.delivery.groups_outlet(&groups.limits),
         interest.clone(),
+        handle.shared.held.clone(),
         handle.cursor() + 1,
     );
     let mut quiet = interval_at(Instant::now() + QUIET, QUIET);
@@ -77,7 +78,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
                 (Ok(Ok(_)), Some((seq, _))) => handle.buried(seq),
                 _ => no_letter = Instant::now() + AGAIN,
             },
-            came = intake.next(room), if room > 0 => match came {
+            came = intake.next(room), if room > 0 || intake.is_reading() => match came {
                 Ok(came) => {
                     intake.read.take().into_iter().for_each(|time| handle.polled(time));
                     handle.take(&came, interest.head());
