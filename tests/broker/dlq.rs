@@ -148,6 +148,44 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
 }
 
 #[test]
+fn what_the_group_takes_no_more_stays_a_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("m"));
+    let group = |args: &[&str]| {
+        let done = broker.run(&[&["bus", "group"], args].concat());
+        assert_eq!(done.status.code(), Some(0), "{args:?}: {done:?}");
+    };
+    join(&mut member, r#""topic":"jobs.>","group":"g","from":"earliest""#);
+    let [a, b, c] = [("jobs.a", "x"), ("jobs.b", "x"), ("jobs.b", "y")].map(|(topic, tag)| {
+        publisher.ask(json!({"type": "publish", "topic": topic, "tags": [tag]}).to_string());
+        give_up(&mut member, "")
+    });
+    letters(&broker, "g", 3);
+    group(&["rm", "g"]);
+    group(&["create", "g", "--topic", "jobs.b", "--topic", "other", "--tag", "y"]);
+    let (code, out, err) = run(&broker, &["retry", "g", "--all"]);
+    assert_eq!((code, &*out), (Some(1), "1 dead letter of g retried\n"), "{err}");
+    for words in [
+        format!("castra: {a}: g does not take the topic jobs.a: it takes jobs.b other; "),
+        format!("castra: {b}: g does not take an event of these headers and tags"),
+        format!("'castra bus dlq show g {b} -o raw'"),
+    ] {
+        assert!(err.contains(&words), "{words}: {err}");
+    }
+    let (code, out, _) = run(&broker, &["retry", "g", "--all", "--json"]);
+    let said: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &said["retried"]), (Some(1), &json!([])));
+    assert_eq!(json!([said["left"][0]["code"], said["left"][1]["code"]]), json!(["not-taken", "not-taken"]));
+    assert_eq!(json!(letters(&broker, "g", 2)[1]["seq"]), b);
+    let mut member = broker.guest("m2");
+    join(&mut member, r#""topic":"jobs.b","group":"g""#);
+    let event = member.receive().unwrap();
+    assert_eq!(json!([event["topic"], event["tags"]]), json!(["jobs.b", ["y"]]), "{event}");
+    assert!(event["seq"].as_u64() > Some(c), "{event}");
+}
+
+#[test]
 fn a_retried_event_does_not_replace_newer_state() {
     let dir = tempfile::tempdir().unwrap();
     let broker = crate::latest::compacting(dir.path(), &["cfg"]);

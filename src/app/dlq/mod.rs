@@ -9,10 +9,12 @@ use super::asked::{Asked, PATIENCE};
 use super::failure::{Exit, Failure};
 use super::latest;
 use super::tail::event_text::{clock_text, harmless};
-use super::words::count;
+use super::words::{count, list};
 use crate::cli::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs, Output};
 use crate::core::limits::FRAME_BYTES;
 use crate::core::state_root::StateRoot;
+use crate::core::topic::Pattern;
+use crate::core::wire::group::Spec;
 use jiff::tz::TimeZone;
 use letter::{Letter, end, topic};
 use serde::Deserialize;
@@ -33,6 +35,38 @@ struct Known {
     topic: String,
     keys: u64,
     changed: u64,
+}
+
+/// A group, as far as it says what it takes.
+#[derive(Deserialize)]
+struct Taker {
+    spec: Spec,
+}
+
+impl Taker {
+    /// Why the group does not take the event of `letter`, if so.
+    fn passes_by(&self, letter: &Letter, group: &str) -> Option<String> {
+        let (spec, event) = (&self.spec, &letter.payload.event);
+        let mut patterns = spec.topics.iter().filter_map(|topic| Pattern::parse(topic).ok());
+        let what = if !patterns.any(|pattern| pattern.matches(&event.topic)) {
+            format!("the topic {}: it takes {}", event.topic, list(&spec.topics))
+        } else if spec.headers.iter().any(|(name, value)| event.headers.get(name) != Some(value))
+            || spec.tags.iter().any(|tag| !event.tags.contains(tag))
+        {
+            "an event of these headers and tags: its filter wants others".to_owned()
+        } else {
+            return None;
+        };
+        let way = format!("{}, or create the group anew so that it takes it", way_out(group, event.seq));
+        Some(format!("{group} does not take {what}; {way}"))
+    }
+}
+
+/// What is left to do with an event that cannot be retried.
+fn way_out(group: &str, seq: u64) -> String {
+    format!(
+        "'castra bus dlq show {group} {seq} -o raw' prints its payload, to be published by hand, and 'castra bus dlq purge {group} {seq}' forgets it"
+    )
 }
 
 pub fn run(root: &StateRoot, command: &DlqCommand) -> Result<Exit, Failure> {
@@ -190,7 +224,7 @@ fn which(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Vec<u64>, Failure> {
 
 fn retry(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
     // Nobody would take the events that are published for it.
-    asked.ask(&json!({"type": "group", "group": args.group}), PATIENCE).map_err(|failure| {
+    let found = asked.ask(&json!({"type": "group", "group": args.group}), PATIENCE).map_err(|failure| {
         let hint = "castra bus dlq show and purge work without it";
         match &*failure.code {
             "unknown-group" => {
@@ -199,6 +233,8 @@ fn retry(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
             _ => failure,
         }
     })?;
+    let taker: Taker = serde_json::from_slice(&found)
+        .map_err(|e| Failure::new(Exit::TryAgain, "protocol", format!("the answer cannot be read: {e}")))?;
     let seqs = which(asked, args)?;
     let (mut done, mut left) = (Vec::new(), Vec::new());
     letters(asked, &args.group, &seqs, |asked, seq, line| {
@@ -207,6 +243,10 @@ fn retry(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
             return Ok(());
         };
         let letter: Letter = serde_json::from_str(line).map_err(unreadable)?;
+        if let Some(why) = taker.passes_by(&letter, &args.group) {
+            left.push((seq, "not-taken".to_owned(), why));
+            return Ok(());
+        }
         let body = letter.again(&args.group);
         if body.len() > FRAME_BYTES {
             let why = "with the header castra-retry it would be larger than an event may be";
