@@ -249,3 +249,19 @@ fn the_settings_of_a_file_are_in_force() {
     let other = dir.path().join("other");
     assert_eq!(status(&["status", "--state-root", other.to_str().unwrap()]).status.code(), Some(1));
 }
+
+#[test]
+fn snapshots_of_what_has_none_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for topic in ["vm:*", "vm:web", "$dlq.>"] {
+        let text = format!("[[topics]]\ntopic = \"{topic}\"\ncompaction = true\n");
+        let file = write(&dir.path().join("c.toml"), &format!("{text}snapshot_every = \"1s\"\n"));
+        let check = |file: &Path| castra().args(["config", "check", "--config"]).arg(file).output().unwrap();
+        let refused = check(&file);
+        let said =
+            String::from_utf8_lossy(&refused.stderr).into_owned() + &String::from_utf8_lossy(&refused.stdout);
+        assert!(refused.status.code() == Some(78) && said.contains("have no snapshots"), "{topic}: {said}");
+        let fine = check(&write(&file, &text));
+        assert_eq!(fine.status.code(), Some(0), "{topic}: {fine:?}");
+    }
+}

@@ -35,7 +35,7 @@ const KEYS: [(&str, &str, &str); 4] = [
     (
         "snapshot_every",
         "How often the newest event of each key is published to <topic>.snapshot, if something changed. Not set: only\n\
-         # when `castra bus snapshot` asks for it. 1s to 1year; only with compaction",
+         # when `castra bus snapshot` asks for it. 1s to 1year; only with compaction, and not for mailboxes or $…",
         "\"1h\"",
     ),
     (
@@ -119,9 +119,16 @@ fn take_one(
     if !is_named {
         return reader.wrong(at, "which topics: say topic = \"…\"");
     }
-    if let Some(at) = every_at.filter(|_| !compaction) {
+    if let Some(at) = every_at.clone().filter(|_| !compaction) {
         return reader
             .wrong(&at, "topics.snapshot_every: only with compaction = true is there anything to publish");
+    }
+    // Wildcards match none of these.
+    let has_none = |topic: &Pattern| topic.as_str().starts_with("vm:") || topic.as_str().starts_with('$');
+    if let Some(at) = every_at.filter(|_| topic.as_ref().is_some_and(has_none)) {
+        let why =
+            "topics.snapshot_every: mailboxes and topics that begin with $ have no snapshots; leave it out";
+        return reader.wrong(&at, why);
     }
     if let Some(topic) = topic {
         settings.topics.push(TopicSetting { topic, compaction, snapshot_every, retention });
@@ -292,7 +299,7 @@ pub(super) mod tests {
                 Some(TopicSetting {
                     topic,
                     compaction,
-                    snapshot_every: every.filter(|_| compaction),
+                    snapshot_every: every.filter(|_| compaction && !text.starts_with('$')),
                     retention,
                 })
             };
@@ -308,6 +315,12 @@ pub(super) mod tests {
             ("topic = \"b\"", 9, "\"b\" is there twice; the first is in line 2"),
             ("topic = \"a\"\ncompaction = \"yes\"", 14, "true or false is wanted"),
             ("topic = \"a\"\nsnapshot_every = \"1h\"", 18, "only with compaction = true"),
+            (
+                "topic = \"vm:*\"\ncompaction = true\nsnapshot_every = \"1h\"",
+                18,
+                "mailboxes and topics that begin with $ have no snapshots",
+            ),
+            ("topic = \"$dlq.>\"\ncompaction = true\nsnapshot_every = \"1h\"", 18, "have no snapshots"),
             (
                 "topic = \"a\"\nretain = 1",
                 1,

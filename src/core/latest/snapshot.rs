@@ -8,8 +8,9 @@
 //! does; each key that there was when it began, and that was not deleted since, is in it once, as new as then or newer; a
 //! scheduled one is published only if something changed since the last one. Owner: `broker.rs`, [`super::super::bus::Bus`].
 
+use super::compaction::SNAPSHOT;
 use super::open::Wrong;
-use super::{Latest, compaction, pool};
+use super::{Latest, pool};
 use crate::core::config::topics::TopicSetting;
 use crate::core::event::{Batch, Letter};
 use crate::core::journal::{Journal, NotCommitted};
@@ -54,8 +55,8 @@ impl Snapshots {
     /// `not-compacted`, `bad-topic`, `view-behind`, `disk-full`, `outcome-unknown`; a part of it may be published then,
     /// without its end.
     pub async fn take(&self, topic: &str) -> Result<Snapshot, Refusal> {
-        let target = format!("{topic}{}", compaction::SNAPSHOT);
-        if topic.starts_with(['$']) || topic.starts_with("vm:") || target.len() > TOPIC_BYTES {
+        let target = format!("{topic}{}", SNAPSHOT);
+        if !can_have_one(topic) {
             let why =
                 format!("'{target:.64}' is no topic for a snapshot: too long, a mailbox or the broker's own");
             return Err(Refusal::new("bad-topic", why));
@@ -128,7 +129,8 @@ impl Snapshots {
                 every.find(|(_, one)| one.topic.matches(topic)).is_some_and(|(first, _)| first == n)
             };
             let latest = self.latest.clone();
-            let has = move |topic: &str| is_own(topic) && latest.compaction().has(topic);
+            let has =
+                move |topic: &str| is_own(topic) && can_have_one(topic) && latest.compaction().has(topic);
             let Ok(due) = self.latest.look(through, move |db| changed(db, has)).await else { continue };
             for topic in due {
                 match self.take(&topic).await {
@@ -146,6 +148,11 @@ impl Snapshots {
             }
         }
     }
+}
+
+/// Whether `topic` is no mailbox, none of the broker's own, and short enough.
+fn can_have_one(topic: &str) -> bool {
+    !topic.starts_with('$') && !topic.starts_with("vm:") && topic.len() + SNAPSHOT.len() <= TOPIC_BYTES
 }
 
 fn push(
