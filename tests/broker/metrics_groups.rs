@@ -1,9 +1,9 @@
-//! What metrics say of consumer groups.
+//! What metrics say of consumer groups, and which of them have a name.
 
 use crate::metrics::{check_with_promtool, get, metrics, start};
 use crate::subscribe::publish;
-use crate::support::{Guest, eventually};
-use serde_json::json;
+use crate::support::{Broker, Guest, eventually};
+use serde_json::{Value, json};
 
 fn say(member: &mut Guest, kind: &str, seq: u64, more: &str) {
     let answer = member.ask(format!(r#"{{"type":"{kind}","group":"g","seq":{seq},"confirm":true{more}}}"#));
@@ -89,4 +89,68 @@ fn groups_have_names_up_to_fifty() {
     assert_eq!(now[r#"events_delivered_total{topic="t",group="other"}"#], 10.0);
     assert_eq!(now[r#"events_inflight{group="other"}"#], 10.0);
     assert_eq!((of("castra_group_lag_events").len(), now["castra_groups"]), (51, 60.0));
+}
+
+#[test]
+fn the_name_of_a_group_that_is_removed_is_free_and_no_count_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, at) = start(dir.path());
+    let mut member = broker.guest("worker");
+    for n in 0..50 {
+        let wish = format!(r#"{{"type":"subscribe","topic":"t","group":"old{n:02}"}}"#);
+        assert_eq!(member.ask(wish)["status"], "ok");
+    }
+    publish(&mut broker.guest("web"), "t");
+    let groups: Vec<Value> = (0..50).map(|_| member.receive().unwrap()["group"].clone()).collect();
+    for group in groups {
+        let ack = member.ask(json!({"type": "ack", "group": group, "seq": 1, "confirm": true}).to_string());
+        assert_eq!(ack["status"], "ok", "{ack}");
+    }
+    let sum = |name: &str| {
+        metrics(&at).iter().filter(|(label, _)| label.starts_with(name)).map(|(_, n)| *n).sum::<f64>()
+    };
+    let names = [
+        "events_acked_total",
+        "delivery_handler_duration_seconds_count",
+        "delivery_handler_duration_seconds_sum",
+    ];
+    let before = names.map(sum);
+    assert_eq!(before[..2], [50.0, 50.0]);
+    let mut other = broker.guest("other");
+    for n in 0..50 {
+        let gone = other.ask(format!(r#"{{"type":"group_remove","group":"old{n:02}"}}"#));
+        assert_eq!(gone["status"], "ok", "{gone}");
+    }
+    let after = names.map(sum);
+    assert_eq!(before[..2], after[..2]);
+    assert!((before[2] - after[2]).abs() < 1e-9, "{before:?} {after:?}");
+    assert_eq!(metrics(&at)[r#"events_acked_total{topic="t",group="other"}"#], 50.0);
+    let made = other.ask(r#"{"type":"group_create","topic":"t","group":"new"}"#);
+    assert_eq!(made["status"], "ok", "{made}");
+    assert_eq!(metrics(&at)[r#"castra_group_dead_letters_total{group="new"}"#], 0.0);
+    check_with_promtool("the_name_of_a_group_that_is_removed_is_free", &get(&at, "/metrics").body);
+}
+
+#[test]
+fn groups_of_the_host_have_names_before_those_of_guests() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, at) = start(dir.path());
+    let mut guest = broker.guest("worker");
+    for n in 0..60 {
+        // They come last by their names, and after a restart as well.
+        let wish = format!(r#"{{"type":"group_create","topic":"t","group":"a{n:02}"}}"#);
+        assert_eq!(guest.ask(wish)["status"], "ok");
+    }
+    let made = broker.run(&["bus", "group", "create", "ops", "--topic", "t"]);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let has = |at: &str, group: &str| {
+        metrics(at).contains_key(&format!("castra_group_lag_events{{group=\"{group}\"}}"))
+    };
+    assert_eq!(
+        ["ops", "a00", "a48", "a49", "a50"].map(|group| has(&at, group)),
+        [true, true, true, false, false]
+    );
+    assert_eq!(broker.stop().0, Some(0));
+    let (_broker, at): (Broker, String) = start(dir.path());
+    assert_eq!(["ops", "other"].map(|group| has(&at, group)), [true, true]);
 }

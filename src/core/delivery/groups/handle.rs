@@ -154,7 +154,8 @@ impl Handle {
         (machine, stage): (Group, Stage),
         shared: Arc<Shared>,
     ) -> Arc<Self> {
-        let counting = shared.counts.iter().map(|counts| Box::new(Counting::new(counts.of(&name)))).next();
+        let counting =
+            shared.counts.iter().map(|counts| Box::new(Counting::new(counts.of(&name, &by)))).next();
         let head = delivery_head(&name, 1, spec.max_attempts);
         let lines = Lines::new(head.len(), shared.held.clone());
         Arc::new(Handle {

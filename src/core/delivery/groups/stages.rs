@@ -101,6 +101,7 @@ impl Handle {
         let mut state = self.lock();
         // The journal knows nothing of one that has not begun.
         state.stage = if state.stage == Stage::Gone { Stage::Gone } else { Stage::Removed };
+        self.shared.counts.iter().for_each(|counts| counts.free(&self.name));
         state.clear();
         state.machine.seek(0);
         let why = Refusal::new("group-removed", "the group was removed");
@@ -162,6 +163,7 @@ impl Handle {
             return false;
         }
         state.stage = Stage::Gone;
+        self.shared.counts.iter().for_each(|counts| counts.free(&self.name));
         for (outlet, _) in std::mem::take(&mut state.creators) {
             let mut out = Vec::new();
             refused(&mut out, "group_create", &self.name, None, why);
