@@ -77,9 +77,14 @@ pub fn clock_text(zone: &TimeZone, ts: u64) -> String {
     }
 }
 
-/// The same text without characters that a terminal obeys, each as JSON escapes it.
+/// Whether `c` has what stands beside it shown in another order, or on another line.
+fn turns_text(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The same text without characters that a terminal obeys or that turn text around, each as JSON escapes it.
 pub fn harmless(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && c != '\t';
+    let obeyed = |c: char| (c.is_control() && c != '\t') || turns_text(c);
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);
     }
@@ -101,5 +106,6 @@ mod tests {
     fn what_a_terminal_would_obey_is_escaped() {
         assert!(matches!(harmless("\"grüße\t日本\""), Cow::Borrowed(_)));
         assert_eq!(harmless("\"a\u{9b}2J\u{7f}\u{1b}[m\""), "\"a\\u009b2J\\u007f\\u001b[m\"");
+        assert_eq!(harmless("a\u{202e}b\u{2066}\u{61c}\u{2029}ש"), "a\\u202eb\\u2066\\u061c\\u2029ש");
     }
 }
