@@ -1,7 +1,7 @@
 //! `castra bus dlq`, as it is typed.
 
 use super::tail::Output;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 /// Behind `castra bus dlq --help`.
 pub const HELP: &str = r#"Examples:
@@ -16,14 +16,16 @@ A dead letter is an event that a group gave up: after its last attempt, or becau
 so. It stays until it is retried or purged, whatever retention removes. SEQ is the event's own.
 
 retry publishes the event to its topic again, as the host, with the header castra-retry: GROUP and
-caused_by its id, and takes the letter away, both or neither. The group delivers it anew, from
-attempt 1; other groups pass it by, plain subscribers see it. It changes no state of a compacted
+caused_by its id, and takes the letter away, both or neither. What the group does not take, for its
+topics or its filter are others by now, and what the header does not fit, stays. The group delivers
+it anew, from attempt 1; other groups pass it by, plain subscribers see it. It changes no state of a compacted
 topic: what is newer stays. The same retry again, after a lost answer, is stored once.
 
 Exit codes:
   0    done; ls and show: something was printed
-  1    nothing matched; or some of several could not be retried, each is said
-  65   no such group, or an event that cannot be published again: it would be too large
+  1    nothing matched: no such dead letter, or for retry no such group; or some of what was to be
+       retried or purged stays, each is said with the reason
+  65   what was given is no name of a group
   69   no broker answers
   75   the disk is full, or the broker is just reading the journal
   77   another user's broker"#;
@@ -82,15 +84,16 @@ pub struct DlqShowArgs {
 
 /// Which letters of a group.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("which").args(["seqs", "all"]).required(true))]
 pub struct DlqWhichArgs {
     /// The group
     #[arg(value_name = "GROUP")]
     pub group: String,
     /// The events
-    #[arg(value_name = "SEQ", required_unless_present = "all")]
+    #[arg(value_name = "SEQ")]
     pub seqs: Vec<u64>,
     /// All that the group has
-    #[arg(long, conflicts_with = "seqs")]
+    #[arg(long)]
     pub all: bool,
     /// Print one JSON object
     #[arg(long)]

@@ -50,18 +50,21 @@ fn a_letter_is_listed_shown_retried_for_its_group_alone_and_gone() {
     for seq in [1, 2] {
         assert_eq!(other.receive().unwrap()["seq"], seq);
     }
-    assert_eq!(give_up(&mut member, "no \u{1b}[31mroom"), 1);
+    assert_eq!(give_up(&mut member, "no \u{1b}[31mroom\u{202e}"), 1);
     assert_eq!(give_up(&mut member, ""), 2);
     let found = letters(&broker, "g.1", 2);
     let said = ["seq", "topic", "vm", "attempts", "reason", "group"].map(|name| &found[0][name]);
-    assert_eq!(json!(said), json!([1, "jobs.a", "p", 1, "term: no  [31mroom", "g.1"]));
+    assert_eq!(json!(said), json!([1, "jobs.a", "p", 1, "term: no  [31mroom\u{202e}", "g.1"]));
     let (code, out, _) = run(&broker, &["ls"]);
     assert_eq!((code, &*out), (Some(0), "g.1  2 dead letters\n"));
     let (code, out, _) = run(&broker, &["ls", "g.1", "--utc"]);
     assert!(
-        code == Some(0) && out.contains("Z  jobs.b  1 attempt  term\n") && !out.contains('\u{1b}'),
+        code == Some(0)
+            && out.contains("Z  jobs.b  1 attempt  term\n")
+            && !out.contains(['\u{1b}', '\u{202e}']),
         "{out}"
     );
+    assert!(out.contains("term: no  [31mroom\\u202e\n"), "{out}");
     assert_eq!(run(&broker, &["ls", "h"]).0, Some(1));
     let (code, out, _) = run(&broker, &["show", "g.1", "1"]);
     assert!(
@@ -69,12 +72,16 @@ fn a_letter_is_listed_shown_retried_for_its_group_alone_and_gone() {
         "{out}"
     );
     assert_eq!(run(&broker, &["show", "g.1", "1", "-o", "raw"]).1, "{\"n\":1}\n");
-    assert_eq!(run(&broker, &["show", "g.1", "9"]), (Some(1), String::new(), String::new()));
+    let (code, out, err) = run(&broker, &["show", "g.1", "9"]);
+    assert!(
+        (code, &*out) == (Some(1), "") && err.contains("g.1 has no dead letter 9; 'castra bus dlq ls g.1'"),
+        "{err}"
+    );
 
     // A plain subscriber sees it, the group gets it anew, the other group does not.
     let mut plain = broker.guest("plain");
     join(&mut plain, r#""topic":"jobs.>""#);
-    let (code, out, err) = run(&broker, &["retry", "g.1", "1", "7"]);
+    let (code, out, err) = run(&broker, &["retry", "g.1", "1", "7", "1", "7"]);
     assert_eq!(
         (code, &*out, &*err),
         (Some(1), "1 dead letter of g.1 retried\n", "castra: 7: there is no such dead letter\n")
@@ -112,19 +119,44 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     // No header fits any more.
     let payload = "x".repeat(61_440 - 150);
     publisher.ask(json!({"type": "publish", "topic": "jobs", "id": "i", "payload": payload}).to_string());
-    give_up(&mut member, "large");
-    letters(&broker, "g", 1);
+    let large = give_up(&mut member, "large");
+    let headers: Value =
+        (0..32).map(|n| (format!("h{n}"), json!("v"))).collect::<serde_json::Map<_, _>>().into();
+    publisher.ask(json!({"type": "publish", "topic": "jobs", "headers": headers}).to_string());
+    let many = give_up(&mut member, "many");
+    letters(&broker, "g", 2);
     let (code, out, err) = run(&broker, &["retry", "g", "--all"]);
-    assert!(
-        code == Some(1) && out.starts_with("0 dead letters") && err.contains("castra: 1: "),
-        "{out} {err}"
-    );
+    assert_eq!((code, &*out), (Some(1), "0 dead letters of g retried\n"), "{err}");
+    for (seq, what) in [
+        (large, "be larger than an event may be"),
+        (many, "have more headers, or more in them, than an event may have"),
+    ] {
+        let said = format!(
+            "castra: {seq}: with the header castra-retry it would {what}; 'castra bus dlq show g {seq} -o raw' "
+        );
+        assert!(err.contains(&said), "{err}");
+    }
+    assert_eq!(run(&broker, &["purge", "g", &many.to_string()]).0, Some(0));
     letters(&broker, "g", 1);
-    let (code, _, err) = run(&broker, &["retry", "nobody", "1"]);
-    assert!(code == Some(65) && err.contains("unknown-group"), "{err}");
-    let (code, _, err) = run(&broker, &["ls", "a b"]);
-    assert!(code == Some(65) && err.contains("bad-topic"), "{err}");
-    assert_eq!(run(&broker, &["retry", "g"]).0, Some(2));
+    for command in [
+        &["ls", "nobody"][..],
+        &["show", "nobody", "1"],
+        &["purge", "nobody", "1"],
+        &["retry", "nobody", "1"],
+    ] {
+        assert_eq!(run(&broker, command).0, Some(1), "{command:?}");
+    }
+    let (_, _, err) = run(&broker, &["retry", "nobody", "1"]);
+    assert!(err.contains("unknown-group"), "{err}");
+    for name in ["a b", "", "bad..name", "$dlq.g"] {
+        for command in [&["ls", name][..], &["show", name, "1"], &["purge", name, "1"], &["retry", name, "1"]]
+        {
+            let (code, _, err) = run(&broker, command);
+            assert!(code == Some(65) && err.contains("a group's name is"), "{command:?}: {err}");
+        }
+    }
+    let (code, _, err) = run(&broker, &["retry", "g"]);
+    assert!(code == Some(2) && err.contains("--all"), "{err}");
     assert_eq!(run(&broker, &["purge", "g", "1", "--all"]).0, Some(2));
 
     // Only the end of a letter may be published, and only by the host.

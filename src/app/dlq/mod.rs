@@ -4,25 +4,28 @@
 //! handled stays, and is said. Owner: the operator, or a script.
 
 mod letter;
+mod retry;
 
 use super::asked::{Asked, PATIENCE};
 use super::failure::{Exit, Failure};
 use super::latest;
 use super::tail::event_text::{clock_text, harmless};
-use super::words::{count, list};
+use super::words::count;
 use crate::cli::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs, Output};
-use crate::core::limits::FRAME_BYTES;
 use crate::core::state_root::StateRoot;
-use crate::core::topic::Pattern;
-use crate::core::wire::group::Spec;
+use crate::core::wire::group::check_name;
 use jiff::tz::TimeZone;
 use letter::{Letter, end, topic};
 use serde::Deserialize;
 use serde_json::json;
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 /// So many letters are taken away in one publish.
 const TOGETHER: usize = 500;
+
+/// There is no dead letter of this event.
+const NO_LETTER: &str = "no-letter";
 
 #[derive(Deserialize)]
 struct Topics {
@@ -37,39 +40,15 @@ struct Known {
     changed: u64,
 }
 
-/// A group, as far as it says what it takes.
-#[derive(Deserialize)]
-struct Taker {
-    spec: Spec,
-}
-
-impl Taker {
-    /// Why the group does not take the event of `letter`, if so.
-    fn passes_by(&self, letter: &Letter, group: &str) -> Option<String> {
-        let (spec, event) = (&self.spec, &letter.payload.event);
-        let mut patterns = spec.topics.iter().filter_map(|topic| Pattern::parse(topic).ok());
-        let what = if !patterns.any(|pattern| pattern.matches(&event.topic)) {
-            format!("the topic {}: it takes {}", event.topic, list(&spec.topics))
-        } else if spec.headers.iter().any(|(name, value)| event.headers.get(name) != Some(value))
-            || spec.tags.iter().any(|tag| !event.tags.contains(tag))
-        {
-            "an event of these headers and tags: its filter wants others".to_owned()
-        } else {
-            return None;
-        };
-        let way = format!("{}, or create the group anew so that it takes it", way_out(group, event.seq));
-        Some(format!("{group} does not take {what}; {way}"))
-    }
-}
-
-/// What is left to do with an event that cannot be retried.
-fn way_out(group: &str, seq: u64) -> String {
-    format!(
-        "'castra bus dlq show {group} {seq} -o raw' prints its payload, to be published by hand, and 'castra bus dlq purge {group} {seq}' forgets it"
-    )
-}
-
 pub fn run(root: &StateRoot, command: &DlqCommand) -> Result<Exit, Failure> {
+    let group = match command {
+        DlqCommand::Ls(args) => args.group.as_ref(),
+        DlqCommand::Show(args) => Some(&args.group),
+        DlqCommand::Retry(args) | DlqCommand::Purge(args) => Some(&args.group),
+    };
+    if let Some(wrong) = group.and_then(|group| check_name(group).err()) {
+        return Err(Failure::new(Exit::BadData, wrong.code, wrong.reason));
+    }
     let mut asked = Asked::connect(root)?;
     match command {
         DlqCommand::Ls(args) => match &args.group {
@@ -77,7 +56,7 @@ pub fn run(root: &StateRoot, command: &DlqCommand) -> Result<Exit, Failure> {
             None => groups(&mut asked, args),
         },
         DlqCommand::Show(args) => show(&mut asked, args),
-        DlqCommand::Retry(args) => retry(&mut asked, args),
+        DlqCommand::Retry(args) => retry::run(&mut asked, args),
         DlqCommand::Purge(args) => purge(&mut asked, args),
     }
 }
@@ -178,10 +157,14 @@ fn ls(asked: &mut Asked, group: &str, args: &DlqLsArgs) -> Result<Exit, Failure>
 }
 
 fn show(asked: &mut Asked, args: &DlqShowArgs) -> Result<Exit, Failure> {
-    let mut exit = Exit::Degraded;
-    letters(asked, &args.group, &[args.seq], |_, _, line| {
-        let Some(line) = line else { return Ok(()) };
-        exit = Exit::Ok;
+    letters(asked, &args.group, &[args.seq], |_, seq, line| {
+        let Some(line) = line else {
+            let group = &args.group;
+            let why = format!(
+                "{group} has no dead letter {seq}; 'castra bus dlq ls {group}' shows those that it has"
+            );
+            return Err(Failure::new(Exit::Degraded, NO_LETTER, why));
+        };
         let letter: Letter = serde_json::from_str(line).map_err(unreadable)?;
         let mut out = io::stdout().lock();
         match args.output {
@@ -191,7 +174,7 @@ fn show(asked: &mut Asked, args: &DlqShowArgs) -> Result<Exit, Failure> {
         }
         Ok(())
     })?;
-    Ok(exit)
+    Ok(Exit::Ok)
 }
 
 fn text(out: &mut impl Write, letter: &Letter, args: &DlqShowArgs) -> io::Result<()> {
@@ -219,53 +202,12 @@ fn text(out: &mut impl Write, letter: &Letter, args: &DlqShowArgs) -> io::Result
 }
 
 fn which(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Vec<u64>, Failure> {
-    if args.all { all(asked, &args.group) } else { Ok(args.seqs.clone()) }
-}
-
-fn retry(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
-    // Nobody would take the events that are published for it.
-    let found = asked.ask(&json!({"type": "group", "group": args.group}), PATIENCE).map_err(|failure| {
-        let hint = "castra bus dlq show and purge work without it";
-        match &*failure.code {
-            "unknown-group" => {
-                Failure::new(failure.exit, failure.code, format!("{}; {hint}", failure.message))
-            }
-            _ => failure,
-        }
-    })?;
-    let taker: Taker = serde_json::from_slice(&found)
-        .map_err(|e| Failure::new(Exit::TryAgain, "protocol", format!("the answer cannot be read: {e}")))?;
-    let seqs = which(asked, args)?;
-    let (mut done, mut left) = (Vec::new(), Vec::new());
-    letters(asked, &args.group, &seqs, |asked, seq, line| {
-        let Some(line) = line else {
-            left.push((seq, "no-letter".to_owned(), "there is no such dead letter".to_owned()));
-            return Ok(());
-        };
-        let letter: Letter = serde_json::from_str(line).map_err(unreadable)?;
-        if let Some(why) = taker.passes_by(&letter, &args.group) {
-            left.push((seq, "not-taken".to_owned(), why));
-            return Ok(());
-        }
-        let body = letter.again(&args.group);
-        if body.len() > FRAME_BYTES {
-            let why = "with the header castra-retry it would be larger than an event may be";
-            left.push((seq, "event-too-large".to_owned(), why.to_owned()));
-            return Ok(());
-        }
-        match asked.ask_text("publish", &body, PATIENCE) {
-            Ok(_) => done.push(seq),
-            // What is wrong with one is not wrong with the next.
-            Err(failure) if failure.exit == Exit::BadData => {
-                left.push((seq, failure.code.into_owned(), failure.message));
-            }
-            // It is stored, and the logs are behind.
-            Err(failure) if failure.code == "logs-behind" => done.push(seq),
-            Err(failure) => return Err(failure),
-        }
-        Ok(())
-    })?;
-    say(args, "retried", &done, &left)
+    if args.all {
+        return all(asked, &args.group);
+    }
+    // Each once, in the order they were typed.
+    let mut seen = HashSet::new();
+    Ok(args.seqs.iter().copied().filter(|seq| seen.insert(*seq)).collect())
 }
 
 fn purge(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
@@ -275,7 +217,7 @@ fn purge(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
         match line.map(serde_json::from_str::<Letter>) {
             Some(Ok(letter)) => there.push((seq, letter.seq)),
             Some(Err(error)) => return Err(unreadable(error)),
-            None => left.push((seq, "no-letter".to_owned(), "there is no such dead letter".to_owned())),
+            None => left.push((seq, NO_LETTER.to_owned(), "there is no such dead letter".to_owned())),
         }
         Ok(())
     })?;
@@ -307,7 +249,7 @@ fn say(
     } else {
         writeln!(out, "{} of {} {what}", count(done.len() as u64, "dead letter"), args.group)?;
         for (seq, _, reason) in left {
-            writeln!(io::stderr(), "castra: {seq}: {reason}")?;
+            writeln!(io::stderr(), "castra: {seq}: {}", harmless(reason))?;
         }
     }
     Ok(if left.is_empty() && !done.is_empty() { Exit::Ok } else { Exit::Degraded })
