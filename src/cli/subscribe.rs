@@ -76,7 +76,7 @@ pub struct SubscribeArgs {
     /// Begin here: latest, earliest, state, @SEQ, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
-    /// End when N events were printed, or handed to the command
+    /// End when N events were printed, or handed to the command; not with --group
     #[arg(short, long, value_name = "N", conflicts_with = "group", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// End after so long, and the command of --exec too; then the exit code is 124
@@ -91,7 +91,7 @@ pub struct SubscribeArgs {
     /// Print nothing; run this command for each event
     #[arg(long, value_name = "CMD", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["output", "utc"])]
     pub exec: Option<String>,
-    /// Be a member of this group: its events are shared, and each is acked when it was handled
+    /// Be a member of this group: its events are shared, each acked when it was handled; not with -c
     #[arg(long, value_name = "GROUP", help_heading = "With a group")]
     pub group: Option<String>,
     /// Hold so many events at the most; with --exec run so many commands at once [default: 1000, with --exec 1]
