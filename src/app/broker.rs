@@ -143,8 +143,27 @@ impl From<BrokerError> for Failure {
             BrokerError::Io { .. } => (Exit::Io, "io"),
             BrokerError::JournalFailed(_) => (Exit::Io, "journal-failed"),
         };
+        if is_full(&error) {
+            return Failure::new(exit, "disk-full", format!("{error}; {FREE_SPACE}"));
+        }
         Failure::new(exit, code, error.to_string())
     }
+}
+
+/// After a crash logs are written on from the last checkpoint: 64 MiB of events, each in two or three of them.
+const FREE_SPACE: &str = "the disk of the state root is full: free 256 MiB there, then start the broker again. Nothing that \
+     was acknowledged is lost. Below the state root only rotated logs (logs/bus/*.log.1 and on) may be removed";
+
+/// It did not come up for want of room.
+fn is_full(error: &BrokerError) -> bool {
+    let (BrokerError::StateRoot(StateRootError::Io { error, .. })
+    | BrokerError::Journal(OpenError::Io { error, .. })
+    | BrokerError::Logs(LogsError::Io { error, .. })
+    | BrokerError::Io { error, .. }) = error
+    else {
+        return false;
+    };
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl From<StateRootError> for Failure {

@@ -224,6 +224,16 @@ fn a_start_on_a_full_disk_says_so() {
     ledger.merge(load.join());
     let filler = disk.fill();
     drop(starts_or_says(&disk, &[74], "No space left"));
+    // Nor is there room for logs that are gone.
+    drop(filler);
+    let logs = disk.root().join("logs");
+    for file in std::fs::read_dir(logs.join("bus")).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let _ = std::fs::remove_file(logs.join("checkpoint"));
+    let filler = disk.fill();
+    let says = "free 256 MiB there, then start the broker again";
+    assert!(starts_or_says(&disk, &[74], says).is_none(), "it has no room for its logs");
     drop(filler);
     let broker = Broker::start_args(&disk.root(), &SMALL);
     let head = check(&disk.root(), &ledger);
