@@ -15,11 +15,12 @@ pub const HELP: &str = r#"Examples:
 A dead letter is an event that a group gave up: after its last attempt, or because a member said
 so. It stays until it is retried or purged, whatever retention removes. SEQ is the event's own.
 
-retry publishes the event to its topic again, as the host, with the header castra-retry: GROUP and
-caused_by its id, and takes the letter away, both or neither. What the group does not take, for its
-topics or its filter are others by now, and what the header does not fit, stays. The group delivers
-it anew, from attempt 1; other groups pass it by, plain subscribers see it. It changes no state of a compacted
-topic: what is newer stays. The same retry again, after a lost answer, is stored once.
+retry publishes the event to its topic again, as the host, with the header castra-retry: GROUP
+and caused_by its id, and takes the letter away, both or neither. The group delivers it anew, from
+attempt 1; other groups pass it by, plain subscribers see it. It changes no state of a compacted
+topic: what is newer stays. The same retry again, after a lost answer, is stored once. A letter
+stays when the group does not take the event, its topics or its filter being others by now, or
+when the header does not fit it.
 
 Exit codes:
   0    done; ls and show: something was printed
@@ -41,11 +42,13 @@ pub enum DlqCommand {
     Show(DlqShowArgs),
     /// Publish events again, for the group that gave them up
     #[command(
+        override_usage = "castra bus dlq retry [OPTIONS] <GROUP> <SEQ...|--all>",
         after_help = "Examples:\n  castra bus dlq retry builds 4711 4712\n  castra bus dlq retry builds --all"
     )]
     Retry(DlqWhichArgs),
     /// Forget dead letters
     #[command(
+        override_usage = "castra bus dlq purge [OPTIONS] <GROUP> <SEQ...|--all>",
         after_help = "Examples:\n  castra bus dlq purge builds 4711\n  castra bus dlq purge builds --all"
     )]
     Purge(DlqWhichArgs),

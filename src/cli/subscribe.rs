@@ -91,7 +91,7 @@ pub struct SubscribeArgs {
     /// Print nothing; run this command for each event
     #[arg(long, value_name = "CMD", value_parser = NonEmptyStringValueParser::new(), conflicts_with_all = ["output", "utc"])]
     pub exec: Option<String>,
-    /// Be a member of this group: its events are shared, each acked when it was handled; not with -c
+    /// Be a member of this group: its events are shared, each acked once handled; not with -c
     #[arg(long, value_name = "GROUP", help_heading = "With a group")]
     pub group: Option<String>,
     /// Hold so many events at the most; with --exec run so many commands at once [default: 1000, with --exec 1]
