@@ -126,6 +126,8 @@ pub(super) struct Member {
     pub(super) max_in_flight: u32,
     /// The options that the group has otherwise, until it is told: it waits for the group to begin.
     pub(super) differs: Option<Vec<&'static str>>,
+    /// It is handed nothing more.
+    pub(super) drains: bool,
 }
 
 impl Handle {

@@ -358,6 +358,11 @@ impl Membership {
         &self.handle.patterns
     }
 
+    /// The session is to be handed nothing more; what it holds it keeps.
+    pub fn drain(&self) {
+        self.handle.drain(self.number);
+    }
+
     /// The session takes out of its queue again.
     pub fn go_on(&self) {
         self.handle.go_on(self.number);
