@@ -326,3 +326,34 @@ fn what_is_refused_says_why() {
         bus.close().await;
     });
 }
+
+#[test]
+fn a_group_whose_name_is_too_long_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let long = "G".repeat(129);
+    for args in [
+        &["bus", "group", "show", &long][..],
+        &["bus", "group", "rm", &long],
+        &["bus", "group", "create", &long, "--topic", "t"],
+        &["bus", "group", "seek", &long, "latest"],
+        &["bus", "subscribe", "--group", &long],
+    ] {
+        let output = broker.run(&[args, &["--json"]].concat());
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((output.status.code(), &said["code"]), (Some(65), &json!("bad-group")), "{args:?}: {said}");
+    }
+    run(async {
+        let bus = bus(&broker).await;
+        for error in [
+            bus.consume("t", &long).await.unwrap_err(),
+            bus.create_group("t", &long).await.unwrap_err(),
+            bus.group(&long).await.unwrap_err(),
+            bus.remove_group(&long).await.unwrap_err(),
+            // The name is no text: a broker cannot say it.
+            bus.ask("group", json!({"group": 5})).await.unwrap_err(),
+        ] {
+            assert!(matches!(error.code(), Some("bad-group" | "bad-field")), "{error}");
+        }
+    });
+}

@@ -289,6 +289,22 @@ fn what_cannot_be_is_refused() {
     assert_eq!(code(&say(&mut guest, "ack", r#""seq":1"#)), "not-a-member");
 }
 
+#[test]
+fn a_refusal_that_cannot_say_the_group_says_no_other_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("a");
+    let long = "G".repeat(129);
+    for kind in
+        ["subscribe", "unsubscribe", "ack", "group", "group_create", "group_seek", "group_remove"]
+    {
+        let answer =
+            guest.ask(format!(r#"{{"type":"{kind}","group":"{long}","topic":"t","from":"latest","seq":1}}"#));
+        let said = (code(&answer), &answer["ack"], answer.get("sub"), answer.get("group"));
+        assert_eq!(said, ("bad-group", &json!(kind), None, None), "{answer}");
+    }
+}
+
 /// Asks the host's door about groups.
 fn ask(host: &mut LocalGuest, kind: &str, fields: &str) -> Value {
     let mut answer = host.ask(&format!(r#"{{"type":"{kind}"{fields}}}"#));

@@ -32,6 +32,8 @@ pub(super) struct Membership {
     /// Who waits for it to be one.
     welcome: Option<To<Value>>,
     session: u64,
+    /// It is one, in this session.
+    is_in: bool,
     /// Delivered, and nothing said of it.
     held: HashMap<u64, Held>,
     /// Acks that go into the next frame.
@@ -90,6 +92,7 @@ impl Membership {
             queue,
             welcome: Some(answer),
             session,
+            is_in: false,
             held: HashMap::new(),
             acks: Vec::new(),
             asked: VecDeque::new(),
@@ -101,12 +104,22 @@ impl Membership {
 
     /// It is a member, in this session.
     pub fn joined(&mut self, ack: Value, out: &mut BytesMut) {
+        self.is_in = true;
         if let Some(welcome) = self.welcome.take()
             && welcome.send(Ok(ack)).is_err()
         {
             // Whoever wanted it is gone.
             self.leave(None);
             self.settle(out);
+        }
+    }
+
+    /// Whether an answer of this kind is to come.
+    pub fn waits_for(&self, kind: &str) -> bool {
+        match kind {
+            "subscribe" => !self.is_in,
+            "unsubscribe" => matches!(self.leaving, Leaving::Asked(_)),
+            _ => false,
         }
     }
 
@@ -261,6 +274,7 @@ impl Membership {
     /// The session is lost; whether it is a member in the next one.
     pub fn lost(&mut self, session: u64) -> bool {
         self.session = session;
+        self.is_in = false;
         for seq in self.queue.clear() {
             self.held.remove(&seq);
         }

@@ -215,7 +215,12 @@ impl State {
         let text = |name: &str| ack[name].as_str().unwrap_or_default();
         let (kind, group, is_ok) = (text("ack").to_owned(), text("group").to_owned(), text("status") == "ok");
         let refusal = || Error::refused(text("code"), text("reason"));
-        let member = self.members.iter().position(|member| *member.group == *group);
+        // A refusal that does not say which group is that of whoever waits longest.
+        let is_any = group.is_empty() && !is_ok;
+        let member = match is_any {
+            true => self.waits_longest(&kind),
+            false => self.members.iter().position(|member| *member.group == *group),
+        };
         match (kind.as_str(), member) {
             ("subscribe", Some(at)) if is_ok => self.members[at].joined(ack, &mut self.out),
             ("subscribe", Some(at)) => self.members.swap_remove(at).end(&refusal()),
@@ -224,7 +229,8 @@ impl State {
                 let is_it = |asking: &Asking| {
                     // A broker that does not know the type at all says so of the frame.
                     (kind == "frame" && !is_ok)
-                        || (asking.kind == kind && asking.group.as_ref().is_none_or(|of| *of == group))
+                        || (asking.kind == kind
+                            && (is_any || asking.group.as_ref().is_none_or(|of| *of == group)))
                 };
                 let Some(asking) = self.asks.iter().position(is_it).and_then(|at| self.asks.remove(at))
                 else {
@@ -235,6 +241,12 @@ impl State {
                 let _ = asking.answer.send(answer);
             }
         }
+    }
+
+    /// The oldest member that waits for an answer of this kind.
+    fn waits_longest(&self, kind: &str) -> Option<usize> {
+        let waiting = self.members.iter().enumerate().filter(|(_, member)| member.waits_for(kind));
+        waiting.min_by_key(|(_, member)| member.number).map(|(at, _)| at)
     }
 
     /// Nothing more comes, for this reason.

@@ -5,7 +5,7 @@
 
 use super::Bus;
 use super::consumer::{Consumer, Context, Delivery, Joined};
-use super::error::Error;
+use super::error::{Error, check_group};
 use super::event::Event;
 use super::nack::Nack;
 use super::queue::Queue;
@@ -141,6 +141,7 @@ impl<'a, H> Subscribe<'a, H> {
     }
 
     fn frame(&self, kind: &str) -> Result<Bytes, Error> {
+        check_group(&self.group)?;
         let mut frame = self.options.clone();
         for (name, value) in [
             ("type", json!(kind)),
