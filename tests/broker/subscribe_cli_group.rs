@@ -1,7 +1,8 @@
 //! `castra bus subscribe --group`: members as processes, which print or run commands, and go as they like.
 
+use crate::fake_broker::FakeBroker;
 use crate::subscribe::publish;
-use crate::subscribe_cli::Subscriber;
+use crate::subscribe_cli::{HELLO, Subscriber};
 use crate::support::{Broker, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -197,4 +198,33 @@ fn a_removed_group_and_what_is_typed_wrongly() {
     ] {
         assert_eq!(Subscriber::start(dir.path(), args).end().0, Some(exit), "{args:?}");
     }
+}
+
+/// A broker that lets a member in and then says nothing: told to end, or out of time, it ends all the same.
+#[test]
+fn it_ends_before_it_is_a_member() {
+    let member = |args: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = FakeBroker::start(dir.path());
+        let member = Subscriber::start(dir.path(), &[&["--group", "g", "t"], args].concat());
+        (dir, broker, member)
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (_dir, broker, mut member) = member(&[]);
+        let mut session = broker.session(HELLO);
+        assert_eq!(session.receive().unwrap()["group"], "g");
+        member.signal(signal);
+        assert_eq!(member.end(), (Some(0), vec![], vec![]));
+    }
+    let (_dir, broker, mut late) = member(&["--timeout", "100ms"]);
+    let session = broker.session(HELLO);
+    let (exit, _, err) = late.end();
+    drop(session);
+    assert_eq!(exit, Some(124), "{err:?}");
+    // Not even let in.
+    let (_dir, broker, mut early) = member(&["--timeout", "1h", "--exec", "true"]);
+    let connection = broker.connection();
+    early.signal(Signal::SIGTERM);
+    assert_eq!(early.end().0, Some(0));
+    drop(connection);
 }
