@@ -186,7 +186,7 @@ impl Bus {
         frame: Bytes,
     ) -> Result<Value, Error> {
         let (answer, answered) = oneshot::channel();
-        let asking = Asking { kind: kind.to_owned(), group, frame, answer, is_again: false };
+        let asking = Asking { kind: kind.to_owned(), group, frame, answer, is_sent: false, is_again: false };
         self.command(Command::Ask(asking)).await?;
         answered.await.unwrap_or(Err(Error::Closed))
     }

@@ -43,6 +43,8 @@ pub(super) struct Asking {
     pub group: Option<String>,
     pub frame: Bytes,
     pub answer: To<Value>,
+    /// It was sent, in this session.
+    pub is_sent: bool,
     /// It was sent in an earlier session, too.
     pub is_again: bool,
 }
