@@ -57,7 +57,8 @@ end, and leaves.
 Exit codes:
   0    N events were printed or handed to the command; without -c: told to end (SIGINT,
        SIGTERM), or nobody reads stdout any more
-  1    the same, but events are gone, or a command failed; with -c: told to end before
+  1    the same, but events are gone, a command failed, or with --group the broker was away and
+       has not confirmed what was acked: that is said; with -c: told to end before
   2    usage: a --broker that is no address, an empty --exec
   65   what was given is wrong: a bad pattern or time, an event beyond the newest one, an id
        that is not there; or the journal is not the one that was received from before

@@ -342,7 +342,11 @@ fn a_group_whose_name_is_too_long_is_refused_at_once() {
     ] {
         let output = broker.run(&[args, &["--json"]].concat());
         let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
-        assert_eq!((output.status.code(), &said["code"]), (Some(65), &json!("bad-group")), "{args:?}: {said}");
+        assert_eq!(
+            (output.status.code(), &said["code"]),
+            (Some(65), &json!("bad-group")),
+            "{args:?}: {said}"
+        );
     }
     run(async {
         let bus = bus(&broker).await;
@@ -406,7 +410,8 @@ fn each_caller_gets_its_own_answer() {
             bus.seek("y", bad),
             bus.seek("y", good),
         );
-        let code = |result: &Result<u64, Error>| result.as_ref().map(|seq| *seq).map_err(|e| e.code().is_some());
+        let code =
+            |result: &Result<u64, Error>| result.as_ref().map(|seq| *seq).map_err(|e| e.code().is_some());
         let said = [&all.0, &all.1, &all.2, &all.3].map(code);
         assert_eq!(said, [Ok(7), Err(true), Err(true), Ok(7)]);
     });

@@ -295,9 +295,7 @@ fn a_refusal_that_cannot_say_the_group_says_no_other_name() {
     let broker = Broker::start(dir.path());
     let mut guest = broker.guest("a");
     let long = "G".repeat(129);
-    for kind in
-        ["subscribe", "unsubscribe", "ack", "group", "group_create", "group_seek", "group_remove"]
-    {
+    for kind in ["subscribe", "unsubscribe", "ack", "group", "group_create", "group_seek", "group_remove"] {
         let answer =
             guest.ask(format!(r#"{{"type":"{kind}","group":"{long}","topic":"t","from":"latest","seq":1}}"#));
         let said = (code(&answer), &answer["ack"], answer.get("sub"), answer.get("group"));

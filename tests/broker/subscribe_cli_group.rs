@@ -2,7 +2,7 @@
 
 use crate::fake_broker::FakeBroker;
 use crate::subscribe::publish;
-use crate::subscribe_cli::{HELLO, Subscriber};
+use crate::subscribe_cli::{HELLO, Subscriber, command};
 use crate::support::{Broker, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -227,4 +227,32 @@ fn it_ends_before_it_is_a_member() {
     early.signal(Signal::SIGTERM);
     assert_eq!(early.end().0, Some(0));
     drop(connection);
+}
+
+#[test]
+fn an_ack_that_reaches_nobody_is_said() {
+    for args in [&["--exec", "echo go; while [ ! -e \"$GO\" ]; do sleep 0.01; done"][..], &["-o", "json"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = Broker::start(dir.path());
+        let mut guest = broker.guest("dev");
+        let mut command = command(dir.path(), &[&["-v", "--group", "g", "t"], args].concat());
+        command.env("GO", dir.path().join("go"));
+        let mut member = Subscriber::run(command);
+        member.hear();
+        let is_command = args[0] == "--exec";
+        if is_command {
+            publish(&mut guest, "t");
+            assert_eq!(member.line(), "go");
+        }
+        broker.kill();
+        let lost = member.hear();
+        assert!(lost.contains("connecting again"), "{lost}");
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        // Once it waits for nothing but the broker.
+        member.signal(Signal::SIGINT);
+        let (exit, _, err) = member.end();
+        let said = "castra: 1 answer did not reach the broker, as far as is known; its event comes again";
+        let is_said = err.iter().any(|line| line == said);
+        assert_eq!((exit, is_said), (Some(is_command.into()), is_command), "{args:?}: {err:?}");
+    }
 }

@@ -104,7 +104,10 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
     let is_out_of_time = matches!(why, Why::Time(_));
     finish(taker, &mut tallies, &mut tally, &mut told, is_out_of_time, sayer).await;
     // A broker that is gone knows that nobody is there.
-    let _ = timeout(LAST_WORDS, consumer.leave()).await;
+    let unconfirmed = consumer.leave_within(LAST_WORDS).await;
+    if unconfirmed > 0 {
+        say_unconfirmed(unconfirmed, sayer);
+    }
     let is_command = args.exec.is_some();
     match (why, tally.broken) {
         (Why::HungUp, _) => Ok(Exit::Ok),
@@ -112,7 +115,7 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
         (_, Some(error)) if is_command => Err(Failure::new(Exit::Io, "no-command", error.to_string())),
         (_, Some(error)) => Err(error.into()),
         (Why::Time(limit), None) => Err(out_of_time(args, limit, tally.done)),
-        (Why::Told | Why::Broken, None) if tally.failed > 0 => Ok(Exit::Degraded),
+        (Why::Told | Why::Broken, None) if tally.failed > 0 || unconfirmed > 0 => Ok(Exit::Degraded),
         (Why::Told | Why::Broken, None) => Ok(Exit::Ok),
     }
 }
@@ -276,6 +279,14 @@ fn say_lost(lost: &mut watch::Receiver<Option<Arc<ClientError>>>, is_lost: &mut 
         sayer.warn("subscribed", "connected again", &[]);
     }
     *is_lost = now.is_some();
+}
+
+fn say_unconfirmed(count: usize, sayer: Sayer) {
+    let text = match count {
+        1 => "1 answer did not reach the broker, as far as is known; its event comes again".to_owned(),
+        n => format!("{n} answers did not reach the broker, as far as is known; their events come again"),
+    };
+    sayer.warn("not-confirmed", &text, &[("answers", count as u64)]);
 }
 
 /// Why there is nothing more.

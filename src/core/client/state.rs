@@ -122,10 +122,10 @@ impl State {
     pub fn words(&mut self, words: impl Iterator<Item = Word>) {
         for word in words {
             match word {
-                Word::Say { member, seq, id, say, answer, permit } => {
+                Word::Say { member, seq, id, say, answer, unanswered } => {
                     match self.members.iter_mut().find(|one| one.number == member) {
                         Some(one) => {
-                            one.say(Said { seq, id, say, answer: Some(answer), permit }, &mut self.out)
+                            one.say(Said { seq, id, say, answer: Some(answer), unanswered }, &mut self.out)
                         }
                         None => _ = answer.send(Err(Error::Closed)),
                     }
