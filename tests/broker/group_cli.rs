@@ -114,6 +114,8 @@ fn what_cannot_be_says_why() {
         (&["create", "g", "--topic", "t", "--from", "soon"], 65, "bad-from"),
         (&["create", "g", "--topic", "t", "--from", "seq:9"], 65, "seq-ahead"),
         (&["create", "g"], 2, "usage"),
+        (&["create", "g", "--topic", "t", "--tag", ""], 65, "bad-tags"),
+        (&["create", "g", "--topic", "t", "--header", "a=1", "--header", "a=2"], 65, "bad-headers"),
     ] {
         let output = group(&broker, &[args, &["--json"]].concat());
         let said: Value = serde_json::from_slice(&output.stderr).unwrap();
