@@ -49,7 +49,9 @@ pub const CREATE_HELP: &str = r#"Examples:
   castra bus group create ci --topic 'build.>' --tag nightly --header host=ci-1
 
 From then on the group keeps its place, whether it has members or not. One that is there stays as
-it is: that is said, and the exit code is 0. With --json: schema, group, cursor, created."#;
+it is: that is said, with what it has otherwise than was given here, and the exit code is 0. With
+--json: schema, group, cursor, created, differs (of these: topics, filter, batch, ack_timeout_ms,
+max_attempts, ordered_by_key; empty when the group is new, or is what was asked for)."#;
 
 /// Behind `seek --help`.
 pub const SEEK_HELP: &str = r#"Examples:
@@ -145,15 +147,15 @@ pub struct GroupCreateArgs {
     /// Begin here: latest, earliest, seq:N, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
-    /// Hand so many events to a member at a time
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub batch: u32,
-    /// Deliver an event again that is not answered within this
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_some_time)]
-    pub ack_timeout: Duration,
-    /// Give an event up after so many deliveries
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub max_attempts: u32,
+    /// Hand so many events to a member at a time [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub batch: Option<u32>,
+    /// Deliver an event again that is not answered within this [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    pub ack_timeout: Option<Duration>,
+    /// Give an event up after so many deliveries [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: Option<u32>,
     /// Only events that have this header; several are possible
     #[arg(long = "header", value_name = "K=V", value_parser = parse_header)]
     pub headers: Vec<(String, String)>,

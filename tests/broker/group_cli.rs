@@ -60,7 +60,22 @@ fn a_group_is_made_shown_moved_and_removed() {
     listed.as_object_mut().unwrap().remove("schema");
     assert_eq!(object(&broker, &["ls"]), json!({"schema": 1, "groups": [listed]}));
     let again = object(&broker, &["create", "mailers", "--topic", "other"]);
-    assert_eq!(again, json!({"schema": 1, "group": "mailers", "cursor": 2, "created": false}));
+    let differs = json!(["topics"]);
+    assert_eq!(
+        again,
+        json!({"schema": 1, "group": "mailers", "cursor": 2, "created": false, "differs": differs})
+    );
+    let same = ["create", "mailers", "-t", "vm:web", "-t", "jobs.*"];
+    let show = "'castra bus group show mailers'";
+    let said = text(&group(&broker, &same));
+    assert_eq!(said, format!("mailers was there already, and is at event 2; its options stay: {show}\n"));
+    let other = ["--batch", "7", "--max-attempts", "4", "--ack-timeout", "91s", "--tag", "y"];
+    let said = text(&group(&broker, &[&same[..], &other].concat()));
+    let own = "filter, ack_timeout_ms, max_attempts";
+    assert_eq!(
+        said,
+        format!("mailers was there already, and is at event 2; it keeps its own {own}: {show}\n")
+    );
     // In a table and line by line.
     let table = text(&group(&broker, &["ls"]));
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
