@@ -217,12 +217,17 @@ fn unknown(group: &str) -> Failure {
     Failure::new(Exit::Degraded, "unknown-group", why)
 }
 
+/// What is refused with this code may be taken a while later.
+pub fn may_pass(code: &str) -> bool {
+    matches!(code, "seek-under-way" | "journal-unreadable" | "disk-full" | "outcome-unknown")
+}
+
 /// What the broker refuses.
 fn refused(error: Error) -> Failure {
     let exit = match error.code() {
         Some("unknown-group") => Exit::Degraded,
         Some("seq-ahead" | "unknown-id") => Exit::BadData,
-        Some("too-many-groups") => Exit::TryAgain,
+        Some(code) if may_pass(code) => Exit::TryAgain,
         Some(code) if code.starts_with("bad-") => Exit::BadData,
         Some(_) => Exit::Refused,
         None => return host::lost(&error),

@@ -17,8 +17,17 @@ A group is a durable, named set of consumers that share the events of its topics
 delivered until a member acks it, or it is given up after --max-attempts and becomes a dead
 letter ($dlq.GROUP). 'castra bus subscribe --group' is a member; so are agents and programs.
 
-Exit codes: 0 ok, 1 no such group (or with lag --over: one is above), 2 usage, 65 bad data,
-69 broker not reachable, 77 refused, 124 no answer."#;
+Exit codes:
+  0    done
+  1    no such group; with lag --over: one is above
+  2    usage
+  65   what was given is wrong: a bad name, topic, header or tag, a place to begin that is none,
+       an event beyond the newest one, an id that is not there
+  69   no broker answers
+  75   try again later: another seek looks for its place, the journal could not be read, the disk
+       is full, or the broker accepts nobody just now
+  77   refused: too many groups, topics that are not for you, a state root of somebody else
+  124  no answer"#;
 
 /// Behind `ls --help`.
 pub const LS_HELP: &str = r#"Examples:

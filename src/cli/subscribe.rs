@@ -64,7 +64,7 @@ Exit codes:
        that is not there; or the journal is not the one that was received from before
   69   no broker answers; once it is subscribed, it waits for the broker instead
   74   stdout cannot be written, or sh cannot be run
-  75   the broker accepts nobody just now
+  75   the broker accepts nobody just now, or could not read its journal; try again
   77   refused: a mailbox of another VM, a state root that belongs to somebody else
   124  --timeout ran out first"#;
 

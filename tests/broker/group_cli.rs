@@ -1,7 +1,8 @@
 //! `castra bus group`: making, listing, moving and removing groups.
 
+use crate::fake_broker::FakeBroker;
 use crate::subscribe::publish;
-use crate::support::Broker;
+use crate::support::{Broker, castra};
 use serde_json::{Value, json};
 use std::process::Output;
 
@@ -153,4 +154,38 @@ fn many_groups_come_in_pages() {
     let names: Vec<&str> =
         all["groups"].as_array().unwrap().iter().map(|group| group["group"].as_str().unwrap()).collect();
     assert_eq!(names, (0..12).map(|n| format!("g{n:02}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn whether_it_makes_sense_to_try_again_is_in_the_exit_code() {
+    let help = castra().args(["bus", "group", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for (code, exit) in [
+        ("seek-under-way", 75),
+        ("journal-unreadable", 75),
+        ("disk-full", 75),
+        ("too-many-groups", 77),
+        ("forbidden-topic", 77),
+        ("unknown-group", 1),
+        ("unknown-id", 65),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeBroker::start(dir.path());
+        let played = std::thread::spawn(move || {
+            let (mut session, _) = fake.guest();
+            let asked = session.receive().expect("a frame");
+            let (ack, group) = (&asked["type"], &asked["group"]);
+            session.send(&json!({
+                "type": "ack", "ack": ack, "status": "error", "group": group, "code": code, "reason": "no",
+            }));
+            session.drain();
+        });
+        let root = dir.path().to_str().unwrap();
+        let args = ["--state-root", root, "bus", "group", "seek", "g", "earliest", "--json"];
+        let output = castra().args(args).output().unwrap();
+        played.join().unwrap();
+        let said: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((output.status.code(), &said["code"]), (Some(exit), &json!(code)), "{said}");
+        assert!(help.contains(&format!("\n  {exit:<5}")), "{exit} is in the help");
+    }
 }
