@@ -1,6 +1,6 @@
 //! `castra bus group`, as it is typed.
 
-use super::{parse_header, parse_some_time};
+use super::{parse_days, parse_header};
 use clap::{Args, Subcommand};
 use std::time::Duration;
 
@@ -112,6 +112,11 @@ pub enum GroupCommand {
     Lag(GroupLagArgs),
 }
 
+/// How long a member may hold an event; as the bus has it.
+pub(super) fn parse_ack_timeout(text: &str) -> Result<Duration, String> {
+    parse_days(text, 1)
+}
+
 impl GroupCommand {
     /// What is printed is an object.
     pub fn json(&self) -> bool {
@@ -160,7 +165,7 @@ pub struct GroupCreateArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub batch: Option<u32>,
     /// Deliver an event again that is not answered within this [default: 30s]
-    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_ack_timeout)]
     pub ack_timeout: Option<Duration>,
     /// Give an event up after so many deliveries [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -3,6 +3,7 @@
 use crate::fake_broker::FakeBroker;
 use crate::subscribe::publish;
 use crate::support::{Broker, castra};
+use castra::core::limits::{GROUP_ACK_TIMEOUT, TTL_MS};
 use serde_json::{Value, json};
 use std::process::Output;
 
@@ -114,7 +115,7 @@ fn a_group_is_made_shown_moved_and_removed() {
 #[test]
 fn what_cannot_be_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let none = crate::support::castra()
+    let none = castra()
         .args(["--state-root", dir.path().to_str().unwrap(), "bus", "group", "ls"])
         .output()
         .unwrap();
@@ -187,5 +188,45 @@ fn whether_it_makes_sense_to_try_again_is_in_the_exit_code() {
         let said: Value = serde_json::from_slice(&output.stderr).unwrap();
         assert_eq!((output.status.code(), &said["code"]), (Some(exit), &json!(code)), "{said}");
         assert!(help.contains(&format!("\n  {exit:<5}")), "{exit} is in the help");
+    }
+}
+
+#[test]
+fn what_is_typed_wrongly_is_named_as_it_was_typed() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let create = ["create", "g", "--topic", "t"];
+    let words = "is latest, earliest, seq:N, id:ID or a time";
+    for (args, exit, said) in [
+        (&["seek", "g", "5"][..], 65, format!("castra: TO {words}, and \"5\" is no time: ")),
+        (&["seek", "g", "state"], 65, format!("castra: TO {words}; a group does not begin at the state")),
+        (&["seek", "g", &format!("seq:{}", "9".repeat(23))], 65, format!("TO \"seq:{}", "9".repeat(23))),
+        (&["seek", "g", "@-1"], 65, "castra: TO \"@-1\": a seq is a whole number below 2^64".to_owned()),
+        (&[&create[..], &["--from", "state"]].concat(), 65, format!("castra: --from {words}; a group")),
+        (&[&create[..], &["--ack-timeout", "2days"]].concat(), 2, "TIME>': at most 1 day".to_owned()),
+        (&[&create[..], &["--ack-timeout", "1us"]].concat(), 2, "TIME>': at least 1ms".to_owned()),
+    ] {
+        let output = group(&broker, args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {stderr}");
+        assert!(stderr.contains(&said), "{args:?}: {stderr}");
+    }
+    for (args, said) in [
+        (&["subscribe", "--group", "g", "--ack-timeout", "2days"][..], "TIME>': at most 1 day"),
+        (&["publish", "t", "1", "--ttl", "10years"], "TIME>': at most 3650 days"),
+        (&["publish", "t", "1", "--ttl", "1us"], "TIME>': at least 1ms"),
+    ] {
+        let output = broker.run(&[&["bus"], args].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+    // As long as can be.
+    let [ttl, held] = [TTL_MS.into(), GROUP_ACK_TIMEOUT.as_millis()].map(|millis| format!("{millis}ms"));
+    for args in [
+        &["publish", "t", "1", "--ttl", &ttl][..],
+        &["group", "create", "h", "--topic", "t", "--ack-timeout", &held],
+    ] {
+        assert_eq!(broker.run(&[&["bus"], args].concat()).status.code(), Some(0), "{args:?}");
     }
 }
