@@ -11,6 +11,7 @@ use crate::core::limits::{ID_BYTES, PATTERN_STARS, PATTERN_TOKENS, PATTERNS, SUB
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// Where a subscription begins.
@@ -169,16 +170,21 @@ fn pattern(text: &Text<'_>) -> Result<Pattern, Refusal> {
     Ok(pattern)
 }
 
-/// The name that a `subscribe` or `unsubscribe` is about, as far as it can be read.
-pub fn sub_of(body: &[u8]) -> Option<Box<str>> {
+/// The name that a `subscribe` or `unsubscribe` (`kind`) is about, as far as it can be read; what is about a group has none.
+pub fn sub_of(kind: &str, body: &[u8]) -> Option<Box<str>> {
     #[derive(Deserialize)]
     struct Named<'a> {
         #[serde(borrow, default)]
         topic: Option<Text<'a>>,
         #[serde(borrow, default)]
         sub: Option<Text<'a>>,
+        #[serde(default)]
+        group: Option<IgnoredAny>,
     }
     let named: Named<'_> = serde_json::from_slice(body).ok()?;
+    if named.group.is_some() || !matches!(kind, "subscribe" | "unsubscribe") {
+        return None;
+    }
     named.sub.or(named.topic).filter(|Text(name)| name.len() <= SUB_BYTES).map(|Text(name)| name.into())
 }
 
