@@ -5,7 +5,7 @@
 use super::error::Error;
 use super::nack::Nack;
 use super::publish::Published;
-use super::queue::Queue;
+use super::queue::{Queue, Unanswered};
 use bytes::Bytes;
 use serde_json::Value;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(super) struct Asking {
     pub group: Option<String>,
     pub frame: Bytes,
     pub answer: To<Value>,
+    /// It was sent, in this session.
+    pub is_sent: bool,
     /// It was sent in an earlier session, too.
     pub is_again: bool,
 }
@@ -61,18 +63,8 @@ pub(super) struct Joining {
 /// What a consumer says. There are no more than events that it holds.
 #[derive(Debug)]
 pub(super) enum Word {
-    Say {
-        member: u64,
-        seq: u64,
-        id: Arc<str>,
-        say: Say,
-        answer: To<()>,
-        permit: Option<OwnedSemaphorePermit>,
-    },
-    Leave {
-        member: u64,
-        answer: Option<oneshot::Sender<()>>,
-    },
+    Say { member: u64, seq: u64, id: Arc<str>, say: Say, answer: To<()>, unanswered: Option<Unanswered> },
+    Leave { member: u64, answer: Option<oneshot::Sender<()>> },
 }
 
 /// What becomes of an event.
