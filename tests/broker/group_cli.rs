@@ -115,10 +115,8 @@ fn a_group_is_made_shown_moved_and_removed() {
 #[test]
 fn what_cannot_be_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let none = castra()
-        .args(["--state-root", dir.path().to_str().unwrap(), "bus", "group", "ls"])
-        .output()
-        .unwrap();
+    let none =
+        castra().args(["--state-root", dir.path().to_str().unwrap(), "bus", "group", "ls"]).output().unwrap();
     assert_eq!(none.status.code(), Some(69));
     let broker = Broker::start(dir.path());
     for (args, exit, code) in [
