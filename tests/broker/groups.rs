@@ -420,3 +420,29 @@ fn what_is_refused_of_a_frame_leaves_the_rest_its_answer() {
     assert_eq!(code(&refused), "already-done");
     is_quiet(&mut member);
 }
+
+#[test]
+fn a_member_that_drains_answers_what_it_holds_and_costs_no_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut member, mut other) = (broker.guest("a"), broker.guest("b"));
+    join(&mut member, r#""topic":"t","group":"g","max_in_flight":1,"max_attempts":1,"from":"earliest""#);
+    (1..=3).for_each(|seq| assert_eq!(publish(&mut other, "t"), seq));
+    assert_eq!(delivery(&mut member, "g"), (1, 1));
+    let drained = member.ask(r#"{"type":"unsubscribe","group":"g","drain":true}"#);
+    assert_eq!(drained, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g","drain":true}));
+    // Its answer makes room, and nothing comes into it.
+    assert_eq!(say(&mut member, "ack", r#""seq":1"#)["status"], "ok");
+    is_quiet(&mut member);
+    let shown = member.ask(r#"{"type":"group","group":"g"}"#);
+    assert_eq!(json!([shown["members"], shown["held"], shown["cursor"]]), json!([1, 0, 1]), "{shown}");
+    let left = member.ask(r#"{"type":"unsubscribe","group":"g"}"#);
+    assert_eq!(left, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g"}));
+    assert_eq!(code(&member.ask(r#"{"type":"unsubscribe","group":"g","drain":true}"#)), "unknown-sub");
+    // With one attempt each, a delivery in vain would be the end of them.
+    join(&mut other, r#""topic":"t","group":"g","max_in_flight":1"#);
+    for seq in 2..=3 {
+        assert_eq!(delivery(&mut other, "g"), (seq, 1));
+        ack(&mut other, seq);
+    }
+}

@@ -315,11 +315,11 @@ pub fn word_ack(out: &mut Vec<u8>, ack: &str, group: &str, events: usize) {
     });
 }
 
-/// Appends the ack of the end of a membership.
-pub fn leave_ack(out: &mut Vec<u8>, group: &str) {
+/// Appends the ack of the end of a membership, or of what it is handed.
+pub fn leave_ack(out: &mut Vec<u8>, group: &str, drain: bool) {
     framed(out, |out| {
         begin(out, "unsubscribe", "ok", group);
-        out.push(b'}');
+        out.extend_from_slice(if drain { b",\"drain\":true}" } else { b"}" });
     });
 }
 
@@ -437,7 +437,7 @@ mod tests {
             let why = Refusal::new("not-held", reason);
             join_ack(&mut out, &group, n, true, &["batch", "topics"]);
             word_ack(&mut out, "nack", &group, n as usize);
-            leave_ack(&mut out, &group);
+            leave_ack(&mut out, &group, true);
             refused(&mut out, "ack", &group, Some(n), &why);
             ended(&mut out, &group, &why);
             let mut body = delivery_head(&group, 2, 5).to_vec();

@@ -56,8 +56,13 @@ pub enum Subscribed {
 pub enum Unsubscribe {
     /// The subscription of this name.
     Sub(Box<str>),
-    /// The membership in this group.
-    Group(Box<str>),
+    /// The membership in this group; or, with `drain`, what it is handed.
+    Group {
+        /// The group.
+        group: Box<str>,
+        /// It goes on for what the member holds.
+        drain: bool,
+    },
 }
 
 #[derive(Deserialize)]
@@ -72,6 +77,8 @@ struct Fields<'a> {
     from: Option<&'a RawValue>,
     #[serde(borrow, default)]
     group: Option<Text<'a>>,
+    #[serde(default)]
+    drain: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +151,9 @@ pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
 pub fn parse_unsubscribe(body: &str) -> Result<Unsubscribe, Refusal> {
     let fields: Fields<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
     match (fields.group, fields.sub.or(fields.topic)) {
-        (Some(group), _) => check_name(&group.0).map(Unsubscribe::Group),
+        (Some(group), _) => {
+            check_name(&group.0).map(|group| Unsubscribe::Group { group, drain: fields.drain == Some(true) })
+        }
         (None, Some(sub)) => check_sub(&sub.0).map(Unsubscribe::Sub),
         (None, None) => Err(Refusal::new("bad-field", "which one: 'sub', 'topic' or 'group'")),
     }
@@ -349,7 +358,12 @@ mod tests {
         for (body, want) in [
             (r#"{"topic":"a"}"#, Unsubscribe::Sub("a".into())),
             (r#"{"topic":"a","sub":"s"}"#, Unsubscribe::Sub("s".into())),
-            (r#"{"group":"g"}"#, Unsubscribe::Group("g".into())),
+            (r#"{"group":"g"}"#, Unsubscribe::Group { group: "g".into(), drain: false }),
+            (
+                r#"{"group":"g","drain":null,"sub":"s"}"#,
+                Unsubscribe::Group { group: "g".into(), drain: false },
+            ),
+            (r#"{"group":"g","drain":true}"#, Unsubscribe::Group { group: "g".into(), drain: true }),
         ] {
             assert_eq!(parse_unsubscribe(body).unwrap(), want);
         }
