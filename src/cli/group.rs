@@ -70,9 +70,10 @@ pub const SEEK_HELP: &str = r#"Examples:
   castra bus group seek mailers id:b-17 --id-vm devbox
 
 TO is earliest, latest (what is published from now on), seq:N or @N (that event first), id:ID
-(what follows the newest event of this id; ids are each VM's own: --id-vm says whose), or a TIME as in 'castra bus tail --since' (10m, now, RFC
-3339, a local time). What members hold is forgotten, and so are failures: events between are
-delivered again, or never. With --json: schema, group, cursor."#;
+(what follows the newest event of this id; ids are each VM's own: --id-vm says whose), or a TIME
+as in 'castra bus tail --since' (10m, now, RFC 3339, a local time). What members hold is
+forgotten, and so are failures: events between are delivered again, or never. With --json:
+schema, group, cursor."#;
 
 /// Behind `rm --help`.
 pub const RM_HELP: &str = "Examples:
