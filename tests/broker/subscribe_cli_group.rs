@@ -124,7 +124,7 @@ fn a_long_command_keeps_its_event_and_is_waited_for() {
     let command =
         format!("echo $CASTRA_SEQ $CASTRA_ATTEMPT; until [ -e {} ]; do sleep 0.02; done", go.display());
     let args = ["--group", "g", "t", "--ack-timeout", "200ms", "--max-in-flight", "2", "--exec", &command];
-    let mut member = member(&broker, &args);
+    let mut member = member(&broker, &[&args[..], &["--max-attempts", "1"]].concat());
     for _ in 0..3 {
         publish(&mut guest, "t");
     }
@@ -146,6 +146,9 @@ fn a_long_command_keeps_its_event_and_is_waited_for() {
         (&json!(2), &json!(0), &json!(1)),
         "{left}"
     );
+    // It was not delivered in vain when there was room for it.
+    let next = Subscriber::start(dir.path(), &["--group", "g", "--exec", "echo $CASTRA_SEQ $CASTRA_ATTEMPT"]);
+    assert_eq!(next.line(), "3 1");
 }
 
 #[test]

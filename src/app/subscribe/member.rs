@@ -91,6 +91,8 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
             },
         }
     };
+    // What its answers make room for would be delivered in vain.
+    consumer.drain();
     // What was delivered and not begun would come again as another attempt.
     if let (Why::Told | Why::Time(_), Taker::Print(_)) = (&why, &taker) {
         loop {

@@ -142,6 +142,12 @@ impl Consumer {
         })
     }
 
+    /// Nothing more is to come: what is on its way still does. What is held may be answered until this one leaves, and
+    /// makes no room for what would be delivered in vain.
+    pub fn drain(&self) {
+        let _ = self.words.send(Word::Drain { member: self.number });
+    }
+
     /// Leaves, once what was said is durable. What is held goes to other members.
     pub async fn leave(self) {
         let (answer, answered) = oneshot::channel();

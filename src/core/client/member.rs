@@ -42,6 +42,8 @@ pub(super) struct Membership {
     /// Acked, and the broker may not know: the newest ones.
     done: VecDeque<Done>,
     max_in_flight: usize,
+    /// It is to be handed nothing more.
+    drains: bool,
     leaving: Leaving,
 }
 
@@ -106,6 +108,7 @@ impl Membership {
             asked: VecDeque::new(),
             done: VecDeque::new(),
             max_in_flight,
+            drains: false,
             leaving: Leaving::No,
         }
     }
@@ -119,6 +122,22 @@ impl Membership {
             // Whoever wanted it is gone.
             self.leave(None);
             self.settle(out);
+        }
+        if self.drains {
+            self.say_drain(out);
+        }
+    }
+
+    /// The program takes nothing more, and goes on with what it has.
+    pub fn drain(&mut self, out: &mut BytesMut) {
+        if !std::mem::replace(&mut self.drains, true) && self.is_in {
+            self.say_drain(out);
+        }
+    }
+
+    fn say_drain(&self, out: &mut BytesMut) {
+        if matches!(self.leaving, Leaving::No) {
+            write(&json!({"type": "unsubscribe", "group": self.group, "drain": true}), out);
         }
     }
 

@@ -130,6 +130,10 @@ impl State {
                         None => _ = answer.send(Err(Error::Closed)),
                     }
                 }
+                Word::Drain { member } => {
+                    let member = self.members.iter_mut().find(|one| one.number == member);
+                    member.into_iter().for_each(|member| member.drain(&mut self.out));
+                }
                 Word::Leave { member, answer } => {
                     match self.members.iter_mut().find(|one| one.number == member) {
                         Some(one) => one.leave(answer),
@@ -238,6 +242,7 @@ impl State {
         match (kind.as_str(), member) {
             ("subscribe", Some(at)) if is_ok => self.members[at].joined(ack, &mut self.out),
             ("subscribe", Some(at)) => self.members.swap_remove(at).end(&refusal()),
+            ("unsubscribe", Some(_)) if is_ok && ack["drain"] == true => {}
             ("unsubscribe", Some(at)) => self.members.swap_remove(at).end(&Error::Closed),
             _ => {
                 let is_it = |asking: &Asking| {

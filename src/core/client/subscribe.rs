@@ -276,6 +276,7 @@ async fn run(mut consumer: Consumer, mut handler: Handler, mut stopped: watch::R
             Some(_) = running.join_next() => {}
         }
     };
+    consumer.drain();
     while running.join_next().await.is_some() {}
     consumer.leave().await;
     why

@@ -63,8 +63,22 @@ pub(super) struct Joining {
 /// What a consumer says. There are no more than events that it holds.
 #[derive(Debug)]
 pub(super) enum Word {
-    Say { member: u64, seq: u64, id: Arc<str>, say: Say, answer: To<()>, unanswered: Option<Unanswered> },
-    Leave { member: u64, answer: Option<oneshot::Sender<()>> },
+    Say {
+        member: u64,
+        seq: u64,
+        id: Arc<str>,
+        say: Say,
+        answer: To<()>,
+        unanswered: Option<Unanswered>,
+    },
+    /// It takes what it has, and nothing more.
+    Drain {
+        member: u64,
+    },
+    Leave {
+        member: u64,
+        answer: Option<oneshot::Sender<()>>,
+    },
 }
 
 /// What becomes of an event.
