@@ -47,16 +47,21 @@ pub fn when(text: &str) -> Result<When, WhenError> {
 }
 
 /// Reads where to begin: `latest`, `earliest`, `state` (but a group), a time, a seq or an id; `what` it was typed as.
+/// `id_vm` is the VM whose id it is, if that was said.
 ///
 /// # Errors
 /// It is none of these.
-pub fn begin(what: &str, text: &str, is_group: bool) -> Result<Begin, Failure> {
+pub fn begin(what: &str, text: &str, id_vm: Option<&str>, is_group: bool) -> Result<Begin, Failure> {
     let bad = |why: String| Failure::new(Exit::BadData, "bad-from", format!("{what} {why}"));
     if let Some(id) = text.strip_prefix("id:") {
         if id.is_empty() || id.len() > ID_BYTES || id.contains(char::is_control) {
             return Err(bad(format!("{text:?}: an id is 1-{ID_BYTES} bytes without control characters")));
         }
-        return Ok(Begin::Id(id.to_owned()));
+        return Ok(Begin::Id(id.to_owned(), id_vm.map(vm_name).transpose()?));
+    }
+    if id_vm.is_some() {
+        let why = format!("--id-vm says whose id is meant: {what} is id:ID then, and not {text:?}");
+        return Err(Failure::new(Exit::Usage, "usage", why));
     }
     if let Some(seq) = text.strip_prefix("seq:").or(text.strip_prefix('@')) {
         let seq =

@@ -128,7 +128,7 @@ async fn show(bus: &Bus, args: &GroupArgs) -> Said {
 }
 
 async fn create(bus: &Bus, args: &GroupCreateArgs) -> Said {
-    let begin = given::begin("--from", &args.from, true)?;
+    let begin = given::begin("--from", &args.from, args.id_vm.as_deref(), true)?;
     let mut topics = args.topics.iter();
     let first = topics.next().cloned().unwrap_or_default();
     let mut wish = bus.create_group(first, &args.group).topics(topics).from(begin);
@@ -188,7 +188,8 @@ async fn remove(bus: &Bus, args: &GroupArgs) -> Said {
 
 async fn seek(bus: &Bus, args: &GroupSeekArgs) -> Said {
     let group = &args.group;
-    let cursor = bus.seek(group, given::begin("TO", &args.to, true)?).await.map_err(refused)?;
+    let cursor =
+        bus.seek(group, given::begin("TO", &args.to, args.id_vm.as_deref(), true)?).await.map_err(refused)?;
     ok(match args.json {
         true => json!({"schema": 1, "group": group, "cursor": cursor}).to_string(),
         false => format!("{group} goes on behind event {cursor}"),

@@ -67,12 +67,13 @@ pub const SEEK_HELP: &str = r#"Examples:
   castra bus group seek mailers earliest
   castra bus group seek mailers 2026-11-21T08:00:00Z
   castra bus group seek mailers seq:4711
-  castra bus group seek mailers id:b-17
+  castra bus group seek mailers id:b-17 --id-vm devbox
 
 TO is earliest, latest (what is published from now on), seq:N or @N (that event first), id:ID
-(what follows the event of this id), or a TIME as in 'castra bus tail --since' (10m, now, RFC
-3339, a local time). What members hold is forgotten, and so are failures: events between are
-delivered again, or never. With --json: schema, group, cursor."#;
+(what follows the newest event of this id; ids are each VM's own: --id-vm says whose), or a TIME
+as in 'castra bus tail --since' (10m, now, RFC 3339, a local time). What members hold is
+forgotten, and so are failures: events between are delivered again, or never. With --json:
+schema, group, cursor."#;
 
 /// Behind `rm --help`.
 pub const RM_HELP: &str = "Examples:
@@ -161,6 +162,9 @@ pub struct GroupCreateArgs {
     /// Begin here: latest, earliest, seq:N, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
+    /// With id:ID: the id is one of this VM's; else the newest event of that id, whoever published it
+    #[arg(long, value_name = "NAME")]
+    pub id_vm: Option<String>,
     /// Hand so many events to a member at a time [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub batch: Option<u32>,
@@ -193,6 +197,9 @@ pub struct GroupSeekArgs {
     /// Where it goes on: earliest, latest, seq:N, id:ID or TIME
     #[arg(value_name = "TO")]
     pub to: String,
+    /// With id:ID: the id is one of this VM's; else the newest event of that id, whoever published it
+    #[arg(long, value_name = "NAME")]
+    pub id_vm: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

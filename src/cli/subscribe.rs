@@ -24,8 +24,9 @@ its own and to no $….
 
 --from is latest (what is published from now on), earliest, state (the newest event of each key
 of topics that are compacted, then what is published; not with --group), seq:N or @N (this event
-first), id:ID (what follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d),
-now, RFC 3339 (2026-11-21T08:00:00Z), or a local time ('2026-11-21 08:00').
+first), id:ID (what follows the newest event of this id; ids are each VM's own: --id-vm says
+whose), or a TIME: how long ago (10m, 2h 30m, 3d), now, RFC 3339 (2026-11-21T08:00:00Z), or a
+local time ('2026-11-21 08:00').
 
 Events go to stdout and nothing else does. When the connection is lost, that is said on stderr,
 and it connects again, with waits of up to 5 s, for as long as it takes: it goes on behind the
@@ -78,6 +79,9 @@ pub struct SubscribeArgs {
     /// Begin here: latest, earliest, state, seq:N, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
+    /// With id:ID: the id is one of this VM's; else the newest event of that id, whoever published it
+    #[arg(long, value_name = "NAME")]
+    pub id_vm: Option<String>,
     /// End when N events were printed, or handed to the command; not with --group
     #[arg(short, long, value_name = "N", conflicts_with = "group", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,

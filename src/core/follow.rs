@@ -18,6 +18,7 @@ pub(in crate::core) mod state;
 use super::backoff;
 use super::chance::chance;
 use super::client::{Client, ClientError, Sender, Target};
+use super::identity::VmName;
 use super::limits::FOLLOW_BYTES;
 use super::topic::Pattern;
 use super::wire::received::Gap;
@@ -64,8 +65,8 @@ pub enum Begin {
     Seq(u64),
     /// What was published at this time or later; milliseconds since 1970.
     Time(u64),
-    /// What follows the event of this id.
-    Id(String),
+    /// What follows the newest event of this id, of this VM if one is named: ids are each VM's own.
+    Id(String, Option<VmName>),
     /// The newest event of each key, as far as it is behind this seq; then what is published.
     State(u64),
 }
@@ -289,7 +290,8 @@ pub(in crate::core) fn place(begin: &Begin) -> Value {
         Begin::Earliest => json!("earliest"),
         Begin::Seq(seq) => json!({"seq": seq}),
         Begin::Time(ms) => json!({"ts": ms}),
-        Begin::Id(id) => json!({"id": id}),
+        Begin::Id(id, None) => json!({"id": id}),
+        Begin::Id(id, Some(vm)) => json!({"id": id, "vm": vm.as_str()}),
         Begin::State(after) => json!({"state": after}),
     }
 }

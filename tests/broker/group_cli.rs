@@ -228,3 +228,45 @@ fn what_is_typed_wrongly_is_named_as_it_was_typed() {
         assert_eq!(broker.run(&[&["bus"], args].concat()).status.code(), Some(0), "{args:?}");
     }
 }
+
+#[test]
+fn an_id_is_that_of_a_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut web, mut dev) = (broker.guest("web"), broker.guest("dev"));
+    // 1 to 3; the same id twice.
+    for guest in [&mut web, &mut dev] {
+        assert_eq!(guest.ask(r#"{"type":"publish","topic":"t","id":"b-17"}"#)["status"], "ok");
+    }
+    publish(&mut dev, "t");
+    let create = |name, vm: &[&str]| {
+        let args = ["create", name, "--topic", "t", "--from", "id:b-17"];
+        object(&broker, &[&args[..], vm].concat())["cursor"].take()
+    };
+    assert_eq!(create("any", &[]), 2);
+    assert_eq!(create("one", &["--id-vm", "web"]), 1);
+    let seek = |vm: &[&str]| object(&broker, &[&["seek", "any", "id:b-17"], vm].concat());
+    assert_eq!(seek(&["--id-vm", "vm:web"])["cursor"], 1);
+    assert_eq!(seek(&["--id-vm", "dev"])["cursor"], 2);
+    assert_eq!(seek(&["--id-vm", "other"])["code"], "unknown-id");
+    assert_eq!(seek(&["--id-vm", "a/b"])["code"], "bad-name");
+    let useless = group(&broker, &["seek", "any", "latest", "--id-vm", "web"]);
+    assert_eq!(useless.status.code(), Some(2), "{}", String::from_utf8_lossy(&useless.stderr));
+    let subscribed = broker.run(&[
+        "bus",
+        "subscribe",
+        "t",
+        "--from",
+        "id:b-17",
+        "--id-vm",
+        "web",
+        "-c",
+        "2",
+        "-o",
+        "json",
+    ]);
+    let lines: Vec<&str> = std::str::from_utf8(&subscribed.stdout).unwrap().lines().collect();
+    let seqs: Vec<Value> =
+        lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].take()).collect();
+    assert_eq!(seqs, [2, 3]);
+}
