@@ -72,6 +72,7 @@ impl Work {
                         }
                         Err(Wrong::Damaged(why)) => match put_aside(&shared.path) {
                             Ok(aside) => {
+                                shared.goes_back_to(0, &self.map);
                                 let (path, aside) = (shared.path.display(), aside.display());
                                 tracing::error!(
                                     "latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal"
@@ -110,8 +111,8 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn new(work: &'a Work, store: Store) -> Self {
         let shared = &*work.shared;
-        shared.floor.store(store.seq, Relaxed);
         // It may be further back than it was.
+        shared.goes_back_to(store.seq, &work.map);
         shared.seq.send_replace(store.seq);
         View {
             work,
@@ -129,6 +130,7 @@ impl<'a> View<'a> {
     /// Goes on with what is committed, until the end or a failure.
     fn follow(&mut self) -> Result<(), Wrong> {
         self.catch_up()?;
+        self.shared.reading.store(0, Relaxed);
         self.shared.works();
         loop {
             let (commits, stop) = self.gather();
@@ -255,6 +257,7 @@ impl<'a> View<'a> {
         let has_rows = !self.pending.is_empty() || !snapped.is_empty();
         if has_rows || (is_due && self.seq > self.store.seq) {
             if self.file != inode(self.shared) {
+                self.shared.goes_back_to(0, &self.work.map);
                 return Err(Wrong::Failed(format!("{} was removed or replaced", self.shared.path.display())));
             }
             self.store.write(&mut self.pending, self.seq, &snapped)?;
