@@ -192,6 +192,28 @@ fn a_topic_that_becomes_compacted_has_all_that_the_journal_has_and_nothing_is_sa
 }
 
 #[test]
+fn what_was_compacted_before_is_not_shown_as_the_newest_when_it_is_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    put(&mut guest, "s.a", "gone", json!(1));
+    put(&mut guest, "s.a", "changed", json!("old"));
+    let other = put(&mut guest, "s.b", "stays", json!(1));
+    assert_eq!(latest(&mut guest, "s.a").len(), 2);
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = configured(dir.path(), "[[topics]]\ntopic = \"s.b\"\ncompaction = true\n", &SMALL);
+    let mut guest = broker.guest("web");
+    put(&mut guest, "s.a", "gone", Value::Null);
+    let seq = put(&mut guest, "s.a", "changed", json!("new"));
+    flood(&broker, &mut guest, seq);
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    assert_eq!(latest(&mut guest, "s.a"), BTreeMap::new());
+    assert_eq!(latest(&mut guest, "s.b"), BTreeMap::from([("stays".to_owned(), other)]));
+}
+
+#[test]
 fn one_that_cannot_be_written_holds_nobody_up_and_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(dir.path().join("root")).unwrap();

@@ -109,26 +109,22 @@ pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Res
     };
     let text = compaction.text();
     let said = store.fact("patterns")?;
+    let stays = |topic: &str| compaction.has(topic);
     if !is_old {
-        begin(&mut store, viewed, &text)?;
+        say_lost(viewed, "of all topics");
+        let journal = name_of(viewed.journal);
+        store.begin_at(viewed.first - 1, &[("journal", &journal), ("patterns", &text)], stays)?;
     } else if !said.as_ref().is_some_and(|said| compaction.is_within(said)) {
         tracing::info!(
             first_seq = viewed.first,
             "latest: more topics are compacted than before; the journal is read from its first event on for them"
         );
         say_lost(viewed, "of topics that are compacted from now on");
-        store.begin_at((viewed.first - 1).min(store.seq), &[("patterns", &text)])?;
+        store.begin_at((viewed.first - 1).min(store.seq), &[("patterns", &text)], stays)?;
     } else if said.as_ref() != Some(&text) {
-        // What is compacted no longer stays, and is followed no longer.
-        store.begin_at(store.seq, &[("patterns", &text)])?;
+        store.begin_at(store.seq, &[("patterns", &text)], stays)?;
     }
     Ok(store)
-}
-
-fn begin(store: &mut Store, viewed: &Viewed, text: &str) -> Result<(), Wrong> {
-    say_lost(viewed, "of all topics");
-    let journal = name_of(viewed.journal);
-    Ok(store.begin_at(viewed.first - 1, &[("journal", &journal), ("patterns", text)])?)
 }
 
 fn say_lost(viewed: &Viewed, what: &str) {
