@@ -56,7 +56,7 @@ fn model(root: &Path, topic: &str) -> BTreeMap<String, u64> {
 }
 
 /// Fills the journal until its first event is behind this one.
-fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
+pub fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
     eventually("retention", || {
         for _ in 0..20 {
             guest.send(
@@ -71,7 +71,7 @@ fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
     });
 }
 
-const SMALL: [&str; 4] = ["--segment-bytes", "1MiB", "--retain-bytes", "1MiB"];
+pub const SMALL: [&str; 4] = ["--segment-bytes", "1MiB", "--retain-bytes", "1MiB"];
 
 #[test]
 fn after_a_kill_it_is_what_the_journal_says() {

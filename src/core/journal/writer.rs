@@ -176,6 +176,11 @@ impl Writer {
         Seqs::of_repeats(batch, pending, self.next.ts.max(now), &self.seen)
     }
 
+    /// As [`Seen::newest`], of what is durable.
+    pub fn seen(&self, id: &[u8], vm: Option<&[u8]>, now: u64) -> Option<u64> {
+        self.seen.newest(vm, id, self.next.ts.max(now), self.durable.seq)
+    }
+
     /// Encodes `batch` behind what was pushed, but for its repeats; its seqs. `now` is wall time in milliseconds.
     ///
     /// Call only when [`Writer::has_room`].
