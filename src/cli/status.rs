@@ -38,7 +38,8 @@ Fields of --json (ages are milliseconds, null when never):
   broker.latest                the newest events per key ([[topics]] in castra.toml, and dead
                                letters); null where there are none:
     .seq                       how far they have come
-    .lost                      events that were gone before they were looked at
+    .lost                      events that were gone before they were looked at, or before a file
+                               that was lost was made anew
     .stalled                   why they are not being written, or null
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written

@@ -214,6 +214,30 @@ fn what_was_compacted_before_is_not_shown_as_the_newest_when_it_is_again() {
 }
 
 #[test]
+fn what_is_missing_of_a_file_that_is_lost_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    let seq = put(&mut guest, "s.a", "k", json!(1));
+    flood(&broker, &mut guest, seq);
+    remove_view(&broker.root);
+    put(&mut guest, "s.a", "other", json!(1));
+    let lost = eventually("what is lost", || {
+        broker.status()["broker"]["latest"]["lost"].as_u64().filter(|lost| *lost > 0)
+    });
+    assert!(lost >= seq, "{lost}");
+    assert_eq!(latest(&mut guest, "s.a").keys().collect::<Vec<_>>(), ["other"]);
+    let shown = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    assert!(shown.contains(&format!("events lost to the newest per key {lost}")), "{shown}");
+    assert_eq!(broker.stop().0, Some(0));
+    // One that is new to this process may never have been there.
+    remove_view(&dir.path().join("root"));
+    let broker = compacting(dir.path(), &SMALL);
+    eventually("its log", || broker_log(&broker.root).join("\n").contains("that is not known").then_some(()));
+    assert_eq!(broker.status()["broker"]["latest"]["lost"], 0);
+}
+
+#[test]
 fn one_that_cannot_be_written_holds_nobody_up_and_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(dir.path().join("root")).unwrap();

@@ -50,18 +50,24 @@ pub(super) struct Work {
 impl Work {
     /// Until the end.
     pub fn run(self) {
+        let mut had = false;
         loop {
             let viewed = Viewed {
                 journal: self.map.journal,
                 first: self.map.first_seq(),
                 head: self.map.durable_seq(),
+                had,
             };
             let shared = &self.shared;
             let opened = {
                 let mut mapped = shared.mapped.lock().unwrap_or_else(PoisonError::into_inner);
                 let opened = mapped.may_begin(&shared.path);
                 let opened = opened.and_then(|()| open(&shared.path, &viewed, &shared.compaction));
-                opened.and_then(|store| mapped.reserve(&shared.path).map(|()| store))
+                opened.and_then(|(store, lost)| {
+                    had = true;
+                    shared.lost.fetch_add(lost, Relaxed);
+                    mapped.reserve(&shared.path).map(|()| store)
+                })
             };
             let error = match opened {
                 Ok(store) => {
