@@ -4,7 +4,7 @@
 
 use crate::latest::{SMALL, flood};
 use crate::load::{lines, log_text};
-use crate::support::{Broker, Guest, PATIENCE, frame};
+use crate::support::{Broker, Guest, PATIENCE, broker_log, eventually, frame};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{BufReader, Read, Write};
@@ -230,4 +230,31 @@ fn an_id_that_is_known_begins_behind_its_event_though_that_is_gone() {
         assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
         assert_ne!(group(&["seek", "g", "id:none"]).status.code(), Some(0));
     }
+}
+
+#[test]
+fn of_how_many_vms_a_segment_cannot_keep_the_ids_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start_args(dir.path(), &["--segment-bytes", "1MiB", "--retain-bytes", "8MiB"]);
+    let give = |vms: std::ops::Range<usize>| {
+        for vm in vms {
+            let events: Vec<Value> = (0..256).map(|n| json!({"topic": "t", "id": format!("i{n}")})).collect();
+            let ack = broker
+                .guest(&format!("vm{vm}"))
+                .ask(json!({"type": "publish", "events": events}).to_string());
+            assert_eq!(ack["status"], "ok", "{ack}");
+        }
+    };
+    let (mut web, mut begun) = (broker.guest("web"), 0);
+    for (vms, least) in [(0..30, 9), (30..60, 39)] {
+        give(vms);
+        flood(&broker, &mut web, begun + 1);
+        begun = broker.status()["broker"]["journal"]["first_seq"].as_u64().unwrap();
+        eventually("the number", || {
+            let left_out = broker.status()["broker"]["journal"]["ids_left_out"].as_u64().unwrap();
+            (least..60).contains(&left_out).then_some(())
+        });
+    }
+    let log = broker_log(dir.path());
+    assert!(log.iter().filter(|line| line.contains("has no room for those of all VMs")).count() > 1);
 }

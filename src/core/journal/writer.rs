@@ -125,7 +125,7 @@ impl Writer {
         let most = Opening::most(&active.spare);
         // Where a rewritten tail fills its segment the next one is near.
         if most <= room(&active.spare, active.end, Share::Common) {
-            self.opening.make(&self.seen, &mut self.next, active.salt, most);
+            self.opening.make(&self.seen, &self.map, &mut self.next, active.salt, most);
         }
     }
 
