@@ -186,6 +186,25 @@ fn parse_some_time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// How long an event is of use; as the bus has it.
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    parse_days(text, 3650)
+}
+
+/// A time that the bus counts in milliseconds: one of them, up to so many days.
+fn parse_days(text: &str, days: u32) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if time < Duration::from_millis(1) {
+        return Err("at least 1ms".into());
+    }
+    let unit = if days == 1 { "day" } else { "days" };
+    if time > days * Duration::from_secs(24 * 3600) {
+        Err(format!("at most {days} {unit}"))
+    } else {
+        Ok(time)
+    }
+}
+
 /// The name ends at the first `=`; everything behind that is the value.
 fn parse_header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {

@@ -46,11 +46,11 @@ pub fn when(text: &str) -> Result<When, WhenError> {
     When::parse(text, clock::wall_ms(), &TimeZone::system())
 }
 
-/// Reads where to begin: `latest`, `earliest`, `state`, a time, a seq or an id; `what` it was typed as.
+/// Reads where to begin: `latest`, `earliest`, `state` (but a group), a time, a seq or an id; `what` it was typed as.
 ///
 /// # Errors
 /// It is none of these.
-pub fn begin(what: &str, text: &str) -> Result<Begin, Failure> {
+pub fn begin(what: &str, text: &str, is_group: bool) -> Result<Begin, Failure> {
     let bad = |why: String| Failure::new(Exit::BadData, "bad-from", format!("{what} {why}"));
     if let Some(id) = text.strip_prefix("id:") {
         if id.is_empty() || id.len() > ID_BYTES || id.contains(char::is_control) {
@@ -58,16 +58,25 @@ pub fn begin(what: &str, text: &str) -> Result<Begin, Failure> {
         }
         return Ok(Begin::Id(id.to_owned()));
     }
-    let seq = text.strip_prefix("seq:").map(|seq| format!("@{seq}"));
+    if let Some(seq) = text.strip_prefix("seq:").or(text.strip_prefix('@')) {
+        let seq =
+            seq.parse::<u64>().map_err(|_| bad(format!("{text:?}: a seq is a whole number below 2^64")))?;
+        // There is no event 0: all of them, as `bus tail --since` has it.
+        return Ok(Begin::Seq(seq.max(1)));
+    }
+    let words = match is_group {
+        true => "latest, earliest, seq:N, id:ID or a time",
+        false => "latest, earliest, state, seq:N, id:ID or a time",
+    };
     match text {
         "latest" => Ok(Begin::Latest),
         "earliest" => Ok(Begin::Earliest),
+        "state" if is_group => Err(bad(format!("is {words}; a group does not begin at the state"))),
         "state" => Ok(Begin::State(0)),
-        _ => match when(seq.as_deref().unwrap_or(text)) {
-            // There is no event 0: all of them, as `bus tail --since` has it.
+        _ => match when(text) {
             Ok(When::Seq(seq)) => Ok(Begin::Seq(seq.max(1))),
             Ok(When::Time(ms)) => Ok(Begin::Time(ms)),
-            Err(e) => Err(bad(format!("is latest, earliest, state, id:ID or a time, and {e}"))),
+            Err(e) => Err(bad(format!("is {words}, and {e}"))),
         },
     }
 }

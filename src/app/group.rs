@@ -128,16 +128,19 @@ async fn show(bus: &Bus, args: &GroupArgs) -> Said {
 }
 
 async fn create(bus: &Bus, args: &GroupCreateArgs) -> Said {
-    let begin = given::begin("--from", &args.from)?;
+    let begin = given::begin("--from", &args.from, true)?;
     let mut topics = args.topics.iter();
     let first = topics.next().cloned().unwrap_or_default();
-    let mut wish = bus
-        .create_group(first, &args.group)
-        .topics(topics)
-        .from(begin)
-        .batch(args.batch)
-        .ack_timeout(args.ack_timeout)
-        .max_attempts(args.max_attempts);
+    let mut wish = bus.create_group(first, &args.group).topics(topics).from(begin);
+    if let Some(events) = args.batch {
+        wish = wish.batch(events);
+    }
+    if let Some(time) = args.ack_timeout {
+        wish = wish.ack_timeout(time);
+    }
+    if let Some(attempts) = args.max_attempts {
+        wish = wish.max_attempts(attempts);
+    }
     for (name, value) in &args.headers {
         wish = wish.header(name, value);
     }
@@ -148,16 +151,29 @@ async fn create(bus: &Bus, args: &GroupCreateArgs) -> Said {
         wish = wish.ordered_by_key();
     }
     let made = wish.await.map_err(refused)?;
-    let (group, cursor) = (&args.group, made.cursor);
+    // What was not typed is not wished for either.
+    let is_wish = |name: &&String| match name.as_str() {
+        "filter" => !args.headers.is_empty() || !args.tags.is_empty(),
+        "batch" => args.batch.is_some(),
+        "ack_timeout_ms" => args.ack_timeout.is_some(),
+        "max_attempts" => args.max_attempts.is_some(),
+        "ordered_by_key" => args.ordered_by_key,
+        _ => true,
+    };
+    let differs: Vec<&str> = made.differs.iter().filter(is_wish).map(String::as_str).collect();
+    let (group, cursor, created) = (&args.group, made.cursor, made.created);
     if args.json {
-        let said = json!({"schema": 1, "group": group, "cursor": cursor, "created": made.created});
+        let said = json!({
+            "schema": 1, "group": group, "cursor": cursor, "created": created, "differs": differs,
+        });
         return ok(said.to_string());
     }
-    ok(match made.created {
-        true => format!("{group} begins behind event {cursor}"),
-        false => format!(
-            "{group} was there already, and is at event {cursor}; its options stay: 'castra bus group show {group}'"
-        ),
+    let there = format!("{group} was there already, and is at event {cursor}");
+    let show = format!("'castra bus group show {group}'");
+    ok(match (created, &differs[..]) {
+        (true, _) => format!("{group} begins behind event {cursor}"),
+        (false, []) => format!("{there}; its options stay: {show}"),
+        (false, differs) => format!("{there}; it keeps its own {}: {show}", differs.join(", ")),
     })
 }
 
@@ -172,7 +188,7 @@ async fn remove(bus: &Bus, args: &GroupArgs) -> Said {
 
 async fn seek(bus: &Bus, args: &GroupSeekArgs) -> Said {
     let group = &args.group;
-    let cursor = bus.seek(group, given::begin("TO", &args.to)?).await.map_err(refused)?;
+    let cursor = bus.seek(group, given::begin("TO", &args.to, true)?).await.map_err(refused)?;
     ok(match args.json {
         true => json!({"schema": 1, "group": group, "cursor": cursor}).to_string(),
         false => format!("{group} goes on behind event {cursor}"),
@@ -201,12 +217,17 @@ fn unknown(group: &str) -> Failure {
     Failure::new(Exit::Degraded, "unknown-group", why)
 }
 
+/// What is refused with this code may be taken a while later.
+pub fn may_pass(code: &str) -> bool {
+    matches!(code, "seek-under-way" | "journal-unreadable" | "disk-full" | "outcome-unknown")
+}
+
 /// What the broker refuses.
 fn refused(error: Error) -> Failure {
     let exit = match error.code() {
         Some("unknown-group") => Exit::Degraded,
         Some("seq-ahead" | "unknown-id") => Exit::BadData,
-        Some("too-many-groups") => Exit::TryAgain,
+        Some(code) if may_pass(code) => Exit::TryAgain,
         Some(code) if code.starts_with("bad-") => Exit::BadData,
         Some(_) => Exit::Refused,
         None => return host::lost(&error),

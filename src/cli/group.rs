@@ -1,6 +1,6 @@
 //! `castra bus group`, as it is typed.
 
-use super::{parse_header, parse_some_time};
+use super::{parse_days, parse_header};
 use clap::{Args, Subcommand};
 use std::time::Duration;
 
@@ -17,8 +17,17 @@ A group is a durable, named set of consumers that share the events of its topics
 delivered until a member acks it, or it is given up after --max-attempts and becomes a dead
 letter ($dlq.GROUP). 'castra bus subscribe --group' is a member; so are agents and programs.
 
-Exit codes: 0 ok, 1 no such group (or with lag --over: one is above), 2 usage, 65 bad data,
-69 broker not reachable, 77 refused, 124 no answer."#;
+Exit codes:
+  0    done
+  1    no such group; with lag --over: one is above
+  2    usage
+  65   what was given is wrong: a bad name, topic, header or tag, a place to begin that is none,
+       an event beyond the newest one, an id that is not there
+  69   no broker answers
+  75   try again later: another seek looks for its place, the journal could not be read, the disk
+       is full, or the broker accepts nobody just now
+  77   refused: too many groups, topics that are not for you, a state root of somebody else
+  124  no answer"#;
 
 /// Behind `ls --help`.
 pub const LS_HELP: &str = r#"Examples:
@@ -49,7 +58,9 @@ pub const CREATE_HELP: &str = r#"Examples:
   castra bus group create ci --topic 'build.>' --tag nightly --header host=ci-1
 
 From then on the group keeps its place, whether it has members or not. One that is there stays as
-it is: that is said, and the exit code is 0. With --json: schema, group, cursor, created."#;
+it is: that is said, with what it has otherwise than was given here, and the exit code is 0. With
+--json: schema, group, cursor, created, differs (of these: topics, filter, batch, ack_timeout_ms,
+max_attempts, ordered_by_key; empty when the group is new, or is what was asked for)."#;
 
 /// Behind `seek --help`.
 pub const SEEK_HELP: &str = r#"Examples:
@@ -101,6 +112,11 @@ pub enum GroupCommand {
     Lag(GroupLagArgs),
 }
 
+/// How long a member may hold an event; as the bus has it.
+pub(super) fn parse_ack_timeout(text: &str) -> Result<Duration, String> {
+    parse_days(text, 1)
+}
+
 impl GroupCommand {
     /// What is printed is an object.
     pub fn json(&self) -> bool {
@@ -145,15 +161,15 @@ pub struct GroupCreateArgs {
     /// Begin here: latest, earliest, seq:N, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
-    /// Hand so many events to a member at a time
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub batch: u32,
-    /// Deliver an event again that is not answered within this
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_some_time)]
-    pub ack_timeout: Duration,
-    /// Give an event up after so many deliveries
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub max_attempts: u32,
+    /// Hand so many events to a member at a time [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub batch: Option<u32>,
+    /// Deliver an event again that is not answered within this [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_ack_timeout)]
+    pub ack_timeout: Option<Duration>,
+    /// Give an event up after so many deliveries [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub max_attempts: Option<u32>,
     /// Only events that have this header; several are possible
     #[arg(long = "header", value_name = "K=V", value_parser = parse_header)]
     pub headers: Vec<(String, String)>,

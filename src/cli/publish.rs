@@ -1,6 +1,6 @@
 //! `castra bus publish`, as it is typed.
 
-use super::{parse_header, parse_some_time, parse_time};
+use super::{parse_header, parse_time, parse_ttl};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub struct PublishArgs {
     #[arg(long, value_name = "NAME")]
     pub sid: Option<String>,
     /// Not delivered later than so long after it was stored
-    #[arg(long, value_name = "TIME", value_parser = parse_some_time)]
+    #[arg(long, value_name = "TIME", value_parser = parse_ttl)]
     pub ttl: Option<Duration>,
     /// Publish one event a line
     #[arg(long, conflicts_with_all = ["payload", "payload_flag", "id"])]

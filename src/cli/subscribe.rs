@@ -1,5 +1,6 @@
 //! `castra bus subscribe`, as it is typed.
 
+use super::group::parse_ack_timeout;
 use super::parse_some_time;
 use super::tail::Output;
 use clap::Args;
@@ -22,9 +23,9 @@ none of the broker's own ($…). The host may subscribe to everything, a guest t
 its own and to no $….
 
 --from is latest (what is published from now on), earliest, state (the newest event of each key
-of topics that are compacted, then what is published), @SEQ (this event first), id:ID (what
-follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d), now, RFC 3339
-(2026-11-21T08:00:00Z), or a local time ('2026-11-21 08:00').
+of topics that are compacted, then what is published; not with --group), seq:N or @N (this event
+first), id:ID (what follows the event of this id), or a TIME: how long ago (10m, 2h 30m, 3d),
+now, RFC 3339 (2026-11-21T08:00:00Z), or a local time ('2026-11-21 08:00').
 
 Events go to stdout and nothing else does. When the connection is lost, that is said on stderr,
 and it connects again, with waits of up to 5 s, for as long as it takes: it goes on behind the
@@ -34,7 +35,7 @@ event in the place of the last one (an older backup was restored) ends it with 6
 
 On a terminal, and with -v, a line on stderr says when it is subscribed. A script that must not
 miss what it causes waits for that line ('castra: subscribed to …'), or names an event to begin
-with (--from @SEQ, id:ID).
+with (--from seq:N, id:ID).
 
 --exec runs 'sh -c CMD' for each event, in order, one after the other, with the event's JSON line
 on its stdin and CASTRA_SEQ, CASTRA_TS (milliseconds), CASTRA_ID, CASTRA_VM and CASTRA_TOPIC in
@@ -57,13 +58,14 @@ end, and leaves.
 Exit codes:
   0    N events were printed or handed to the command; without -c: told to end (SIGINT,
        SIGTERM), or nobody reads stdout any more
-  1    the same, but events are gone, or a command failed; with -c: told to end before
+  1    the same, but events are gone, a command failed, or with --group the broker was away and
+       has not confirmed what was acked: that is said; with -c: told to end before
   2    usage: a --broker that is no address, an empty --exec
   65   what was given is wrong: a bad pattern or time, an event beyond the newest one, an id
        that is not there; or the journal is not the one that was received from before
   69   no broker answers; once it is subscribed, it waits for the broker instead
   74   stdout cannot be written, or sh cannot be run
-  75   the broker accepts nobody just now
+  75   the broker accepts nobody just now, or could not read its journal; try again
   77   refused: a mailbox of another VM, a state root that belongs to somebody else
   124  --timeout ran out first"#;
 
@@ -73,7 +75,7 @@ pub struct SubscribeArgs {
     /// Topics or patterns (* is one token, a last > is one or more); none: '>'
     #[arg(value_name = "PATTERN")]
     pub patterns: Vec<String>,
-    /// Begin here: latest, earliest, state, @SEQ, id:ID or TIME
+    /// Begin here: latest, earliest, state, seq:N, id:ID or TIME
     #[arg(long, value_name = "FROM", default_value = "latest", allow_hyphen_values = true)]
     pub from: String,
     /// End when N events were printed, or handed to the command
@@ -98,7 +100,7 @@ pub struct SubscribeArgs {
     #[arg(long, value_name = "N", requires = "group", help_heading = "With a group", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub max_in_flight: Option<u32>,
     /// A new group delivers an event again that is not answered within this [default: 30s]
-    #[arg(long, value_name = "TIME", requires = "group", help_heading = "With a group", value_parser = parse_some_time)]
+    #[arg(long, value_name = "TIME", requires = "group", help_heading = "With a group", value_parser = parse_ack_timeout)]
     pub ack_timeout: Option<Duration>,
     /// A new group gives an event up after so many deliveries [default: 5]
     #[arg(long, value_name = "N", requires = "group", help_heading = "With a group", value_parser = clap::value_parser!(u32).range(1..=100))]

@@ -14,10 +14,11 @@ pub mod retry;
 mod string;
 
 use super::identity::VmName;
-use super::limits::{BATCH_BYTES, EVENT_BYTES, KEY_BYTES, SID_BYTES, TAG_BYTES, TTL_MS};
+use super::limits::{BATCH_BYTES, EVENT_BYTES, KEY_BYTES, SID_BYTES, TTL_MS};
 use super::refusal::Refusal;
 use super::topic::{Topic, TopicError};
-use fields::{encode_headers, encode_strings};
+use fields::{encode, read_caused_by};
+pub(in crate::core) use fields::{read_headers, read_tags};
 pub use letter::Letter;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -182,23 +183,15 @@ impl Batch {
             out.push(b'"');
         }
         if let Some(headers) = publish.headers {
-            encode_headers(out, headers)?;
+            encode(out, "headers", &read_headers(headers)?);
         }
         if let Some(tags) = publish.tags {
-            encode_strings(out, "tags", tags, |tags| {
-                if tags.iter().map(String::len).sum::<usize>() > TAG_BYTES
-                    || tags.iter().any(String::is_empty)
-                {
-                    return Err(Refusal::new(
-                        "bad-tags",
-                        format!("tags are not empty and {TAG_BYTES} bytes in all"),
-                    ));
-                }
-                Ok(())
-            })?;
+            encode(out, "tags", &read_tags(tags)?);
         }
         if let Some(ids) = publish.caused_by {
-            encode_strings(out, "caused_by", ids, |ids| ids.iter().try_for_each(|id| check_id(id)))?;
+            let ids = read_caused_by(ids)?;
+            ids.iter().try_for_each(|id| check_id(id))?;
+            encode(out, "caused_by", &ids);
         }
         if let Some(Text(sid)) = &publish.sid {
             if sid.is_empty() || sid.len() > SID_BYTES || sid.chars().any(char::is_control) {

@@ -132,7 +132,7 @@ impl Round {
                 let refusal = Box::new(refusal);
                 return Some(match group_of(body) {
                     Some(group) => Aside::RefusedGroup(kind, group, refusal),
-                    None => Aside::Refused(kind, sub_of(body), refusal),
+                    None => Aside::Refused(kind, sub_of(kind, body), refusal),
                 });
             }
             Err(refused) => Err(refused),

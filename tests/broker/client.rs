@@ -1,6 +1,7 @@
 //! The Rust client API against real brokers: the two tests and the example of the text that it comes from, and what
 //! becomes of it when brokers and connections die.
 
+use crate::fake_broker::FakeBroker;
 use crate::support::{Broker, PATIENCE};
 use castra::core::client::{Begin, Bus, Error, Nack, Target};
 use serde_json::json;
@@ -325,4 +326,94 @@ fn what_is_refused_says_why() {
         drop(member);
         bus.close().await;
     });
+}
+
+#[test]
+fn a_group_whose_name_is_too_long_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let long = "G".repeat(129);
+    for args in [
+        &["bus", "group", "show", &long][..],
+        &["bus", "group", "rm", &long],
+        &["bus", "group", "create", &long, "--topic", "t"],
+        &["bus", "group", "seek", &long, "latest"],
+        &["bus", "subscribe", "--group", &long],
+    ] {
+        let output = broker.run(&[args, &["--json"]].concat());
+        let said: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), &said["code"]),
+            (Some(65), &json!("bad-group")),
+            "{args:?}: {said}"
+        );
+    }
+    run(async {
+        let bus = bus(&broker).await;
+        for error in [
+            bus.consume("t", &long).await.unwrap_err(),
+            bus.create_group("t", &long).await.unwrap_err(),
+            bus.group(&long).await.unwrap_err(),
+            bus.remove_group(&long).await.unwrap_err(),
+            // The name is no text: a broker cannot say it.
+            bus.ask("group", json!({"group": 5})).await.unwrap_err(),
+        ] {
+            assert!(matches!(error.code(), Some("bad-group" | "bad-field")), "{error}");
+        }
+    });
+}
+
+/// A refusal may overtake an answer that waits for the disk: each caller gets its own all the same.
+#[test]
+fn each_caller_gets_its_own_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = FakeBroker::start(dir.path());
+    let played = std::thread::spawn(move || {
+        let (mut session, _) = fake.guest();
+        // Only what is not answered out of turn by a broker may be under way at once.
+        let mut asked: Vec<serde_json::Value> = Vec::new();
+        let mut answered = 0;
+        while answered < 4 {
+            let is_one = |one: &serde_json::Value, two: &serde_json::Value| {
+                one["type"] == two["type"] && one["group"] == two["group"]
+            };
+            match session.poll() {
+                Some(frame) => {
+                    let frame = frame.expect("a frame");
+                    assert!(!asked.iter().any(|other| is_one(other, &frame)), "{frame} beside {asked:?}");
+                    asked.push(frame);
+                }
+                // Refusals first, and each group by itself.
+                None if asked.len() >= (4 - answered).min(2) => {
+                    asked.sort_by_key(|frame| !frame["from"]["seq"].is_u64());
+                    let of = asked.remove(0);
+                    let mut answer = json!({"type": "ack", "ack": of["type"], "group": of["group"]});
+                    let more = match of["from"]["seq"].is_u64() {
+                        true => json!({"status": "error", "code": "seq-ahead", "reason": "no"}),
+                        false => json!({"status": "ok", "cursor": 7}),
+                    };
+                    answer.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+                    session.send(&answer);
+                    answered += 1;
+                }
+                None => std::thread::yield_now(),
+            }
+        }
+        session.drain();
+    });
+    run(async {
+        let bus = Bus::connect(&target(dir.path()), "app").await.unwrap();
+        let (good, bad) = (Begin::Latest, Begin::Seq(9));
+        let all = tokio::join!(
+            bus.seek("z", good.clone()),
+            bus.seek("z", bad.clone()),
+            bus.seek("y", bad),
+            bus.seek("y", good),
+        );
+        let code =
+            |result: &Result<u64, Error>| result.as_ref().map(|seq| *seq).map_err(|e| e.code().is_some());
+        let said = [&all.0, &all.1, &all.2, &all.3].map(code);
+        assert_eq!(said, [Ok(7), Err(true), Err(true), Ok(7)]);
+    });
+    played.join().unwrap();
 }

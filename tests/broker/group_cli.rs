@@ -1,7 +1,9 @@
 //! `castra bus group`: making, listing, moving and removing groups.
 
+use crate::fake_broker::FakeBroker;
 use crate::subscribe::publish;
-use crate::support::Broker;
+use crate::support::{Broker, castra};
+use castra::core::limits::{GROUP_ACK_TIMEOUT, TTL_MS};
 use serde_json::{Value, json};
 use std::process::Output;
 
@@ -60,7 +62,22 @@ fn a_group_is_made_shown_moved_and_removed() {
     listed.as_object_mut().unwrap().remove("schema");
     assert_eq!(object(&broker, &["ls"]), json!({"schema": 1, "groups": [listed]}));
     let again = object(&broker, &["create", "mailers", "--topic", "other"]);
-    assert_eq!(again, json!({"schema": 1, "group": "mailers", "cursor": 2, "created": false}));
+    let differs = json!(["topics"]);
+    assert_eq!(
+        again,
+        json!({"schema": 1, "group": "mailers", "cursor": 2, "created": false, "differs": differs})
+    );
+    let same = ["create", "mailers", "-t", "vm:web", "-t", "jobs.*"];
+    let show = "'castra bus group show mailers'";
+    let said = text(&group(&broker, &same));
+    assert_eq!(said, format!("mailers was there already, and is at event 2; its options stay: {show}\n"));
+    let other = ["--batch", "7", "--max-attempts", "4", "--ack-timeout", "91s", "--tag", "y"];
+    let said = text(&group(&broker, &[&same[..], &other].concat()));
+    let own = "filter, ack_timeout_ms, max_attempts";
+    assert_eq!(
+        said,
+        format!("mailers was there already, and is at event 2; it keeps its own {own}: {show}\n")
+    );
     // In a table and line by line.
     let table = text(&group(&broker, &["ls"]));
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -98,10 +115,8 @@ fn a_group_is_made_shown_moved_and_removed() {
 #[test]
 fn what_cannot_be_says_why() {
     let dir = tempfile::tempdir().unwrap();
-    let none = crate::support::castra()
-        .args(["--state-root", dir.path().to_str().unwrap(), "bus", "group", "ls"])
-        .output()
-        .unwrap();
+    let none =
+        castra().args(["--state-root", dir.path().to_str().unwrap(), "bus", "group", "ls"]).output().unwrap();
     assert_eq!(none.status.code(), Some(69));
     let broker = Broker::start(dir.path());
     for (args, exit, code) in [
@@ -114,6 +129,8 @@ fn what_cannot_be_says_why() {
         (&["create", "g", "--topic", "t", "--from", "soon"], 65, "bad-from"),
         (&["create", "g", "--topic", "t", "--from", "seq:9"], 65, "seq-ahead"),
         (&["create", "g"], 2, "usage"),
+        (&["create", "g", "--topic", "t", "--tag", ""], 65, "bad-tags"),
+        (&["create", "g", "--topic", "t", "--header", "a=1", "--header", "a=2"], 65, "bad-headers"),
     ] {
         let output = group(&broker, &[args, &["--json"]].concat());
         let said: Value = serde_json::from_slice(&output.stderr).unwrap();
@@ -136,4 +153,78 @@ fn many_groups_come_in_pages() {
     let names: Vec<&str> =
         all["groups"].as_array().unwrap().iter().map(|group| group["group"].as_str().unwrap()).collect();
     assert_eq!(names, (0..12).map(|n| format!("g{n:02}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn whether_it_makes_sense_to_try_again_is_in_the_exit_code() {
+    let help = castra().args(["bus", "group", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    for (code, exit) in [
+        ("seek-under-way", 75),
+        ("journal-unreadable", 75),
+        ("disk-full", 75),
+        ("too-many-groups", 77),
+        ("forbidden-topic", 77),
+        ("unknown-group", 1),
+        ("unknown-id", 65),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let fake = FakeBroker::start(dir.path());
+        let played = std::thread::spawn(move || {
+            let (mut session, _) = fake.guest();
+            let asked = session.receive().expect("a frame");
+            let (ack, group) = (&asked["type"], &asked["group"]);
+            session.send(&json!({
+                "type": "ack", "ack": ack, "status": "error", "group": group, "code": code, "reason": "no",
+            }));
+            session.drain();
+        });
+        let root = dir.path().to_str().unwrap();
+        let args = ["--state-root", root, "bus", "group", "seek", "g", "earliest", "--json"];
+        let output = castra().args(args).output().unwrap();
+        played.join().unwrap();
+        let said: Value = serde_json::from_slice(&output.stderr).unwrap();
+        assert_eq!((output.status.code(), &said["code"]), (Some(exit), &json!(code)), "{said}");
+        assert!(help.contains(&format!("\n  {exit:<5}")), "{exit} is in the help");
+    }
+}
+
+#[test]
+fn what_is_typed_wrongly_is_named_as_it_was_typed() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let create = ["create", "g", "--topic", "t"];
+    let words = "is latest, earliest, seq:N, id:ID or a time";
+    for (args, exit, said) in [
+        (&["seek", "g", "5"][..], 65, format!("castra: TO {words}, and \"5\" is no time: ")),
+        (&["seek", "g", "state"], 65, format!("castra: TO {words}; a group does not begin at the state")),
+        (&["seek", "g", &format!("seq:{}", "9".repeat(23))], 65, format!("TO \"seq:{}", "9".repeat(23))),
+        (&["seek", "g", "@-1"], 65, "castra: TO \"@-1\": a seq is a whole number below 2^64".to_owned()),
+        (&[&create[..], &["--from", "state"]].concat(), 65, format!("castra: --from {words}; a group")),
+        (&[&create[..], &["--ack-timeout", "2days"]].concat(), 2, "TIME>': at most 1 day".to_owned()),
+        (&[&create[..], &["--ack-timeout", "1us"]].concat(), 2, "TIME>': at least 1ms".to_owned()),
+    ] {
+        let output = group(&broker, args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{args:?}: {stderr}");
+        assert!(stderr.contains(&said), "{args:?}: {stderr}");
+    }
+    for (args, said) in [
+        (&["subscribe", "--group", "g", "--ack-timeout", "2days"][..], "TIME>': at most 1 day"),
+        (&["publish", "t", "1", "--ttl", "10years"], "TIME>': at most 3650 days"),
+        (&["publish", "t", "1", "--ttl", "1us"], "TIME>': at least 1ms"),
+    ] {
+        let output = broker.run(&[&["bus"], args].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    }
+    // As long as can be.
+    let [ttl, held] = [TTL_MS.into(), GROUP_ACK_TIMEOUT.as_millis()].map(|millis| format!("{millis}ms"));
+    for args in [
+        &["publish", "t", "1", "--ttl", &ttl][..],
+        &["group", "create", "h", "--topic", "t", "--ack-timeout", &held],
+    ] {
+        assert_eq!(broker.run(&[&["bus"], args].concat()).status.code(), Some(0), "{args:?}");
+    }
 }

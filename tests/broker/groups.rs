@@ -272,6 +272,10 @@ fn what_cannot_be_is_refused() {
         (r#""topic":"t","group":"a b""#, "bad-group"),
         (r#""topic":"t","group":"g","max_attempts":0"#, "bad-field"),
         (r#""topic":"t","group":"g","filter":{"what":1}"#, "bad-field"),
+        (r#""topic":"t","group":"g","filter":[{"a":"1"},["x"]]"#, "bad-field"),
+        (r#""topic":"t","group":"g","filter":{"tags":[""]}"#, "bad-tags"),
+        (r#""topic":"t","group":"g","filter":{"tags":"x"}"#, "bad-tags"),
+        (r#""topic":"t","group":"g","filter":{"headers":{"a":"1","a":"2"}}"#, "bad-headers"),
         (r#""topic":"t","group":"g","from":{"seq":7}"#, "seq-ahead"),
         (r#""topic":"t","group":"g","from":{"id":"nowhere"}"#, "unknown-id"),
         (r#""topic":"vm:other","group":"g""#, "forbidden-topic"),
@@ -287,6 +291,40 @@ fn what_cannot_be_is_refused() {
     let left = guest.ask(r#"{"type":"unsubscribe","group":"g"}"#);
     assert_eq!(left, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g"}));
     assert_eq!(code(&say(&mut guest, "ack", r#""seq":1"#)), "not-a-member");
+}
+
+#[test]
+fn a_refusal_that_cannot_say_the_group_says_no_other_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("a");
+    let long = "G".repeat(129);
+    for kind in ["subscribe", "unsubscribe", "ack", "group", "group_create", "group_seek", "group_remove"] {
+        let answer =
+            guest.ask(format!(r#"{{"type":"{kind}","group":"{long}","topic":"t","from":"latest","seq":1}}"#));
+        let said = (code(&answer), &answer["ack"], answer.get("sub"), answer.get("group"));
+        assert_eq!(said, ("bad-group", &json!(kind), None, None), "{answer}");
+    }
+}
+
+#[test]
+fn null_is_the_same_as_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("a");
+    let nothing = r#""batch":null,"max_in_flight":null,"ack_timeout_ms":null,"max_attempts":null,"ordered_by_key":null"#;
+    for (group, filter) in [("g", "null"), ("h", r#"{"tags":null,"headers":null}"#)] {
+        join(&mut guest, &format!(r#""topic":"t","group":"{group}","sub":null,"filter":{filter},{nothing}"#));
+    }
+    publish(&mut guest, "t");
+    let mut groups: Vec<Value> = (0..2).map(|_| guest.receive().unwrap()["group"].take()).collect();
+    groups.sort_by_key(Value::to_string);
+    assert_eq!(groups, ["g", "h"]);
+    guest.send(
+        r#"{"type":"nack","group":"g","seq":1,"id":null,"confirm":null,"reason":null,"delay_ms":null}"#,
+    );
+    // It was taken, without a word.
+    assert_eq!(code(&say(&mut guest, "nack", r#""seq":1"#)), "not-held");
 }
 
 /// Asks the host's door about groups.
@@ -381,4 +419,30 @@ fn what_is_refused_of_a_frame_leaves_the_rest_its_answer() {
     let refused = member.ask(r#"{"type":"ack","group":"g","seq":1,"confirm":true}"#);
     assert_eq!(code(&refused), "already-done");
     is_quiet(&mut member);
+}
+
+#[test]
+fn a_member_that_drains_answers_what_it_holds_and_costs_no_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let (mut member, mut other) = (broker.guest("a"), broker.guest("b"));
+    join(&mut member, r#""topic":"t","group":"g","max_in_flight":1,"max_attempts":1,"from":"earliest""#);
+    (1..=3).for_each(|seq| assert_eq!(publish(&mut other, "t"), seq));
+    assert_eq!(delivery(&mut member, "g"), (1, 1));
+    let drained = member.ask(r#"{"type":"unsubscribe","group":"g","drain":true}"#);
+    assert_eq!(drained, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g","drain":true}));
+    // Its answer makes room, and nothing comes into it.
+    assert_eq!(say(&mut member, "ack", r#""seq":1"#)["status"], "ok");
+    is_quiet(&mut member);
+    let shown = member.ask(r#"{"type":"group","group":"g"}"#);
+    assert_eq!(json!([shown["members"], shown["held"], shown["cursor"]]), json!([1, 0, 1]), "{shown}");
+    let left = member.ask(r#"{"type":"unsubscribe","group":"g"}"#);
+    assert_eq!(left, json!({"type":"ack","ack":"unsubscribe","status":"ok","group":"g"}));
+    assert_eq!(code(&member.ask(r#"{"type":"unsubscribe","group":"g","drain":true}"#)), "unknown-sub");
+    // With one attempt each, a delivery in vain would be the end of them.
+    join(&mut other, r#""topic":"t","group":"g","max_in_flight":1"#);
+    for seq in 2..=3 {
+        assert_eq!(delivery(&mut other, "g"), (seq, 1));
+        ack(&mut other, seq);
+    }
 }

@@ -111,3 +111,82 @@ fn what_a_slow_member_had_is_its_own_and_what_was_removed_meanwhile_is_counted()
     let fields = ["stalled", "cursor", "expired_undelivered"].map(|name| &said[name]);
     assert_eq!(json!(fields), json!([null, last, last - had]), "{said}");
 }
+
+#[test]
+fn what_passes_by_groups_without_members_is_passed_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = small(dir.path());
+    let mut publisher = broker.guest("p");
+    for (group, topic) in [("idle", "nothing"), ("owed", "t"), ("late", "short")] {
+        let wish = json!({"type": "group_create", "group": group, "topic": topic, "from": "earliest"});
+        assert_eq!(publisher.ask(wish.to_string())["status"], "ok");
+    }
+    let last = flood(&broker, &mut publisher, "t", 10);
+    publisher.ask(r#"{"type":"publish","topic":"short","ttl_ms":1}"#);
+    let wish = json!({"type": "publish", "topic": "short", "ttl_ms": 3_600_000}).to_string();
+    let waits = publisher.ask(wish)["seq"].as_u64().unwrap();
+    assert_eq!(waits, last + 2);
+    // Every 30 s, and at a start.
+    let root = broker.root.clone();
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = Broker::start_args(&root, &["--config", dir.path().join("castra.toml").to_str().unwrap()]);
+    let stands = |group: &str, is: &dyn Fn(u64) -> bool| {
+        let said = eventually("the cursor", || {
+            Some(shown(&broker, group)).filter(|said| is(said["cursor"].as_u64().unwrap()))
+        });
+        (said["cursor"].as_u64().unwrap(), said["expired_undelivered"].as_u64().unwrap())
+    };
+    // Of what is gone nobody knows what it was; what is there is not lost, or nobody wants it. Retention may go on.
+    let (_, gone) = stands("idle", &|cursor| cursor == waits);
+    let (cursor, expired) = stands("owed", &|cursor| cursor > 0);
+    assert!(gone > 10 && cursor == expired && (10..last).contains(&cursor), "{gone}, {cursor}, {expired}");
+    let (_, expired) = stands("late", &|cursor| cursor == waits - 1);
+    assert!(expired > 11 && expired <= gone + 1, "{gone}, {expired}");
+    let mut member = broker.guest("m");
+    join(&mut member, r#""topic":"short","group":"late""#);
+    assert_eq!(delivery(&mut member, "late"), (waits, 1));
+    // What a group has passed is not before it again after a kill, for it was counted.
+    let said = json!({"type": "ack", "group": "late", "seq": waits, "confirm": true}).to_string();
+    assert_eq!(member.ask(said)["status"], "ok");
+    broker.kill();
+    let broker = Broker::start_args(&root, &["--config", dir.path().join("castra.toml").to_str().unwrap()]);
+    assert_eq!(shown(&broker, "late")["cursor"], waits);
+}
+
+#[test]
+fn what_had_expired_for_a_group_stays_so_after_a_restart_with_other_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("castra.toml");
+    let start = |text: &str| {
+        std::fs::write(&config, text).unwrap();
+        Broker::start_args(&dir.path().join("root"), &["--config", config.to_str().unwrap()])
+    };
+    let broker = start("[[topics]]\ntopic = \"cnt\"\nretention = \"10 events\"\n");
+    let mut publisher = broker.guest("p");
+    publisher.ask(r#"{"type":"group_create","group":"g","topic":"cnt","from":"earliest"}"#);
+    // Of the same topic, with a filter that none of the events passes: none of them is its loss.
+    let picky =
+        r#"{"type":"group_create","group":"picky","topic":"cnt","from":"earliest","filter":{"tags":["x"]}}"#;
+    assert_eq!(publisher.ask(picky)["status"], "ok");
+    (0..100).for_each(|_| drop(publisher.ask(r#"{"type":"publish","topic":"cnt"}"#)));
+    let first = eventually("the rule", || {
+        let mut reader = broker.guest("r");
+        reader.ask(r#"{"type":"subscribe","topic":"cnt","from":"earliest"}"#);
+        reader.receive().unwrap()["seq"].as_u64().filter(|seq| *seq > 80)
+    });
+    for group in ["g", "picky"] {
+        let mut member = broker.guest("m");
+        join(&mut member, &format!(r#""topic":"cnt","group":"{group}""#));
+        let expired = if group == "g" { first - 1 } else { 0 };
+        eventually("what has expired", || {
+            (shown(&broker, group)["expired_undelivered"] == expired).then_some(())
+        });
+    }
+    eventually("their end", || (shown(&broker, "g")["members"] == 0).then_some(()));
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = start("");
+    assert_eq!(shown(&broker, "g")["cursor"], first - 1);
+    let mut member = broker.guest("m");
+    join(&mut member, r#""topic":"cnt","group":"g""#);
+    assert_eq!(delivery(&mut member, "g").0, first);
+}

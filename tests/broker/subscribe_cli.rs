@@ -130,9 +130,14 @@ fn what_makes_no_sense_is_refused_before_a_broker_is_asked() {
         (
             &["--from", "soon"],
             65,
-            "--from is latest, earliest, state, id:ID or a time, and \"soon\" is no time: ",
+            "--from is latest, earliest, state, seq:N, id:ID or a time, and \"soon\" is no time: ",
         ),
-        (&["--from", "@x"], 65, "--from is latest"),
+        (
+            &["--from", "state", "--group", "g"],
+            65,
+            "--from is latest, earliest, seq:N, id:ID or a time; a group does not begin at the state",
+        ),
+        (&["--from", "@x"], 65, "--from \"@x\": a seq is a whole number"),
         (&["--from", "id:"], 65, "--from \"id:\": an id is 1-128 bytes"),
         (&["--from", "id:a\nb"], 65, "--from \"id:a\\nb\": an id is"),
         (&["--broker", "7070", "--vm", "web"], 2, "--broker \"7070\": a broker is at tcp:HOST:PORT, unix:"),

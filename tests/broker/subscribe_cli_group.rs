@@ -1,7 +1,8 @@
 //! `castra bus subscribe --group`: members as processes, which print or run commands, and go as they like.
 
+use crate::fake_broker::FakeBroker;
 use crate::subscribe::publish;
-use crate::subscribe_cli::Subscriber;
+use crate::subscribe_cli::{HELLO, Subscriber, command};
 use crate::support::{Broker, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -123,7 +124,7 @@ fn a_long_command_keeps_its_event_and_is_waited_for() {
     let command =
         format!("echo $CASTRA_SEQ $CASTRA_ATTEMPT; until [ -e {} ]; do sleep 0.02; done", go.display());
     let args = ["--group", "g", "t", "--ack-timeout", "200ms", "--max-in-flight", "2", "--exec", &command];
-    let mut member = member(&broker, &args);
+    let mut member = member(&broker, &[&args[..], &["--max-attempts", "1"]].concat());
     for _ in 0..3 {
         publish(&mut guest, "t");
     }
@@ -145,6 +146,9 @@ fn a_long_command_keeps_its_event_and_is_waited_for() {
         (&json!(2), &json!(0), &json!(1)),
         "{left}"
     );
+    // It was not delivered in vain when there was room for it.
+    let next = Subscriber::start(dir.path(), &["--group", "g", "--exec", "echo $CASTRA_SEQ $CASTRA_ATTEMPT"]);
+    assert_eq!(next.line(), "3 1");
 }
 
 #[test]
@@ -196,5 +200,62 @@ fn a_removed_group_and_what_is_typed_wrongly() {
         (&["--group", "g", "--timeout", "50ms"], 124),
     ] {
         assert_eq!(Subscriber::start(dir.path(), args).end().0, Some(exit), "{args:?}");
+    }
+}
+
+/// A broker that lets a member in and then says nothing: told to end, or out of time, it ends all the same.
+#[test]
+fn it_ends_before_it_is_a_member() {
+    let member = |args: &[&str]| {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = FakeBroker::start(dir.path());
+        let member = Subscriber::start(dir.path(), &[&["--group", "g", "t"], args].concat());
+        (dir, broker, member)
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (_dir, broker, mut member) = member(&[]);
+        let mut session = broker.session(HELLO);
+        assert_eq!(session.receive().unwrap()["group"], "g");
+        member.signal(signal);
+        assert_eq!(member.end(), (Some(0), vec![], vec![]));
+    }
+    let (_dir, broker, mut late) = member(&["--timeout", "100ms"]);
+    let session = broker.session(HELLO);
+    let (exit, _, err) = late.end();
+    drop(session);
+    assert_eq!(exit, Some(124), "{err:?}");
+    // Not even let in.
+    let (_dir, broker, mut early) = member(&["--timeout", "1h", "--exec", "true"]);
+    let connection = broker.connection();
+    early.signal(Signal::SIGTERM);
+    assert_eq!(early.end().0, Some(0));
+    drop(connection);
+}
+
+#[test]
+fn an_ack_that_reaches_nobody_is_said() {
+    for args in [&["--exec", "echo go; while [ ! -e \"$GO\" ]; do sleep 0.01; done"][..], &["-o", "json"]] {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = Broker::start(dir.path());
+        let mut guest = broker.guest("dev");
+        let mut command = command(dir.path(), &[&["-v", "--group", "g", "t"], args].concat());
+        command.env("GO", dir.path().join("go"));
+        let mut member = Subscriber::run(command);
+        member.hear();
+        let is_command = args[0] == "--exec";
+        if is_command {
+            publish(&mut guest, "t");
+            assert_eq!(member.line(), "go");
+        }
+        broker.kill();
+        let lost = member.hear();
+        assert!(lost.contains("connecting again"), "{lost}");
+        std::fs::write(dir.path().join("go"), "").unwrap();
+        // Once it waits for nothing but the broker.
+        member.signal(Signal::SIGINT);
+        let (exit, _, err) = member.end();
+        let said = "castra: 1 answer did not reach the broker, as far as is known; its event comes again";
+        let is_said = err.iter().any(|line| line == said);
+        assert_eq!((exit, is_said), (Some(is_command.into()), is_command), "{args:?}: {err:?}");
     }
 }

@@ -29,7 +29,7 @@ impl<'a> Given<'a> {
         if patterns.is_empty() {
             patterns.push(given::pattern(">")?);
         }
-        let begin = given::begin("--from", &args.from)?;
+        let begin = given::begin("--from", &args.from, args.group.is_some())?;
         let (target, hello, root) = match (&args.broker, &args.vm) {
             (Some(broker), Some(vm)) => {
                 let target: Target = broker

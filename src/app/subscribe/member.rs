@@ -50,8 +50,14 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
     let begun = Instant::now();
     let mut told = Told::new().map_err(Failure::system)?;
     let sayer = Sayer::new(args.json, args.verbose);
-    let bus = connect(given).await?;
-    let (mut consumer, timeout_ms) = join(&bus, given, group, args, sayer).await?;
+    let (mut hung_up, mut time_over) = (pin!(hung_up(args)), pin!(time_over(begun, args.timeout)));
+    let (bus, mut consumer, timeout_ms) = tokio::select! {
+        biased;
+        () = told.next() => return Ok(Exit::Ok),
+        limit = &mut time_over => return Err(out_of_time(args, limit, 0)),
+        () = &mut hung_up => return Ok(Exit::Ok),
+        member = become_one(given, group, args, sayer) => member?,
+    };
     // The thread that prints, and each command, says at its end what it did.
     let (ended, mut tallies) = mpsc::unbounded_channel();
     let mut taker = match &args.exec {
@@ -66,28 +72,27 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
     };
     let mut tally = Tally::default();
     let (mut lost, mut is_lost) = (bus.lost(), false);
-    let why = {
-        let (mut hung_up, mut time_over) = (pin!(hung_up(args)), pin!(time_over(begun, args.timeout)));
-        loop {
-            tokio::select! {
-                biased;
-                () = told.next() => break Why::Told,
-                limit = &mut time_over => break Why::Time(limit),
-                () = &mut hung_up => break Why::HungUp,
-                Some(more) = tallies.recv() => {
-                    add(&mut tally, more);
-                    if tally.broken.is_some() {
-                        break Why::Broken;
-                    }
+    let why = loop {
+        tokio::select! {
+            biased;
+            () = told.next() => break Why::Told,
+            limit = &mut time_over => break Why::Time(limit),
+            () = &mut hung_up => break Why::HungUp,
+            Some(more) = tallies.recv() => {
+                add(&mut tally, more);
+                if tally.broken.is_some() {
+                    break Why::Broken;
                 }
-                Ok(()) = lost.changed() => say_lost(&mut lost, &mut is_lost, sayer),
-                delivery = consumer.next() => match delivery {
-                    Ok(delivery) => taker.take(delivery),
-                    Err(error) => break Why::Ended(error),
-                },
             }
+            Ok(()) = lost.changed() => say_lost(&mut lost, &mut is_lost, sayer),
+            delivery = consumer.next() => match delivery {
+                Ok(delivery) => taker.take(delivery),
+                Err(error) => break Why::Ended(error),
+            },
         }
     };
+    // What its answers make room for would be delivered in vain.
+    consumer.drain();
     // What was delivered and not begun would come again as another attempt.
     if let (Why::Told | Why::Time(_), Taker::Print(_)) = (&why, &taker) {
         loop {
@@ -101,29 +106,42 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
     let is_out_of_time = matches!(why, Why::Time(_));
     finish(taker, &mut tallies, &mut tally, &mut told, is_out_of_time, sayer).await;
     // A broker that is gone knows that nobody is there.
-    let _ = timeout(LAST_WORDS, consumer.leave()).await;
+    let unconfirmed = consumer.leave_within(LAST_WORDS).await;
+    if unconfirmed > 0 {
+        say_unconfirmed(unconfirmed, sayer);
+    }
     let is_command = args.exec.is_some();
     match (why, tally.broken) {
         (Why::HungUp, _) => Ok(Exit::Ok),
         (Why::Ended(error), _) => Err(over(given, error)),
         (_, Some(error)) if is_command => Err(Failure::new(Exit::Io, "no-command", error.to_string())),
         (_, Some(error)) => Err(error.into()),
-        (Why::Time(limit), None) => {
-            let (limit, n) = (humantime::format_duration(limit), tally.done);
-            let what = if is_command { "handed to the command" } else { "printed" };
-            let why = format!("time ran out after {limit}, {n} events were {what}");
-            Err(Failure::new(Exit::Timeout, "timeout", why).with("events", n))
-        }
-        (Why::Told | Why::Broken, None) if tally.failed > 0 => Ok(Exit::Degraded),
+        (Why::Time(limit), None) => Err(out_of_time(args, limit, tally.done)),
+        (Why::Told | Why::Broken, None) if tally.failed > 0 || unconfirmed > 0 => Ok(Exit::Degraded),
         (Why::Told | Why::Broken, None) => Ok(Exit::Ok),
     }
 }
 
-async fn connect(given: &Given<'_>) -> Result<Bus, Failure> {
+fn out_of_time(args: &SubscribeArgs, limit: Duration, events: u64) -> Failure {
+    let limit = humantime::format_duration(limit);
+    let what = if args.exec.is_some() { "handed to the command" } else { "printed" };
+    let why = format!("time ran out after {limit}, {events} events were {what}");
+    Failure::new(Exit::Timeout, "timeout", why).with("events", events)
+}
+
+/// Connects and becomes a member, however long a broker takes for that.
+async fn become_one(
+    given: &Given<'_>,
+    group: &str,
+    args: &SubscribeArgs,
+    sayer: Sayer,
+) -> Result<(Bus, Consumer, u64), Failure> {
     given.check()?;
     let follow = &given.follow;
     let connected = Bus::connect_as(&follow.target, &follow.hello, follow.times).await;
-    connected.map_err(|error| over(given, error))
+    let bus = connected.map_err(|error| over(given, error))?;
+    let (consumer, timeout_ms) = join(&bus, given, group, args, sayer).await?;
+    Ok((bus, consumer, timeout_ms))
 }
 
 /// Becomes a member; how long the group lets an event be held, in milliseconds.
@@ -263,6 +281,14 @@ fn say_lost(lost: &mut watch::Receiver<Option<Arc<ClientError>>>, is_lost: &mut 
         sayer.warn("subscribed", "connected again", &[]);
     }
     *is_lost = now.is_some();
+}
+
+fn say_unconfirmed(count: usize, sayer: Sayer) {
+    let text = match count {
+        1 => "1 answer did not reach the broker, as far as is known; its event comes again".to_owned(),
+        n => format!("{n} answers did not reach the broker, as far as is known; their events come again"),
+    };
+    sayer.warn("not-confirmed", &text, &[("answers", count as u64)]);
 }
 
 /// Why there is nothing more.

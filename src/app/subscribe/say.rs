@@ -4,6 +4,7 @@
 //! `mod.rs` and whoever handles events.
 
 use crate::app::failure::{Exit, Failure};
+use crate::app::group::may_pass;
 use crate::app::tail::standing::say;
 use crate::core::follow::Failed;
 use serde_json::{Value, json};
@@ -84,6 +85,7 @@ pub fn exit_of(code: &str) -> Exit {
     match code {
         "seq-ahead" | "unknown-id" | "too-many-subscriptions" => Exit::BadData,
         _ if code.starts_with("bad-") => Exit::BadData,
+        _ if may_pass(code) => Exit::TryAgain,
         // `forbidden-topic`, and what later brokers refuse.
         _ => Exit::Refused,
     }

@@ -4,7 +4,7 @@
 
 use super::connection::ClientError;
 use super::consumer::Context;
-use super::error::Error;
+use super::error::{Error, check_group};
 use super::event::Event;
 use super::listen::Listen;
 use super::nack::Nack;
@@ -172,6 +172,7 @@ impl Bus {
         let mut frame = fields;
         frame["type"] = kind.into();
         let group = frame["group"].as_str().map(str::to_owned);
+        group.as_deref().map_or(Ok(()), check_group)?;
         let mut bytes = BytesMut::new();
         let encoded = FrameCodec.encode(frame.to_string().as_bytes(), &mut bytes);
         encoded.map_err(|e| Error::refused("frame-too-large", e.to_string()))?;
@@ -185,7 +186,7 @@ impl Bus {
         frame: Bytes,
     ) -> Result<Value, Error> {
         let (answer, answered) = oneshot::channel();
-        let asking = Asking { kind: kind.to_owned(), group, frame, answer, is_again: false };
+        let asking = Asking { kind: kind.to_owned(), group, frame, answer, is_sent: false, is_again: false };
         self.command(Command::Ask(asking)).await?;
         answered.await.unwrap_or(Err(Error::Closed))
     }

@@ -6,7 +6,7 @@
 use super::error::Error;
 use super::event::Event;
 use super::nack::Nack;
-use super::queue::Queue;
+use super::queue::{Queue, Unanswered};
 use super::word::{Say, Word};
 use serde_json::Value;
 use std::fmt::Display;
@@ -14,8 +14,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Waker, Poll};
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
 
 /// What a group said when somebody became a member of it, or made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,7 @@ pub(super) struct Caller {
 #[derive(Debug)]
 pub(super) struct Held {
     pub caller: Caller,
+    queue: Arc<Queue>,
     permit: Option<OwnedSemaphorePermit>,
     is_said: bool,
 }
@@ -135,8 +138,14 @@ impl Consumer {
             event: arrived.event,
             attempt: arrived.attempt,
             max_attempts: arrived.max_attempts,
-            held: Held { caller, permit: Some(permit), is_said: false },
+            held: Held { caller, queue: self.queue.clone(), permit: Some(permit), is_said: false },
         })
+    }
+
+    /// Nothing more is to come: what is on its way still does. What is held may be answered until this one leaves, and
+    /// makes no room for what would be delivered in vain.
+    pub fn drain(&self) {
+        let _ = self.words.send(Word::Drain { member: self.number });
     }
 
     /// Leaves, once what was said is durable. What is held goes to other members.
@@ -145,6 +154,16 @@ impl Consumer {
         let _ = self.words.send(Word::Leave { member: self.number, answer: Some(answer) });
         // The task is gone, and with it the membership.
         let _ = answered.await;
+    }
+
+    /// The same, for so long at the most: a broker that is away may not come back. How many events that were acked, or
+    /// given up, come again as far as is known: the broker has not confirmed it.
+    pub async fn leave_within(self, time: Duration) -> usize {
+        let (answer, answered) = oneshot::channel();
+        let _ = self.words.send(Word::Leave { member: self.number, answer: Some(answer) });
+        // It is over, or nobody answers.
+        let _ = timeout(time, answered).await;
+        self.queue.unconfirmed()
     }
 }
 
@@ -190,11 +209,11 @@ impl Context {
 }
 
 impl Caller {
-    fn say(&self, say: Say, permit: Option<OwnedSemaphorePermit>) -> Answer {
+    fn say(&self, say: Say, unanswered: Option<Unanswered>) -> Answer {
         let (answer, answered) = oneshot::channel();
         let (member, seq, id) = (self.member, self.seq, self.id.clone());
         // Without a task the answer is that there is none.
-        let _ = self.words.send(Word::Say { member, seq, id, say, answer, permit });
+        let _ = self.words.send(Word::Say { member, seq, id, say, answer, unanswered });
         Answer(answered)
     }
 }
@@ -202,7 +221,10 @@ impl Caller {
 impl Held {
     pub fn say(&mut self, say: Say) -> Answer {
         self.is_said = true;
-        self.caller.say(say, self.permit.take())
+        // What is nacked is to come again anyway.
+        let is_last = !matches!(&say, Say::Nack(nack) if !nack.is_final);
+        let unanswered = Unanswered::new(self.permit.take(), &self.queue, is_last);
+        self.caller.say(say, Some(unanswered))
     }
 }
 

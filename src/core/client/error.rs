@@ -3,6 +3,7 @@
 //! Always holds: `Refused` has a code of `docs/BUS.md`; `InDoubt` and `Gap` end nothing. Owner: whoever gets it.
 
 use super::connection::ClientError;
+use crate::core::wire::group::check_name;
 use std::sync::Arc;
 
 /// Why something was not done, or nobody knows.
@@ -51,6 +52,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Whether this can be the name of a group: a broker cannot say whom it means by one that is too long.
+pub(super) fn check_group(name: &str) -> Result<(), Error> {
+    check_name(name).map(drop).map_err(|why| Error::refused(why.code, why.reason))
 }
 
 impl From<ClientError> for Error {

@@ -12,7 +12,7 @@
 
 use super::error::Error;
 use super::event::Event;
-use super::queue::{Arrived, Queue};
+use super::queue::{Arrived, Queue, Unanswered};
 use super::word::{Joining, Say, To};
 use crate::core::limits::ACK_SEQS;
 use crate::core::wire::codec::FrameCodec;
@@ -20,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::codec::Encoder;
 
 pub(super) struct Membership {
@@ -32,14 +32,18 @@ pub(super) struct Membership {
     /// Who waits for it to be one.
     welcome: Option<To<Value>>,
     session: u64,
+    /// It is one, in this session.
+    is_in: bool,
     /// Delivered, and nothing said of it.
     held: HashMap<u64, Held>,
     /// Acks that go into the next frame.
     acks: Vec<Said>,
     asked: VecDeque<Asked>,
     /// Acked, and the broker may not know: the newest ones.
-    done: VecDeque<(u64, Arc<str>)>,
+    done: VecDeque<Done>,
     max_in_flight: usize,
+    /// It is to be handed nothing more.
+    drains: bool,
     leaving: Leaving,
 }
 
@@ -58,6 +62,14 @@ struct Held {
     session: u64,
 }
 
+/// What the program is done with.
+struct Done {
+    seq: u64,
+    id: Arc<str>,
+    /// Nothing behind it came since: it may come again.
+    is_open: bool,
+}
+
 /// A frame that is not answered.
 struct Asked {
     kind: &'static str,
@@ -69,12 +81,12 @@ pub(super) struct Said {
     pub id: Arc<str>,
     pub say: Say,
     pub answer: Option<To<()>>,
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub unanswered: Option<Unanswered>,
 }
 
 impl Said {
     fn answer(self, result: Result<(), Error>) {
-        drop(self.permit);
+        drop(self.unanswered);
         // Nobody may be waiting.
         self.answer.map(|answer| answer.send(result));
     }
@@ -90,17 +102,20 @@ impl Membership {
             queue,
             welcome: Some(answer),
             session,
+            is_in: false,
             held: HashMap::new(),
             acks: Vec::new(),
             asked: VecDeque::new(),
             done: VecDeque::new(),
             max_in_flight,
+            drains: false,
             leaving: Leaving::No,
         }
     }
 
     /// It is a member, in this session.
     pub fn joined(&mut self, ack: Value, out: &mut BytesMut) {
+        self.is_in = true;
         if let Some(welcome) = self.welcome.take()
             && welcome.send(Ok(ack)).is_err()
         {
@@ -108,20 +123,52 @@ impl Membership {
             self.leave(None);
             self.settle(out);
         }
+        if self.drains {
+            self.say_drain(out);
+        }
+    }
+
+    /// The program takes nothing more, and goes on with what it has.
+    pub fn drain(&mut self, out: &mut BytesMut) {
+        if !std::mem::replace(&mut self.drains, true) && self.is_in {
+            self.say_drain(out);
+        }
+    }
+
+    fn say_drain(&self, out: &mut BytesMut) {
+        if matches!(self.leaving, Leaving::No) {
+            write(&json!({"type": "unsubscribe", "group": self.group, "drain": true}), out);
+        }
+    }
+
+    /// Whether an answer of this kind is to come.
+    pub fn waits_for(&self, kind: &str) -> bool {
+        match kind {
+            "subscribe" => !self.is_in,
+            "unsubscribe" => matches!(self.leaving, Leaving::Asked(_)),
+            _ => false,
+        }
     }
 
     /// An event is delivered.
     pub fn delivered(&mut self, arrived: Arrived, out: &mut BytesMut) {
         let (seq, id) = (arrived.event.seq, arrived.event.id.as_str());
         let is_it = |said: &&Said| said.seq == seq && *said.id == *id;
+        // What comes again comes before what is new.
+        for done in self.done.iter_mut().filter(|done| done.seq < seq) {
+            done.is_open = false;
+        }
+        self.tell();
         let acks = self.asked.iter().filter(|asked| matches!(asked.kind, "ack" | "term"));
         if !matches!(self.leaving, Leaving::No) || acks.flat_map(|asked| &asked.said).any(|said| is_it(&said))
         {
             return;
         }
-        if let Some(at) = self.done.iter().position(|(done, of)| *done == seq && **of == *id) {
-            if let Some((seq, id)) = self.done.remove(at) {
-                self.acks.push(Said { seq, id, say: Say::Ack, answer: None, permit: None });
+        if let Some(at) = self.done.iter().position(|done| done.seq == seq && *done.id == *id) {
+            if let Some(Done { seq, id, .. }) = self.done.remove(at) {
+                let unanswered = Some(Unanswered::new(None, &self.queue, true));
+                self.acks.push(Said { seq, id, say: Say::Ack, answer: None, unanswered });
+                self.tell();
                 self.flush(out);
             }
             return;
@@ -167,7 +214,13 @@ impl Membership {
         if self.done.len() >= self.max_in_flight {
             self.done.pop_front();
         }
-        self.done.push_back((seq, id));
+        self.done.push_back(Done { seq, id, is_open: true });
+        self.tell();
+    }
+
+    /// Lets the program see what is in doubt.
+    fn tell(&self) {
+        self.queue.set_in_doubt(self.done.iter().filter(|done| done.is_open).count());
     }
 
     /// Sends the acks that wait.
@@ -261,6 +314,7 @@ impl Membership {
     /// The session is lost; whether it is a member in the next one.
     pub fn lost(&mut self, session: u64) -> bool {
         self.session = session;
+        self.is_in = false;
         for seq in self.queue.clear() {
             self.held.remove(&seq);
         }

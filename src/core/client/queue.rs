@@ -1,13 +1,14 @@
 //! What was delivered and is not taken yet, between the connection's task and a consumer.
 //!
-//! Always holds: it has no more than the broker lets a member hold; behind its end there is nothing. Owner:
-//! [`super::member`].
+//! Always holds: it has no more than the broker lets a member hold; behind its end there is nothing; who waits for the
+//! end of all answers can see how many are left. Owner: [`super::member`].
 
 use super::error::Error;
 use super::event::Event;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// A delivery.
 #[derive(Debug)]
@@ -22,6 +23,33 @@ pub(super) struct Queue {
     inner: Mutex<Inner>,
     /// One waits at the most.
     changed: Notify,
+    /// Last words that the broker has not answered, …
+    unanswered: AtomicUsize,
+    /// … and those that were in doubt when a connection was lost, and still are.
+    in_doubt: AtomicUsize,
+}
+
+/// Something was said of an event and is not answered yet: until this is dropped.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    /// Room for another event.
+    _permit: Option<OwnedSemaphorePermit>,
+    counted: Option<Arc<Queue>>,
+}
+
+impl Unanswered {
+    /// It counts if it is the last word.
+    pub fn new(permit: Option<OwnedSemaphorePermit>, queue: &Arc<Queue>, is_last: bool) -> Self {
+        let counted = is_last.then(|| queue.clone());
+        counted.iter().for_each(|queue| _ = queue.unanswered.fetch_add(1, SeqCst));
+        Unanswered { _permit: permit, counted }
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.counted.iter().for_each(|queue| _ = queue.unanswered.fetch_sub(1, SeqCst));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +71,16 @@ impl Queue {
     /// Forgets what was not taken; the seqs.
     pub fn clear(&self) -> Vec<u64> {
         self.lock().arrived.drain(..).map(|arrived| arrived.event.seq).collect()
+    }
+
+    /// So many last words are in doubt.
+    pub fn set_in_doubt(&self, count: usize) {
+        self.in_doubt.store(count, SeqCst);
+    }
+
+    /// Last words of which nobody knows whether they reached the broker.
+    pub fn unconfirmed(&self) -> usize {
+        self.unanswered.load(SeqCst) + self.in_doubt.load(SeqCst)
     }
 
     /// There is nothing more, for this reason.

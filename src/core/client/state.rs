@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! publishes   sent in order, answered in order; in doubt, sent again in the next session with the same id
-//! asks        answered by their type and group; sent again
+//! asks        answered by their type and group, of which one is under way; sent again
 //! members     member.rs; they join again
 //! ```
 //!
@@ -60,10 +60,9 @@ impl State {
         self.again.append(&mut self.publishes);
         self.publishes = std::mem::take(&mut self.again);
         let publishes = self.publishes.iter().map(|publishing| &publishing.frame);
-        let asks = self.asks.iter().map(|asking| &asking.frame);
-        for frame in publishes.chain(asks).chain(self.members.iter().map(|member| &member.frame)) {
-            self.out.extend_from_slice(frame);
-        }
+        publishes.for_each(|frame| self.out.extend_from_slice(frame));
+        self.send_asks();
+        self.members.iter().for_each(|member| self.out.extend_from_slice(&member.frame));
     }
 
     /// The session is lost.
@@ -71,7 +70,9 @@ impl State {
         self.session += 1;
         let session = self.session;
         self.members.retain_mut(|member| member.lost(session));
-        self.asks.iter_mut().for_each(|asking| asking.is_again = true);
+        for asking in &mut self.asks {
+            asking.is_again |= std::mem::take(&mut asking.is_sent);
+        }
     }
 
     /// Takes something new.
@@ -82,13 +83,26 @@ impl State {
                 self.publishes.push_back(publishing);
             }
             Command::Ask(asking) => {
-                self.out.extend_from_slice(&asking.frame);
                 self.asks.push_back(asking);
+                self.send_asks();
             }
             Command::Join(joining) => self.join(joining),
             Command::Close(answer) => {
                 self.closing = Some(answer);
                 self.members.iter().for_each(Membership::stop);
+            }
+        }
+    }
+
+    /// Sends the asks whose turn it is. Two of the same type and group could not be told apart by their answers: a refusal
+    /// may overtake an answer that waits for the disk.
+    fn send_asks(&mut self) {
+        for at in 0..self.asks.len() {
+            let asking = &self.asks[at];
+            let is_same = |other: &Asking| other.kind == asking.kind && other.group == asking.group;
+            if !asking.is_sent && !self.asks.range(..at).any(is_same) {
+                self.out.extend_from_slice(&asking.frame);
+                self.asks[at].is_sent = true;
             }
         }
     }
@@ -108,13 +122,17 @@ impl State {
     pub fn words(&mut self, words: impl Iterator<Item = Word>) {
         for word in words {
             match word {
-                Word::Say { member, seq, id, say, answer, permit } => {
+                Word::Say { member, seq, id, say, answer, unanswered } => {
                     match self.members.iter_mut().find(|one| one.number == member) {
                         Some(one) => {
-                            one.say(Said { seq, id, say, answer: Some(answer), permit }, &mut self.out)
+                            one.say(Said { seq, id, say, answer: Some(answer), unanswered }, &mut self.out)
                         }
                         None => _ = answer.send(Err(Error::Closed)),
                     }
+                }
+                Word::Drain { member } => {
+                    let member = self.members.iter_mut().find(|one| one.number == member);
+                    member.into_iter().for_each(|member| member.drain(&mut self.out));
                 }
                 Word::Leave { member, answer } => {
                     match self.members.iter_mut().find(|one| one.number == member) {
@@ -215,16 +233,23 @@ impl State {
         let text = |name: &str| ack[name].as_str().unwrap_or_default();
         let (kind, group, is_ok) = (text("ack").to_owned(), text("group").to_owned(), text("status") == "ok");
         let refusal = || Error::refused(text("code"), text("reason"));
-        let member = self.members.iter().position(|member| *member.group == *group);
+        // A refusal that does not say which group is that of whoever waits longest.
+        let is_any = group.is_empty() && !is_ok;
+        let member = match is_any {
+            true => self.waits_longest(&kind),
+            false => self.members.iter().position(|member| *member.group == *group),
+        };
         match (kind.as_str(), member) {
             ("subscribe", Some(at)) if is_ok => self.members[at].joined(ack, &mut self.out),
             ("subscribe", Some(at)) => self.members.swap_remove(at).end(&refusal()),
+            ("unsubscribe", Some(_)) if is_ok && ack["drain"] == true => {}
             ("unsubscribe", Some(at)) => self.members.swap_remove(at).end(&Error::Closed),
             _ => {
                 let is_it = |asking: &Asking| {
+                    let is_of_it = is_any || asking.group.as_ref().is_none_or(|of| *of == group);
                     // A broker that does not know the type at all says so of the frame.
-                    (kind == "frame" && !is_ok)
-                        || (asking.kind == kind && asking.group.as_ref().is_none_or(|of| *of == group))
+                    let is_unknown = kind == "frame" && !is_ok;
+                    asking.is_sent && (is_unknown || (asking.kind == kind && is_of_it))
                 };
                 let Some(asking) = self.asks.iter().position(is_it).and_then(|at| self.asks.remove(at))
                 else {
@@ -233,8 +258,15 @@ impl State {
                 let is_done = asking.is_again && kind == "group_remove" && text("code") == "unknown-group";
                 let answer = if is_ok || is_done { Ok(ack) } else { Err(refusal()) };
                 let _ = asking.answer.send(answer);
+                self.send_asks();
             }
         }
+    }
+
+    /// The oldest member that waits for an answer of this kind.
+    fn waits_longest(&self, kind: &str) -> Option<usize> {
+        let waiting = self.members.iter().enumerate().filter(|(_, member)| member.waits_for(kind));
+        waiting.min_by_key(|(_, member)| member.number).map(|(at, _)| at)
     }
 
     /// Nothing more comes, for this reason.

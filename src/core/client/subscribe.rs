@@ -5,7 +5,7 @@
 
 use super::Bus;
 use super::consumer::{Consumer, Context, Delivery, Joined};
-use super::error::Error;
+use super::error::{Error, check_group};
 use super::event::Event;
 use super::nack::Nack;
 use super::queue::Queue;
@@ -56,7 +56,7 @@ pub struct Subscribe<'a, H> {
     begin: Begin,
     /// Those that are said.
     options: Value,
-    headers: serde_json::Map<String, Value>,
+    headers: Vec<(String, String)>,
     tags: Vec<String>,
     max_in_flight: u32,
     how: H,
@@ -73,7 +73,7 @@ impl<'a, H> Subscribe<'a, H> {
             topics: vec![topic],
             begin: Begin::Latest,
             options: json!({}),
-            headers: serde_json::Map::new(),
+            headers: Vec::new(),
             tags: Vec::new(),
             max_in_flight: IN_FLIGHT,
             how,
@@ -97,9 +97,9 @@ impl<'a, H> Subscribe<'a, H> {
         self
     }
 
-    /// Only events with this header, of this value.
+    /// Only events with this header, of this value; a name once.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.insert(name.into(), Value::String(value.into()));
+        self.headers.push((name.into(), value.into()));
         self
     }
 
@@ -141,6 +141,15 @@ impl<'a, H> Subscribe<'a, H> {
     }
 
     fn frame(&self, kind: &str) -> Result<Bytes, Error> {
+        check_group(&self.group)?;
+        let mut headers = serde_json::Map::new();
+        for (name, value) in &self.headers {
+            // An event has one value of a name.
+            if headers.insert(name.clone(), json!(value)).is_some() {
+                let why = format!("headers is an object of strings: the name '{name:.64}' stands twice");
+                return Err(Error::refused("bad-headers", why));
+            }
+        }
         let mut frame = self.options.clone();
         for (name, value) in [
             ("type", json!(kind)),
@@ -148,7 +157,7 @@ impl<'a, H> Subscribe<'a, H> {
             ("topics", json!(self.topics)),
             ("from", place(&self.begin)),
             ("max_in_flight", json!(self.max_in_flight)),
-            ("filter", json!({"headers": self.headers, "tags": self.tags})),
+            ("filter", json!({"headers": headers, "tags": self.tags})),
         ] {
             frame[name] = value;
         }
@@ -267,6 +276,7 @@ async fn run(mut consumer: Consumer, mut handler: Handler, mut stopped: watch::R
             Some(_) = running.join_next() => {}
         }
     };
+    consumer.drain();
     while running.join_next().await.is_some() {}
     consumer.leave().await;
     why

@@ -5,7 +5,7 @@
 use super::error::Error;
 use super::nack::Nack;
 use super::publish::Published;
-use super::queue::Queue;
+use super::queue::{Queue, Unanswered};
 use bytes::Bytes;
 use serde_json::Value;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(super) struct Asking {
     pub group: Option<String>,
     pub frame: Bytes,
     pub answer: To<Value>,
+    /// It was sent, in this session.
+    pub is_sent: bool,
     /// It was sent in an earlier session, too.
     pub is_again: bool,
 }
@@ -67,7 +69,11 @@ pub(super) enum Word {
         id: Arc<str>,
         say: Say,
         answer: To<()>,
-        permit: Option<OwnedSemaphorePermit>,
+        unanswered: Option<Unanswered>,
+    },
+    /// It takes what it has, and nothing more.
+    Drain {
+        member: u64,
     },
     Leave {
         member: u64,

@@ -56,7 +56,9 @@ pub fn read(reader: &mut Reader, plan: &Plan, retention: &Retention, now: u64) -
                 bound = if wanted.is_empty() { None } else { retention.of(&topic) };
             }
             if !wanted.is_empty() && is_expired(&found, bound, now) {
-                *expired += wanted.iter().filter(|i| found.seq >= plan.wanted[**i].1).count() as u64;
+                let lost = wanted.iter().map(|i| &plan.wanted[*i]);
+                let lost = lost.filter(|(_, next, own)| found.seq >= *next && own.may_pass(found.line));
+                *expired += lost.count() as u64;
                 return;
             }
             *expires |= found.layout.expires;

@@ -2,18 +2,18 @@
 //!
 //! Always holds: they are within their bounds, and a name stands once. Pure. Owner: `event.rs`.
 
-use crate::core::limits::{HEADER_BYTES, HEADERS, TAGS};
+use crate::core::limits::{HEADER_BYTES, HEADERS, TAG_BYTES, TAGS};
 use crate::core::refusal::Refusal;
-use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-/// Appends `,"headers":…`, sorted by name.
+/// Reads headers.
 ///
 /// # Errors
 /// `bad-headers`.
-pub(super) fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Refusal> {
+pub(in crate::core) fn read_headers(raw: &RawValue) -> Result<BTreeMap<String, String>, Refusal> {
     let wrong = |why: String| Refusal::new("bad-headers", why);
     let Headers(headers) = serde_json::from_str(raw.get())
         .map_err(|e| wrong(format!("headers is an object of strings: {e}")))?;
@@ -21,8 +21,45 @@ pub(super) fn encode_headers(out: &mut Vec<u8>, raw: &RawValue) -> Result<(), Re
     if headers.len() > HEADERS || bytes > HEADER_BYTES {
         return Err(wrong(format!("headers are at most {HEADERS} and {HEADER_BYTES} bytes in all")));
     }
-    out.extend_from_slice(b",\"headers\":");
-    serde_json::to_writer(&mut *out, &headers).map_err(|e| wrong(e.to_string()))
+    Ok(headers)
+}
+
+/// Reads tags.
+///
+/// # Errors
+/// `bad-tags`.
+pub(in crate::core) fn read_tags(raw: &RawValue) -> Result<Vec<String>, Refusal> {
+    let tags = strings("tags", "bad-tags", raw)?;
+    if tags.iter().map(String::len).sum::<usize>() > TAG_BYTES || tags.iter().any(String::is_empty) {
+        return Err(Refusal::new("bad-tags", format!("tags are not empty and {TAG_BYTES} bytes in all")));
+    }
+    Ok(tags)
+}
+
+/// Reads the ids of causes.
+///
+/// # Errors
+/// `bad-caused-by`.
+pub(super) fn read_caused_by(raw: &RawValue) -> Result<Vec<String>, Refusal> {
+    strings("caused_by", "bad-caused-by", raw)
+}
+
+fn strings(field: &str, code: &'static str, raw: &RawValue) -> Result<Vec<String>, Refusal> {
+    let wrong = |e: serde_json::Error| Refusal::new(code, format!("{field} is an array of strings: {e}"));
+    let strings: Vec<String> = serde_json::from_str(raw.get()).map_err(wrong)?;
+    match strings.len() {
+        0..=TAGS => Ok(strings),
+        _ => Err(Refusal::new(code, format!("{field} has at most {TAGS} entries"))),
+    }
+}
+
+/// Appends `,"<field>":…`.
+pub(super) fn encode(out: &mut Vec<u8>, field: &str, value: &impl Serialize) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(field.as_bytes());
+    out.extend_from_slice(b"\":");
+    // Strings can always be written to memory.
+    let _ = serde_json::to_writer(out, value);
 }
 
 /// An object of strings; a name that stands twice is an error, as in a frame.
@@ -48,27 +85,4 @@ impl<'de> Deserialize<'de> for Headers {
         }
         json.deserialize_map(Names)
     }
-}
-
-/// Appends `,"<field>":[…]`, of `tags` or `caused_by`.
-///
-/// # Errors
-/// `bad-tags`, `bad-caused-by`, those of `check`.
-pub(super) fn encode_strings(
-    out: &mut Vec<u8>,
-    field: &'static str,
-    raw: &RawValue,
-    check: impl FnOnce(&[String]) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
-    let code = if field == "tags" { "bad-tags" } else { "bad-caused-by" };
-    let wrong = |e: serde_json::Error| Refusal::new(code, format!("{field} is an array of strings: {e}"));
-    let strings: Vec<String> = serde_json::from_str(raw.get()).map_err(wrong)?;
-    if strings.len() > TAGS {
-        return Err(Refusal::new(code, format!("{field} has at most {TAGS} entries")));
-    }
-    check(&strings)?;
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(field.as_bytes());
-    out.extend_from_slice(b"\":");
-    serde_json::to_writer(&mut *out, &strings).map_err(wrong)
 }

@@ -111,12 +111,15 @@ impl Session<'_> {
         Ok(None)
     }
 
-    /// Ends a membership.
-    pub(super) fn quit(&mut self, group: &str) {
+    /// Ends a membership; or sees to it that it is handed nothing more.
+    pub(super) fn quit(&mut self, group: &str, drain: bool) {
         match self.grouping.find(group) {
             Some(at) => {
-                self.grouping.list.swap_remove(at);
-                self.output.own(|out| leave_ack(out, group));
+                match drain {
+                    true => self.grouping.list[at].drain(),
+                    false => drop(self.grouping.list.swap_remove(at)),
+                }
+                self.output.own(|out| leave_ack(out, group, drain));
             }
             None => {
                 let refusal =

@@ -180,7 +180,7 @@ impl Session<'_> {
                 self.output.own(|out| group::refused(out, kind, &group, None, &refusal));
             }
             Aside::Unsubscribe(Unsubscribe::Sub(sub)) => self.unsubscribe(&sub),
-            Aside::Unsubscribe(Unsubscribe::Group(group)) => self.quit(&group),
+            Aside::Unsubscribe(Unsubscribe::Group { group, drain }) => self.quit(&group, drain),
             Aside::Join(wish) => self.join(*wish),
             Aside::Manage(manage) => self.manage(manage),
             Aside::Word(word) => self.say(*word),

@@ -5,14 +5,15 @@
 
 use super::frame::{framed, refusal};
 use super::subscribe::From;
-use crate::core::event::{Text, string_body};
+use crate::core::event::{Text, read_headers, read_tags, string_body};
 use crate::core::limits::{
-    ACK_SEQS, GROUP_ACK_TIMEOUT, GROUP_ATTEMPTS, GROUP_BATCH, GROUP_IN_FLIGHT, GROUP_NAME_BYTES,
-    HEADER_BYTES, HEADERS, ID_BYTES, NACK_DELAY_SET, REASON_BYTES, TAG_BYTES, TAGS,
+    ACK_SEQS, GROUP_ACK_TIMEOUT, GROUP_ATTEMPTS, GROUP_BATCH, GROUP_IN_FLIGHT, GROUP_NAME_BYTES, ID_BYTES,
+    NACK_DELAY_SET, REASON_BYTES,
 };
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -127,33 +128,46 @@ pub fn check_name(name: &str) -> Result<Box<str>, Refusal> {
 }
 
 #[derive(Deserialize)]
-struct Options {
+struct Options<'a> {
     group: String,
     batch: Option<u32>,
     max_in_flight: Option<u32>,
     ack_timeout_ms: Option<u64>,
     max_attempts: Option<u32>,
-    #[serde(default)]
-    ordered_by_key: bool,
-    filter: Option<Filter>,
+    ordered_by_key: Option<bool>,
+    #[serde(borrow)]
+    filter: Option<&'a RawValue>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Filter {
-    #[serde(default)]
-    headers: BTreeMap<String, String>,
-    #[serde(default)]
-    tags: Vec<String>,
+struct Filter<'a> {
+    #[serde(borrow)]
+    headers: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tags: Option<&'a RawValue>,
+}
+
+/// Reads a filter: headers and tags, as those of an event.
+fn parse_filter(raw: &RawValue) -> Result<(BTreeMap<String, String>, Vec<String>), Refusal> {
+    if !raw.get().starts_with('{') {
+        return Err(Refusal::new("bad-field", "filter is an object with 'headers', 'tags' or both"));
+    }
+    let filter: Filter<'_> = serde_json::from_str(raw.get()).map_err(|e| refusal(&e))?;
+    let headers = filter.headers.map(read_headers).transpose()?.unwrap_or_default();
+    let mut tags = filter.tags.map(read_tags).transpose()?.unwrap_or_default();
+    tags.sort_unstable();
+    tags.dedup();
+    Ok((headers, tags))
 }
 
 /// Reads the rest of a `subscribe` that names a group; its topics were read.
 ///
 /// # Errors
-/// `bad-field`, `bad-group`.
+/// `bad-field`, `bad-group`, `bad-headers`, `bad-tags`.
 pub fn parse_join(body: &str, patterns: Vec<Pattern>, from: From) -> Result<Join, Refusal> {
-    let options: Options = serde_json::from_str(body).map_err(|e| refusal(&e))?;
-    let filter = options.filter.unwrap_or_default();
+    let options: Options<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
+    let (headers, tags) = options.filter.map(parse_filter).transpose()?.unwrap_or_default();
     let between = |what: &str, value: u64, most: u64| match value {
         1.. if value <= most => Ok(value),
         _ => Err(Refusal::new("bad-field", format!("{what} is 1 to {most}"))),
@@ -165,23 +179,11 @@ pub fn parse_join(body: &str, patterns: Vec<Pattern>, from: From) -> Result<Join
     let mut topics: Vec<String> = patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
     topics.sort_unstable();
     topics.dedup();
-    let bytes: usize = filter.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let tag_bytes: usize = filter.tags.iter().map(String::len).sum();
-    if filter.headers.len() > HEADERS
-        || bytes > HEADER_BYTES
-        || filter.tags.len() > TAGS
-        || tag_bytes > TAG_BYTES
-    {
-        return Err(Refusal::new("bad-field", "a filter is at most as much as an event may have"));
-    }
-    let mut tags = filter.tags;
-    tags.sort_unstable();
-    tags.dedup();
     Ok(Join {
         group: check_name(&options.group)?,
         spec: Spec {
             topics,
-            headers: filter.headers,
+            headers,
             tags,
             batch: count("batch", options.batch, 100, GROUP_BATCH)?,
             ack_timeout_ms: between(
@@ -190,7 +192,7 @@ pub fn parse_join(body: &str, patterns: Vec<Pattern>, from: From) -> Result<Join
                 GROUP_ACK_TIMEOUT.as_millis() as u64,
             )?,
             max_attempts: count("max_attempts", options.max_attempts, 5, GROUP_ATTEMPTS)?,
-            ordered_by_key: options.ordered_by_key,
+            ordered_by_key: options.ordered_by_key.unwrap_or(false),
         },
         patterns,
         from,
@@ -224,8 +226,7 @@ struct Words {
     through: Option<u64>,
     reason: Option<String>,
     delay_ms: Option<Delay>,
-    #[serde(default)]
-    confirm: bool,
+    confirm: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -271,7 +272,7 @@ pub fn parse_word(body: &str, mut say: Say) -> Result<Word, Refusal> {
         reason.truncate(reason.floor_char_boundary(REASON_BYTES));
         reason
     });
-    Ok(Word { group: check_name(&group)?, say, which, reason, confirm: words.confirm })
+    Ok(Word { group: check_name(&group)?, say, which, reason, confirm: words.confirm.unwrap_or(false) })
 }
 
 /// The group that a frame is about, as far as it can be read.
@@ -314,11 +315,11 @@ pub fn word_ack(out: &mut Vec<u8>, ack: &str, group: &str, events: usize) {
     });
 }
 
-/// Appends the ack of the end of a membership.
-pub fn leave_ack(out: &mut Vec<u8>, group: &str) {
+/// Appends the ack of the end of a membership, or of what it is handed.
+pub fn leave_ack(out: &mut Vec<u8>, group: &str, drain: bool) {
     framed(out, |out| {
         begin(out, "unsubscribe", "ok", group);
-        out.push(b'}');
+        out.extend_from_slice(if drain { b",\"drain\":true}" } else { b"}" });
     });
 }
 
@@ -436,7 +437,7 @@ mod tests {
             let why = Refusal::new("not-held", reason);
             join_ack(&mut out, &group, n, true, &["batch", "topics"]);
             word_ack(&mut out, "nack", &group, n as usize);
-            leave_ack(&mut out, &group);
+            leave_ack(&mut out, &group, true);
             refused(&mut out, "ack", &group, Some(n), &why);
             ended(&mut out, &group, &why);
             let mut body = delivery_head(&group, 2, 5).to_vec();

@@ -11,6 +11,7 @@ use crate::core::limits::{ID_BYTES, PATTERN_STARS, PATTERN_TOKENS, PATTERNS, SUB
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// Where a subscription begins.
@@ -55,8 +56,13 @@ pub enum Subscribed {
 pub enum Unsubscribe {
     /// The subscription of this name.
     Sub(Box<str>),
-    /// The membership in this group.
-    Group(Box<str>),
+    /// The membership in this group; or, with `drain`, what it is handed.
+    Group {
+        /// The group.
+        group: Box<str>,
+        /// It goes on for what the member holds.
+        drain: bool,
+    },
 }
 
 #[derive(Deserialize)]
@@ -71,6 +77,8 @@ struct Fields<'a> {
     from: Option<&'a RawValue>,
     #[serde(borrow, default)]
     group: Option<Text<'a>>,
+    #[serde(default)]
+    drain: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -143,7 +151,9 @@ pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
 pub fn parse_unsubscribe(body: &str) -> Result<Unsubscribe, Refusal> {
     let fields: Fields<'_> = serde_json::from_str(body).map_err(|e| refusal(&e))?;
     match (fields.group, fields.sub.or(fields.topic)) {
-        (Some(group), _) => check_name(&group.0).map(Unsubscribe::Group),
+        (Some(group), _) => {
+            check_name(&group.0).map(|group| Unsubscribe::Group { group, drain: fields.drain == Some(true) })
+        }
         (None, Some(sub)) => check_sub(&sub.0).map(Unsubscribe::Sub),
         (None, None) => Err(Refusal::new("bad-field", "which one: 'sub', 'topic' or 'group'")),
     }
@@ -160,16 +170,21 @@ fn pattern(text: &Text<'_>) -> Result<Pattern, Refusal> {
     Ok(pattern)
 }
 
-/// The name that a `subscribe` or `unsubscribe` is about, as far as it can be read.
-pub fn sub_of(body: &[u8]) -> Option<Box<str>> {
+/// The name that a `subscribe` or `unsubscribe` (`kind`) is about, as far as it can be read; what is about a group has none.
+pub fn sub_of(kind: &str, body: &[u8]) -> Option<Box<str>> {
     #[derive(Deserialize)]
     struct Named<'a> {
         #[serde(borrow, default)]
         topic: Option<Text<'a>>,
         #[serde(borrow, default)]
         sub: Option<Text<'a>>,
+        #[serde(default)]
+        group: Option<IgnoredAny>,
     }
     let named: Named<'_> = serde_json::from_slice(body).ok()?;
+    if named.group.is_some() || !matches!(kind, "subscribe" | "unsubscribe") {
+        return None;
+    }
     named.sub.or(named.topic).filter(|Text(name)| name.len() <= SUB_BYTES).map(|Text(name)| name.into())
 }
 
@@ -343,7 +358,12 @@ mod tests {
         for (body, want) in [
             (r#"{"topic":"a"}"#, Unsubscribe::Sub("a".into())),
             (r#"{"topic":"a","sub":"s"}"#, Unsubscribe::Sub("s".into())),
-            (r#"{"group":"g"}"#, Unsubscribe::Group("g".into())),
+            (r#"{"group":"g"}"#, Unsubscribe::Group { group: "g".into(), drain: false }),
+            (
+                r#"{"group":"g","drain":null,"sub":"s"}"#,
+                Unsubscribe::Group { group: "g".into(), drain: false },
+            ),
+            (r#"{"group":"g","drain":true}"#, Unsubscribe::Group { group: "g".into(), drain: true }),
         ] {
             assert_eq!(parse_unsubscribe(body).unwrap(), want);
         }

@@ -45,7 +45,7 @@ impl Handle {
             if !has_room {
                 state.machine.pause(number);
                 // It may have taken everything out just now.
-                if !member.outlet.is_full() {
+                if !member.outlet.is_full() && !member.drains {
                     state.machine.go_on(number);
                 }
             }
@@ -72,6 +72,9 @@ impl Handle {
     /// A member whose queue was full takes things out again.
     pub fn go_on(self: &Arc<Self>, number: u64) {
         let mut state = self.lock();
+        if state.members.get(&number).is_none_or(|member| member.drains) {
+            return;
+        }
         state.machine.go_on(number);
         self.stir(&mut state);
     }

@@ -13,6 +13,7 @@ use super::counting::Counting;
 use super::intake::Came;
 use super::lines::Lines;
 use super::notes::Known;
+use super::passing::Awaited;
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
 use crate::core::delivery::group::progress::Failure;
@@ -112,6 +113,8 @@ pub(super) struct State {
     pub(super) is_seeking: bool,
     /// Where the task is to go on.
     pub(super) seek: Option<u64>,
+    /// What it waits with while it has no members, as far as that is known.
+    pub(super) awaited: Option<Awaited>,
     /// The cursor is to be written, though it only passed other events.
     pub(super) wants_cursor: bool,
     /// Who waits for the group to be durable.
@@ -123,6 +126,8 @@ pub(super) struct Member {
     pub(super) max_in_flight: u32,
     /// The options that the group has otherwise, until it is told: it waits for the group to begin.
     pub(super) differs: Option<Vec<&'static str>>,
+    /// It is handed nothing more.
+    pub(super) drains: bool,
 }
 
 impl Handle {
@@ -182,6 +187,7 @@ impl Handle {
                 is_life_written: true,
                 is_seeking: false,
                 seek: None,
+                awaited: None,
                 wants_cursor: false,
                 creators: Vec::new(),
             }),
@@ -241,6 +247,7 @@ impl Handle {
         state.lines.keep(&came.frames, held);
         state.expires |= came.expires;
         state.expire(expired);
+        state.wants_cursor |= expired > 0;
         state.machine.pass(came.through);
         self.act(&mut state);
     }
@@ -271,15 +278,29 @@ impl Handle {
     }
 
     /// Whether nothing is to be done before it is roused: its task ends, for an idle group is to be small.
-    pub fn rests(&self) -> bool {
+    pub fn rests(self: &Arc<Self>) -> bool {
         let mut state = self.lock();
         let has_nobody = state.members.is_empty() && state.lines.is_empty();
         let rests = has_nobody && state.seek.is_none() && state.machine.next().is_none();
         state.is_running = !rests;
         if rests {
             state.machine.shrink();
+            state.awaited = None;
+            self.list_cursor(&mut state);
         }
         rests
+    }
+
+    /// Has its cursor written, wherever it is.
+    pub fn write_cursor(self: &Arc<Self>) {
+        self.list_cursor(&mut self.lock());
+    }
+
+    fn list_cursor(self: &Arc<Self>, state: &mut State) {
+        if state.stage == Stage::Durable && state.machine.unwritten_cursor() > 0 {
+            state.wants_cursor = true;
+            self.list(state);
+        }
     }
 
     /// Does what is due; when something is again.

@@ -19,7 +19,7 @@ impl Handle {
     pub fn join(self: &Arc<Self>, number: u64, outlet: Arc<Outlet>, wish: &Spec, max_in_flight: u32) -> bool {
         let mut state = self.lock();
         let differs = Some(self.spec.differs(wish));
-        state.members.insert(number, Member { outlet, max_in_flight, differs });
+        state.members.insert(number, Member { outlet, max_in_flight, differs, drains: false });
         match state.stage {
             Stage::Durable => self.welcome(&mut state, false),
             Stage::Gone | Stage::Removed => return false,
@@ -37,8 +37,20 @@ impl Handle {
             join_ack(&mut out, &self.name, machine.counts().cursor, is_created, &differs);
             member.outlet.hold(*number, out.into(), 0);
             machine.join(*number, member.max_in_flight, GROUP_MEMBER_BYTES);
+            if member.drains {
+                machine.pause(*number);
+            }
         }
         self.stir(state);
+    }
+
+    /// A member is handed nothing more, and keeps what it holds.
+    pub fn drain(self: &Arc<Self>, number: u64) {
+        let mut state = self.lock();
+        if let Some(member) = state.members.get_mut(&number) {
+            member.drains = true;
+            state.machine.pause(number);
+        }
     }
 
     /// A member goes.

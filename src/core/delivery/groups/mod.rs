@@ -9,6 +9,7 @@
 //! to the members, `ledger.rs` the way to the journal; `taken.rs` reads the frames that come in, `lapse.rs` lets go of what has expired, `letters.rs` makes dead letters. Always holds: what a group has done is in the
 //! journal, and a start finds it there; a member that goes leaves what it held to the others. Owner: [`super::super::bus::Bus`].
 
+mod absent;
 mod counting;
 pub mod figures;
 mod frames;
@@ -21,6 +22,7 @@ mod letters;
 mod lines;
 mod members;
 pub mod notes;
+mod passing;
 mod stages;
 mod taken;
 mod task;
@@ -124,6 +126,7 @@ impl Groups {
         });
         tokio::spawn(writer::run(groups.clone()));
         tokio::spawn(task::run_all(groups.clone(), to_run));
+        tokio::spawn(absent::run(groups.clone()));
         groups
     }
 
@@ -296,9 +299,10 @@ impl Groups {
         Ok(())
     }
 
-    /// The broker ends: what members hold is not in vain. Call before sessions end.
+    /// The broker ends: what members hold is not in vain, and how far each group is, is written. Call before sessions end.
     pub fn drain(&self) {
         self.shared.ends.store(true, Relaxed);
+        self.all().iter().for_each(|handle| handle.write_cursor());
     }
 
     /// Resolves when all that members have said is durable.
@@ -352,6 +356,11 @@ impl Membership {
     /// The group's topics.
     pub fn patterns(&self) -> &[Pattern] {
         &self.handle.patterns
+    }
+
+    /// The session is to be handed nothing more; what it holds it keeps.
+    pub fn drain(&self) {
+        self.handle.drain(self.number);
     }
 
     /// The session takes out of its queue again.

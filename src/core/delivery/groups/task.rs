@@ -100,7 +100,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
 }
 
 /// Says how many events have expired since it was said last, if any.
-fn say_expired(handle: &Handle) -> bool {
+pub(super) fn say_expired(handle: &Handle) -> bool {
     let expired = handle.take_unsaid();
     if expired > 0 {
         let group = &handle.name;
