@@ -155,7 +155,7 @@ fn every_event_lands_once_in_order_whatever_is_killed() {
             .collect();
         if round < 12 {
             let enough = (acked.load(SeqCst) + [900, 1, 2_000, 300][round % 4]).min(AGENTS * EVENTS);
-            crate::support::eventually("acks", || (acked.load(SeqCst) >= enough).then_some(()));
+            eventually("acks", || (acked.load(SeqCst) >= enough).then_some(()));
             broker.kill();
         }
         let (back, done): (Vec<Agent>, Vec<bool>) = publishers.into_iter().map(|p| p.join().unwrap()).unzip();
