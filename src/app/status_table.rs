@@ -158,10 +158,12 @@ fn hint(state: State, root: &Path) -> Option<String> {
 fn lost(report: &Report) -> Option<String> {
     report.broker.uptime_ms?;
     let ends = &report.broker.counters.disconnects;
+    let latest = report.broker.latest.as_ref().map_or(0, |latest| latest.lost);
     let counts = [
         ("slow consumers closed", ends.slow_consumer),
         ("sessions timed out", ends.heartbeat_timeout),
         ("gaps", report.broker.counters.gaps),
+        ("events lost to the newest per key", latest),
     ];
     let counted = counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}"));
     let counted = counted.collect::<Vec<_>>().join(" · ");

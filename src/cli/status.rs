@@ -32,13 +32,16 @@ Fields of --json (ages are milliseconds, null when never):
   broker.journal.bytes         their size
   broker.journal.ts_ahead_ms   the clock was set back: ts stands still until it gets there;
                                else 0
+  broker.journal.ids_left_out  VMs whose newest ids a segment has no room for: after a restart
+                               repeats of theirs may be stored again (docs/BUS.md, Repeats)
   broker.journal.damage        ranges that were durable and cannot be read (at most 16;
                                logs/broker.log has all)
   broker.logs_stalled          why the logs are not being written, or null
   broker.latest                the newest events per key ([[topics]] in castra.toml, and dead
                                letters); null where there are none:
     .seq                       how far they have come
-    .lost                      events that were gone before they were looked at
+    .lost                      events that were gone before they were looked at, or before a file
+                               that was lost was made anew
     .stalled                   why they are not being written, or null
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written

@@ -191,8 +191,7 @@ pub async fn run(
         Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
     let (journal, known) = {
         let logs = logs.clone();
-        let reached =
-            Reached { views: Arc::new((logs.floor(), latest.clone())), useless: retention.useless() };
+        let reached = Reached { views: latest.floor(logs.floor()), useless: retention.useless() };
         let view = latest.clone();
         let commits = router.clone();
         let metrics = metrics.clone();

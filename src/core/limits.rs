@@ -118,7 +118,8 @@ pub const SEEN_TIME: Duration = Duration::from_secs(120);
 pub const SEEN_BYTES: u64 = 64 * 1024 * 1024;
 /// The index of a segment's ids is made of so many events at a time: with more of them the segment is read again.
 pub const INDEX_EVENTS: usize = 1024 * 1024;
-/// What of a segment the snapshot of each VM's ids that it begins with may take: the eighth part.
+/// What of a segment the snapshot of each VM's ids that it begins with may take: the eighth part. A
+/// VM takes 6.2 KiB: 1,350 of them in 64 MiB.
 pub const SEEN_SHARE: u64 = 8;
 /// Events of a group that wait: for a member, for the end of a delay, for another of their key, or for their dead
 /// letter. With more, no further ones are looked at until some of them are done.

@@ -60,7 +60,8 @@ impl StatusKeeper {
             Ok(Some(old)) => {
                 vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now));
                 // Until the journal is open; a start that fails leaves it so.
-                journal = JournalStatus { ts_ahead_ms: 0, damage: Vec::new(), ..old.journal };
+                journal =
+                    JournalStatus { ts_ahead_ms: 0, ids_left_out: 0, damage: Vec::new(), ..old.journal };
             }
             Ok(None) => {}
             Err(error) => {
@@ -160,6 +161,7 @@ impl StatusKeeper {
                 segments: segments.len(),
                 bytes: segments.iter().map(|s| s.end).sum(),
                 ts_ahead_ms: map.newest_ts().saturating_sub(clock::wall_ms()),
+                ids_left_out: map.ids_left_out(),
                 damage: std::mem::take(&mut snapshot.journal.damage),
             };
             let state = match snapshot.state {

@@ -6,8 +6,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 fn compacting(dir: &Path, args: &[&str]) -> Broker {
+    configured(dir, "[[topics]]\ntopic = \"s.>\"\ncompaction = true\n", args)
+}
+
+fn configured(dir: &Path, text: &str, args: &[&str]) -> Broker {
     let config = dir.join("castra.toml");
-    std::fs::write(&config, "[[topics]]\ntopic = \"s.>\"\ncompaction = true\n").unwrap();
+    std::fs::write(&config, text).unwrap();
     let mut command = castra();
     command.arg("--config").arg(&config);
     Broker::start_with(&dir.join("root"), command, args)
@@ -52,7 +56,7 @@ fn model(root: &Path, topic: &str) -> BTreeMap<String, u64> {
 }
 
 /// Fills the journal until its first event is behind this one.
-fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
+pub fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
     eventually("retention", || {
         for _ in 0..20 {
             guest.send(
@@ -67,7 +71,7 @@ fn flood(broker: &Broker, guest: &mut Guest, seq: u64) {
     });
 }
 
-const SMALL: [&str; 4] = ["--segment-bytes", "1MiB", "--retain-bytes", "1MiB"];
+pub const SMALL: [&str; 4] = ["--segment-bytes", "1MiB", "--retain-bytes", "1MiB"];
 
 #[test]
 fn after_a_kill_it_is_what_the_journal_says() {
@@ -125,6 +129,114 @@ fn what_retention_removes_stays_and_is_in_a_backup() {
     assert!(log.contains("keys are missing whose newest event retention has removed"), "{log}");
 }
 
+/// Keys `k<from>` to before `k<to>` of `s.a`, of 4 KB each, as fast as they are taken.
+fn fill(guest: &mut Guest, from: usize, to: usize) {
+    for n in from..to {
+        let frame =
+            json!({"type": "publish", "topic": "s.a", "key": format!("k{n}"), "payload": "x".repeat(4000)});
+        guest.send(frame.to_string());
+        if n % 64 == 63 || n + 1 == to {
+            (from.max(n - n % 64)..=n).for_each(|_| assert_eq!(guest.receive().unwrap()["status"], "ok"));
+        }
+    }
+}
+
+fn remove_view(root: &Path) {
+    for end in ["", "-wal", "-shm"] {
+        match std::fs::remove_file(root.join(format!("latest.db{end}"))) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn what_the_journal_has_when_the_view_is_lost_comes_back_though_it_is_too_large() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    // The logs hold the journal for longer than this test publishes.
+    let args = ["--segment-bytes", "1MiB", "--retain-bytes", "2MiB"];
+    let broker = compacting(dir.path(), &args);
+    fill(&mut broker.guest("web"), 0, 1320);
+    assert_eq!(broker.stop().0, Some(0));
+    let segments = std::fs::read_dir(root.join("journal")).unwrap().map(|entry| entry.unwrap());
+    let segments = segments.filter(|entry| entry.file_name().to_string_lossy().ends_with(".seg"));
+    let bytes: u64 = segments.map(|entry| entry.metadata().unwrap().len()).sum();
+    assert!(bytes > 2 * 2 * 1024 * 1024, "{bytes}");
+    remove_view(&root);
+    let broker = compacting(dir.path(), &args);
+    assert_eq!(latest(&mut broker.guest("web"), "s.a").len(), 1320);
+    assert_eq!(broker.status()["broker"]["latest"]["lost"], 0);
+    let log = broker_log(&root).join("\n");
+    assert!(!log.contains("larger than it may be") && !log.contains("are gone"), "{log}");
+}
+
+#[test]
+fn a_topic_that_becomes_compacted_has_all_that_the_journal_has_and_nothing_is_said_to_be_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--segment-bytes", "1MiB", "--retain-bytes", "2MiB"];
+    let other = "[[topics]]\ntopic = \"other\"\ncompaction = true\n";
+    let broker = configured(dir.path(), other, &args);
+    fill(&mut broker.guest("web"), 0, 1320);
+    broker.kill();
+    let mut keys = 1320;
+    for _ in 0..3 {
+        let broker = compacting(dir.path(), &args);
+        assert_eq!(latest(&mut broker.guest("web"), "s.a").len(), keys);
+        fill(&mut broker.guest("web"), keys, keys + 1500);
+        keys += 1500;
+        broker.kill();
+    }
+    let log = broker_log(&dir.path().join("root")).join("\n");
+    assert!(!log.contains("larger than it may be") && !log.contains("are gone"), "{log}");
+}
+
+#[test]
+fn what_was_compacted_before_is_not_shown_as_the_newest_when_it_is_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    put(&mut guest, "s.a", "gone", json!(1));
+    put(&mut guest, "s.a", "changed", json!("old"));
+    let other = put(&mut guest, "s.b", "stays", json!(1));
+    assert_eq!(latest(&mut guest, "s.a").len(), 2);
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = configured(dir.path(), "[[topics]]\ntopic = \"s.b\"\ncompaction = true\n", &SMALL);
+    let mut guest = broker.guest("web");
+    put(&mut guest, "s.a", "gone", Value::Null);
+    let seq = put(&mut guest, "s.a", "changed", json!("new"));
+    flood(&broker, &mut guest, seq);
+    assert_eq!(broker.stop().0, Some(0));
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    assert_eq!(latest(&mut guest, "s.a"), BTreeMap::new());
+    assert_eq!(latest(&mut guest, "s.b"), BTreeMap::from([("stays".to_owned(), other)]));
+}
+
+#[test]
+fn what_is_missing_of_a_file_that_is_lost_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &SMALL);
+    let mut guest = broker.guest("web");
+    let seq = put(&mut guest, "s.a", "k", json!(1));
+    flood(&broker, &mut guest, seq);
+    remove_view(&broker.root);
+    put(&mut guest, "s.a", "other", json!(1));
+    let lost = eventually("what is lost", || {
+        broker.status()["broker"]["latest"]["lost"].as_u64().filter(|lost| *lost > 0)
+    });
+    assert!(lost >= seq, "{lost}");
+    assert_eq!(latest(&mut guest, "s.a").keys().collect::<Vec<_>>(), ["other"]);
+    let shown = String::from_utf8(broker.run(&["status"]).stdout).unwrap();
+    assert!(shown.contains(&format!("events lost to the newest per key {lost}")), "{shown}");
+    assert_eq!(broker.stop().0, Some(0));
+    // One that is new to this process may never have been there.
+    remove_view(&dir.path().join("root"));
+    let broker = compacting(dir.path(), &SMALL);
+    eventually("its log", || broker_log(&broker.root).join("\n").contains("that is not known").then_some(()));
+    assert_eq!(broker.status()["broker"]["latest"]["lost"], 0);
+}
+
 #[test]
 fn one_that_cannot_be_written_holds_nobody_up_and_comes_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -153,9 +265,11 @@ fn one_that_cannot_be_written_holds_nobody_up_and_comes_back() {
     eventually("the end of the stall", status);
     assert_eq!(latest(&mut guest, "s.a"), BTreeMap::from([("late".to_owned(), late)]));
     let log = broker_log(&broker.root).join("\n");
-    for words in
-        ["latest: the newest events per key cannot be written", "twice as large", "latest: written again"]
-    {
+    for words in [
+        "latest: the newest events per key cannot be written",
+        "larger than it may be",
+        "latest: written again",
+    ] {
         assert!(log.contains(words), "{words}: {log}");
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Every event lands exactly once, in order, whichever acks were lost; the same from the journal alone.
 
+use crate::latest::{SMALL, flood};
 use crate::load::{lines, log_text};
-use crate::support::{Broker, Guest, PATIENCE, frame};
-use serde_json::Value;
+use crate::support::{Broker, Guest, PATIENCE, broker_log, eventually, frame};
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
@@ -154,7 +155,7 @@ fn every_event_lands_once_in_order_whatever_is_killed() {
             .collect();
         if round < 12 {
             let enough = (acked.load(SeqCst) + [900, 1, 2_000, 300][round % 4]).min(AGENTS * EVENTS);
-            crate::support::eventually("acks", || (acked.load(SeqCst) >= enough).then_some(()));
+            eventually("acks", || (acked.load(SeqCst) >= enough).then_some(()));
             broker.kill();
         }
         let (back, done): (Vec<Agent>, Vec<bool>) = publishers.into_iter().map(|p| p.join().unwrap()).unzip();
@@ -179,4 +180,81 @@ fn every_event_lands_once_in_order_whatever_is_killed() {
     let broker = Broker::start(&root);
     check(&root, &agents);
     drop(broker);
+}
+
+#[test]
+fn an_id_that_is_known_begins_behind_its_event_though_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let mut broker = Broker::start_args(&root, &SMALL);
+    let (mut web, mut db) = (broker.guest("web"), broker.guest("db"));
+    let put = |guest: &mut Guest, id: &str| {
+        let ack = guest.ask(json!({"type": "publish", "topic": "t", "id": id, "payload": 1}).to_string());
+        (ack["seq"].as_u64().unwrap(), ack["duplicate"] == true)
+    };
+    assert_eq!(["a", "b", "c"].map(|id| put(&mut web, id).0), [1, 2, 3]);
+    assert_eq!(put(&mut db, "b").0, 4);
+    flood(&broker, &mut web, 10);
+    for restart in [false, true] {
+        if restart {
+            broker.kill();
+            broker = Broker::start_args(&root, &SMALL);
+        }
+        assert_eq!(put(&mut broker.guest("web"), "b"), (2, true));
+        // From the web's b, anybody's, and with a name that nobody has.
+        let first = broker.status()["broker"]["journal"]["first_seq"].as_u64().unwrap();
+        for (from, behind) in [
+            (json!({"id": "b", "vm": "web"}), Some(2)),
+            (json!({"id": "a"}), Some(1)),
+            (json!({"id": "b"}), Some(4)),
+            (json!({"id": "b", "vm": "db"}), Some(4)),
+            (json!({"id": "a", "vm": "db"}), None),
+            (json!({"id": "none"}), None),
+        ] {
+            let mut guest = broker.guest("asks");
+            let ack = guest.ask(json!({"type": "subscribe", "topic": "t", "from": from}).to_string());
+            match behind {
+                Some(seq) => {
+                    let next = ack["next_seq"].as_u64().unwrap_or_else(|| panic!("{ack}"));
+                    assert!(next >= first && next > 10, "{ack}");
+                    assert_eq!(ack["gap"], json!({"from": seq + 1, "to": next - 1}), "{from}");
+                }
+                None => assert_eq!(ack["code"], "unknown-id", "{ack}"),
+            }
+        }
+        let group = |args: &[&str]| broker.run(&[&["bus", "group"], args].concat());
+        if !restart {
+            assert!(group(&["create", "g", "--topic", "t"]).status.success());
+        }
+        let moved = group(&["seek", "g", "id:b"]);
+        assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+        assert_ne!(group(&["seek", "g", "id:none"]).status.code(), Some(0));
+    }
+}
+
+#[test]
+fn of_how_many_vms_a_segment_cannot_keep_the_ids_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start_args(dir.path(), &["--segment-bytes", "1MiB", "--retain-bytes", "8MiB"]);
+    let give = |vms: std::ops::Range<usize>| {
+        for vm in vms {
+            let events: Vec<Value> = (0..256).map(|n| json!({"topic": "t", "id": format!("i{n}")})).collect();
+            let ack = broker
+                .guest(&format!("vm{vm}"))
+                .ask(json!({"type": "publish", "events": events}).to_string());
+            assert_eq!(ack["status"], "ok", "{ack}");
+        }
+    };
+    let (mut web, mut begun) = (broker.guest("web"), 0);
+    for (vms, least) in [(0..30, 9), (30..60, 39)] {
+        give(vms);
+        flood(&broker, &mut web, begun + 1);
+        begun = broker.status()["broker"]["journal"]["first_seq"].as_u64().unwrap();
+        eventually("the number", || {
+            let left_out = broker.status()["broker"]["journal"]["ids_left_out"].as_u64().unwrap();
+            (least..60).contains(&left_out).then_some(())
+        });
+    }
+    let log = broker_log(dir.path());
+    assert!(log.iter().filter(|line| line.contains("has no room for those of all VMs")).count() > 1);
 }

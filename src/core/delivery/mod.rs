@@ -126,7 +126,10 @@ impl Delivery {
             From::Ts(ts) => journal.seq_at(*ts).map(|at| Some(Beginning { next: at.seq, gap: at.gap })),
             From::Id(id, vm) => {
                 let next = journal.seq_after_id(id, vm.as_ref().map(VmName::as_str))?;
-                Ok(next.map(|next| Beginning { next, gap: None }))
+                // The table of ids may know one whose event is gone, and more behind it.
+                let first = journal.map().first_seq();
+                let gap = |next| (next < first).then(|| (next, first - 1));
+                Ok(next.map(|next| Beginning { next: next.max(first), gap: gap(next) }))
             }
             From::Latest | From::Earliest | From::Seq(_) | From::State(_) => Ok(None),
         });

@@ -71,6 +71,13 @@ pub(super) struct NoteCall {
     pub reply: oneshot::Sender<Result<(), NotCommitted>>,
 }
 
+/// A question for the seq of an id that was seen, of that VM or of any; the id as it stands in events.
+pub(super) struct SeenCall {
+    pub id: Vec<u8>,
+    pub vm: Option<Vec<u8>>,
+    pub reply: oneshot::Sender<Option<u64>>,
+}
+
 /// What a commit tells the rest.
 pub(super) trait Observer: Send {
     /// These events are durable. May wait when the views are too far behind.
@@ -133,7 +140,11 @@ impl<O: Observer> CommitLoop<O> {
 
     /// Takes a round, its batches in one segment if one can hold them: then they are in one commit.
     fn take(&mut self, round: Round) {
-        let Round { batches, notes } = round;
+        let Round { batches, notes, asked } = round;
+        for SeenCall { id, vm, reply } in asked {
+            // Who asked may be gone.
+            let _ = reply.send(self.writer.seen(&id, vm.as_deref(), wall_ms()));
+        }
         let publishers = batches.iter().filter(|submission| submission.share == Share::Common);
         if !self.dead && self.writer.wants_next(publishers.map(|submission| &submission.batch)) {
             let _ = self.commit();

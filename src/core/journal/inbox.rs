@@ -3,6 +3,7 @@
 //! ```text
 //! sessions ──submit(lane)──▶ Inbox ═ lanes ═ Rounds ──round by round──▶ commit.rs
 //! groups   ──────note──────▶       ═ calls ═
+//! look-ups ──────seen──────▶       ═ asked ═
 //! ```
 //!
 //! Always holds: what was submitted before the end is handed out; what comes after it, and what waits when
@@ -11,7 +12,7 @@
 //! time, and each round takes one. Owner: [`super::Journal`] has the one end,
 //! `commit.rs` the other.
 
-use super::commit::{NoteCall, Submission};
+use super::commit::{NoteCall, SeenCall, Submission};
 use super::turns::Turns;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,11 +35,12 @@ pub(super) enum Next {
     End,
 }
 
-/// One submission of every lane that waits, and one call of notes.
+/// One submission of every lane that waits, one call of notes, and all that is asked.
 #[derive(Default)]
 pub(super) struct Round {
     pub batches: Vec<Submission>,
     pub notes: Option<NoteCall>,
+    pub asked: Vec<SeenCall>,
 }
 
 #[derive(Default)]
@@ -51,6 +53,7 @@ struct Shared {
 struct State {
     turns: Turns<Submission>,
     notes: VecDeque<NoteCall>,
+    asked: Vec<SeenCall>,
     probes: Vec<oneshot::Sender<()>>,
     ended: bool,
     /// Nobody takes any more.
@@ -61,15 +64,17 @@ struct State {
 
 impl State {
     fn is_quiet(&self) -> bool {
-        self.turns.is_empty() && self.notes.is_empty() && self.probes.is_empty() && !self.ended
+        let is_empty = self.turns.is_empty() && self.notes.is_empty() && self.asked.is_empty();
+        is_empty && self.probes.is_empty() && !self.ended
     }
 
     fn take(&mut self) -> Option<Round> {
-        let (batches, notes) = (self.turns.take(), self.notes.pop_front());
-        if batches.is_none() && notes.is_none() {
+        let (batches, notes, asked) =
+            (self.turns.take(), self.notes.pop_front(), std::mem::take(&mut self.asked));
+        if batches.is_none() && notes.is_none() && asked.is_empty() {
             return None;
         }
-        Some(Round { batches: batches.unwrap_or_default(), notes })
+        Some(Round { batches: batches.unwrap_or_default(), notes, asked })
     }
 
     fn answer_probes(&mut self) {
@@ -118,6 +123,15 @@ impl Inbox {
         self.0.tell(|state| {
             if !state.ended {
                 state.notes.push_back(call);
+            }
+        });
+    }
+
+    /// Asks for an id that was seen.
+    pub fn ask(&self, call: SeenCall) {
+        self.0.tell(|state| {
+            if !state.ended {
+                state.asked.push(call);
             }
         });
     }
@@ -185,6 +199,7 @@ impl Drop for Rounds {
         let left = (
             std::mem::take(&mut state.turns),
             std::mem::take(&mut state.notes),
+            std::mem::take(&mut state.asked),
             std::mem::take(&mut state.probes),
         );
         // Their receivers are woken without the lock.

@@ -2,7 +2,8 @@
 //!
 //! `ts` never goes back along seq, so a time is found as a seq is: by the segments' own `ts`, then by bisection in
 //! one of them (`read.rs`), then by reading a window on. An id is looked for from the newest segment back: that one is
-//! read, the others have an index (`index.rs`). Always
+//! read, the others have an index (`index.rs`). One that is in none of them may be in the table of ids that
+//! were seen (`seen.rs`), though its event is gone: whoever has that table is asked then. Always
 //! holds: what is answered is exact for the events that can be read; those that cannot, removed or damaged, are a
 //! gap where they may have been meant; no lock is held while files are read. Owner: `delivery`, off the tokio
 //! workers.
@@ -79,6 +80,7 @@ pub(super) fn seq_after_id(
     map: &Arc<Map>,
     id: &str,
     vm: Option<&str>,
+    seen: impl FnOnce(Vec<u8>, Option<&str>) -> io::Result<Option<u64>>,
 ) -> io::Result<Option<u64>> {
     if id.is_empty() || id.len() > ID_BYTES {
         return Ok(None);
@@ -101,7 +103,8 @@ pub(super) fn seq_after_id(
         }
         end = (segment.first_lsn, end.1.min(segment.first_seq));
     }
-    Ok(None)
+    // What is newer than all that was found would have been found, so nothing is missed by asking last.
+    Ok(seen(encoded, vm)?.map(|seq| seq + 1))
 }
 
 /// The newest event of that id in the segment, found by reading all of it.

@@ -52,7 +52,7 @@ pub use repeats::Seqs;
 use super::clock::wall_ms;
 use super::event::Batch;
 use super::limits::Limits;
-use commit::{CommitLoop, NoteCall, Observer, Submission};
+use commit::{CommitLoop, NoteCall, Observer, SeenCall, Submission};
 use disk::Disk;
 use inbox::Inbox;
 use read::Reader;
@@ -125,7 +125,9 @@ impl Opened {
     /// # Errors
     /// As there.
     pub fn seq_after_id(&self, id: &str, vm: Option<&str>) -> io::Result<Option<u64>> {
-        lookup::seq_after_id(&self.disk, &self.map, id, vm)
+        lookup::seq_after_id(&self.disk, &self.map, id, vm, |id, vm| {
+            Ok(self.writer.seen(&id, vm.map(str::as_bytes), wall_ms()))
+        })
     }
 
     /// As [`Journal::check_sealed`].
@@ -286,13 +288,17 @@ impl Journal {
     }
 
     /// The seq behind the newest event with this id, of that VM or of whatever VM; `None` when no event that can be read
-    /// has it. Blocks: the newest segment is read, and the first time that an id is looked for in another one, that too
+    /// has it and the table of ids that were seen has it neither (then the event may be gone). Blocks: the newest segment is read, and the first time that an id is looked for in another one, that too
     /// (some seconds for a GiB). Holds no lock meanwhile. Call it for one id at a time.
     ///
     /// # Errors
-    /// A segment cannot be opened or read.
+    /// A segment cannot be opened or read, or the journal ends.
     pub fn seq_after_id(&self, id: &str, vm: Option<&str>) -> io::Result<Option<u64>> {
-        lookup::seq_after_id(&self.disk, &self.map, id, vm)
+        lookup::seq_after_id(&self.disk, &self.map, id, vm, |id, vm| {
+            let (reply, answer) = oneshot::channel();
+            self.inbox.ask(SeenCall { id, vm: vm.map(|vm| vm.as_bytes().to_vec()), reply });
+            answer.blocking_recv().map_err(|_| io::Error::other("the journal ends"))
+        })
     }
 
     /// There is no room for the next segment.

@@ -6,6 +6,7 @@
 use super::look::Next;
 use super::record::{Head, Kind, encode};
 use super::seen::Seen;
+use super::segment::Map;
 use super::snapshot;
 use super::spare::Spare;
 use crate::core::event::Layout;
@@ -15,8 +16,8 @@ use crate::core::limits::SEEN_SHARE;
 #[derive(Debug, Default)]
 pub(super) struct Opening {
     pub bytes: Vec<u8>,
-    /// It was said that it lacks some.
-    said: bool,
+    /// It was said that it lacks so many VMs.
+    said: usize,
 }
 
 impl Opening {
@@ -25,16 +26,18 @@ impl Opening {
         spare.bytes / SEEN_SHARE
     }
 
-    /// Makes it of `seen`, with that salt; `next` goes behind it. Nothing may be pushed and not committed.
-    pub fn make(&mut self, seen: &Seen, next: &mut Next, salt: u32, most: u64) {
+    /// Makes it of `seen`, with that salt; `next` goes behind it. Nothing may be pushed and not committed. How many VMs
+    /// it lacks is in `map` from then on.
+    pub fn make(&mut self, seen: &Seen, map: &Map, next: &mut Next, salt: u32, most: u64) {
         let (bytes, synced) = (&mut self.bytes, next.lsn - 1);
         let left_out = snapshot::write(seen, most, &mut |class, body| {
             let head = Head { synced, ..head(next, Kind::Ids(class)) };
             encode(bytes, salt, &head, [body, b""]);
             *next = next.behind(&head);
         });
-        if left_out > 0 && !self.said {
-            self.said = true;
+        map.leaves_out(left_out);
+        if left_out > 0 && left_out >= 2 * self.said {
+            self.said = left_out;
             tracing::warn!(
                 vms = left_out,
                 "journal: the snapshot of ids has no room for those of all VMs in a segment of this size; after a restart \

@@ -81,9 +81,12 @@ fn publisher<'a>(batch: &'a Batch, draft: &Draft) -> &'a [u8] {
     whose(batch.vm(draft), batch.topic(draft))
 }
 
+/// How the topics of dead letters begin.
+pub(super) const LETTERS: &[u8] = b"$dlq.";
+
 /// Whose ids an event's is one of: the VM's, but dead letters, which the host writes, take no place of the host's own.
 pub(super) fn whose<'a>(vm: &'a [u8], topic: &[u8]) -> &'a [u8] {
-    if topic.starts_with(b"$dlq.") { b"$dlq" } else { vm }
+    if topic.starts_with(LETTERS) { b"$dlq" } else { vm }
 }
 
 #[cfg(test)]

@@ -22,13 +22,6 @@ impl Floor for AtomicU64 {
     }
 }
 
-/// The one that is further back.
-impl<A: Floor + ?Sized, B: Floor + ?Sized> Floor for (Arc<A>, Arc<B>) {
-    fn seq(&self) -> u64 {
-        self.0.seq().min(self.1.seq())
-    }
-}
-
 /// What others say of the events in the journal.
 pub struct Reached {
     /// Every view has what is up to this seq.

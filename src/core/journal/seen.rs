@@ -13,6 +13,7 @@
 //! is not to be expected, nor to be made. Pure. Owner: `writer.rs`, and `refill.rs` before it; `snapshot.rs` writes it
 //! down.
 
+use super::repeats::{LETTERS, whose};
 use super::window::Window;
 use crate::core::limits::{SEEN_ALL, SEEN_IDS, SEEN_TIME, SEEN_VMS};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -86,6 +87,17 @@ impl Seen {
         let hash = self.hash(vm, id);
         let ring = self.vms.get(vm).and_then(|ring| self.rings[*ring].find(hash));
         ring.or_else(|| self.window.find(hash, ts))
+    }
+
+    /// The seq of the newest event before `pending` that has this `id`, of any VM, or of that one and the letters that
+    /// it writes.
+    pub fn newest(&self, vm: Option<&[u8]>, id: &[u8], ts: u64, pending: u64) -> Option<u64> {
+        let of = |vm: &[u8]| self.find(vm, id, ts).filter(|seq| *seq < pending);
+        match vm {
+            None => self.vms.keys().filter_map(|vm| of(vm)).max(),
+            Some(b"host") => of(b"host").max(of(whose(b"host", LETTERS))),
+            Some(vm) => of(vm),
+        }
     }
 
     /// The same; when there is none, the event `seq` has it from now on. `ts` never goes back.

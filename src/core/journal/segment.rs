@@ -198,6 +198,8 @@ struct State {
     ids: Trail,
     /// There are ids, and no snapshot of them.
     bare: bool,
+    /// VMs that the newest snapshot of ids that this process made had no room for.
+    left_out: usize,
 }
 
 /// The journal's map: which segments there are and how far they are durable. Shared by the one writer
@@ -213,7 +215,8 @@ impl Map {
     /// A map of these segments, oldest first; all before `next` is durable.
     pub(super) fn new(journal: u128, segments: Vec<Segment>, next: &Next) -> Self {
         let Next { seq, notes, ids, .. } = *next;
-        let state = State { segments, durable_seq: seq - 1, newest_ts: 0, notes, ids, bare: false };
+        let state =
+            State { segments, durable_seq: seq - 1, newest_ts: 0, notes, ids, bare: false, left_out: 0 };
         Map { journal, state: RwLock::new(state) }
     }
 
@@ -255,6 +258,17 @@ impl Map {
     /// There are ids that were seen, or not.
     pub(super) fn has_ids(&self, has_ids: bool) {
         self.write(|s| s.bare = has_ids && s.ids.from == 0);
+    }
+
+    /// The newest snapshot of ids has no room for those of so many VMs.
+    pub(super) fn leaves_out(&self, vms: usize) {
+        self.write(|s| s.left_out = vms);
+    }
+
+    /// VMs whose newest ids would not be known after a restart but for what the end of the journal has of them; 0 until
+    /// this process began a segment.
+    pub fn ids_left_out(&self) -> usize {
+        self.read(|s| s.left_out)
     }
 
     /// All segments, oldest first.

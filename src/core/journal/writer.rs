@@ -125,7 +125,7 @@ impl Writer {
         let most = Opening::most(&active.spare);
         // Where a rewritten tail fills its segment the next one is near.
         if most <= room(&active.spare, active.end, Share::Common) {
-            self.opening.make(&self.seen, &mut self.next, active.salt, most);
+            self.opening.make(&self.seen, &self.map, &mut self.next, active.salt, most);
         }
     }
 
@@ -174,6 +174,11 @@ impl Writer {
     pub fn repeats(&self, batch: &Batch, now: u64) -> Option<Seqs> {
         let pending = self.chunk.first_seq().unwrap_or(self.next.seq);
         Seqs::of_repeats(batch, pending, self.next.ts.max(now), &self.seen)
+    }
+
+    /// As [`Seen::newest`], of what is durable.
+    pub fn seen(&self, id: &[u8], vm: Option<&[u8]>, now: u64) -> Option<u64> {
+        self.seen.newest(vm, id, self.next.ts.max(now), self.durable.seq)
     }
 
     /// Encodes `batch` behind what was pushed, but for its repeats; its seqs. `now` is wall time in milliseconds.

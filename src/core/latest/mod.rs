@@ -5,16 +5,17 @@
 //!            journal ──┘ at a start, after a hole                        └─▶ snapshot.rs ─▶ journal
 //! ```
 //!
-//! `compaction.rs` says of which topics, `change.rs` what an event changes; `open.rs` opens the file, `copy.rs` copies it. Always holds: it is
-//! behind the commit and stops none (invariant 11); what is waiting for it is bounded (invariant 6); retention removes
-//! nothing that it has not written durably, unless it is behind for so long that the journal has grown to
-//! [`LATEST_HOLDS`] times its size; an answer has everything that was durable when it was asked. Without a compacted topic
+//! `compaction.rs` says of which topics, `change.rs` what an event changes; `open.rs` opens the file, `copy.rs` copies it; `floor.rs`
+//! says how far retention may go. Always holds: it is behind the commit and stops none (invariant 11); what is waiting for
+//! it is bounded (invariant 6); retention removes nothing that it has not written durably, unless the journal has grown too
+//! large because of that; an answer has everything that was durable when it was asked. Without a compacted topic
 //! and without a dead letter there is no thread and no file. Owner: `broker.rs`.
 
 pub mod answer;
 mod change;
 pub mod compaction;
 pub mod copy;
+mod floor;
 mod mapped;
 mod open;
 mod pool;
@@ -23,10 +24,9 @@ mod store;
 mod work;
 
 use super::journal::read::Reader;
-use super::journal::retain::Floor;
 use super::journal::segment::Map;
 use super::journal::writer::Committed;
-use super::limits::{CATCH_UP_READS, LATEST_BYTES, LATEST_HOLDS, LATEST_WAIT, Limits};
+use super::limits::{CATCH_UP_READS, LATEST_BYTES, LATEST_WAIT, Limits};
 use super::refusal::Refusal;
 use compaction::Compaction;
 use mapped::Mapped;
@@ -70,6 +70,8 @@ struct Shared {
     seq: watch::Sender<u64>,
     /// Every event up to here is there durably.
     floor: AtomicU64,
+    /// Bytes of the journal that it may need, as much of it is being read.
+    reading: AtomicU64,
     /// Events that were gone before the view had them.
     lost: AtomicU64,
     pool: Pool,
@@ -98,12 +100,25 @@ impl Shared {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stop
     }
 
+    /// The view is further back than it was: what `map` has may be needed.
+    fn goes_back_to(&self, seq: u64, map: &Map) {
+        if seq < self.floor.load(Relaxed) {
+            self.reading.store(bytes(map), Relaxed);
+        }
+        self.floor.store(seq, Relaxed);
+    }
+
     /// It is written again.
     fn works(&self) {
         if self.lock().stalled.take().is_some() {
             tracing::info!(seq = *self.seq.borrow(), "latest: written again");
         }
     }
+}
+
+/// What the segments of the journal take.
+fn bytes(map: &Map) -> u64 {
+    map.segments().iter().map(|segment| segment.end).sum()
 }
 
 /// Makes readers of the journal.
@@ -120,7 +135,6 @@ pub struct Latest {
     thread: Mutex<Option<JoinHandle<()>>>,
     /// Questions that read at once.
     reads: Arc<Semaphore>,
-    let_go: AtomicBool,
 }
 
 impl Latest {
@@ -146,6 +160,7 @@ impl Latest {
             changed: Condvar::new(),
             seq: watch::channel(0).0,
             floor: AtomicU64::new(0),
+            reading: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             mapped: Mutex::default(),
         };
@@ -157,7 +172,6 @@ impl Latest {
             is_running: AtomicBool::new(false),
             thread: Mutex::default(),
             reads: Arc::new(Semaphore::new(CATCH_UP_READS)),
-            let_go: AtomicBool::new(false),
         });
         if begins {
             latest.begin()?;
@@ -175,6 +189,8 @@ impl Latest {
         }
         let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(journal) = journal else { return Ok(()) };
+        // How much of it the file has is not known yet.
+        self.shared.reading.store(bytes(&self.map), Relaxed);
         // From here on commits are queued; what was before is in the journal.
         self.is_running.store(true, Relaxed);
         let mark_bytes = usize::try_from((self.retain_bytes / 8).min(MARK_BYTES)).unwrap_or(usize::MAX);
@@ -266,26 +282,5 @@ impl Latest {
         self.shared.changed.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = thread.map(JoinHandle::join);
-    }
-}
-
-/// Retention goes no further than this, and says so when it does.
-impl Floor for Latest {
-    fn seq(&self) -> u64 {
-        if !self.is_running.load(Relaxed) {
-            return u64::MAX;
-        }
-        let seq = self.shared.floor.load(Relaxed);
-        let bytes: u64 = self.map.segments().iter().map(|segment| segment.end).sum();
-        let lets_go = bytes > self.retain_bytes.saturating_mul(LATEST_HOLDS);
-        if lets_go != self.let_go.swap(lets_go, Relaxed) && lets_go && seq < self.map.durable_seq() {
-            tracing::error!(
-                seq,
-                bytes,
-                "latest: the journal is twice as large as it may be, as the newest events per key are written only up to \
-                 this seq; events behind it are removed now, and what they were the newest of is lost"
-            );
-        }
-        if lets_go { u64::MAX } else { seq }
     }
 }

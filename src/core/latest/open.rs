@@ -79,10 +79,14 @@ pub(super) struct Viewed {
     pub first: u64,
     /// The newest one.
     pub head: u64,
+    /// This process had a view of it.
+    pub had: bool,
 }
 
-/// Opens the view of this journal, or begins one.
-pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Result<Store, Wrong> {
+/// Opens the view of this journal, or begins one; how many events are gone from it that one which was lost may have had.
+pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Result<(Store, u64), Wrong> {
+    let had = viewed.had || symlink_metadata(path).is_ok();
+    let mut lost = 0;
     let found = connect(path).and_then(|db| {
         let store = Store::new(db)?;
         let journal = store.fact("journal")?;
@@ -109,34 +113,51 @@ pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Res
     };
     let text = compaction.text();
     let said = store.fact("patterns")?;
+    let stays = |topic: &str| compaction.has(topic);
     if !is_old {
-        begin(&mut store, viewed, &text)?;
+        lost = begins_without(viewed, had);
+        let journal = name_of(viewed.journal);
+        store.begin_at(viewed.first - 1, &[("journal", &journal), ("patterns", &text)], stays)?;
     } else if !said.as_ref().is_some_and(|said| compaction.is_within(said)) {
         tracing::info!(
             first_seq = viewed.first,
             "latest: more topics are compacted than before; the journal is read from its first event on for them"
         );
-        say_lost(viewed, "of topics that are compacted from now on");
-        store.begin_at((viewed.first - 1).min(store.seq), &[("patterns", &text)])?;
+        if viewed.first > 1 {
+            tracing::warn!(
+                to = viewed.first - 1,
+                "latest: of topics that are compacted from now on keys are missing whose newest event retention has removed \
+                 already"
+            );
+        }
+        store.begin_at((viewed.first - 1).min(store.seq), &[("patterns", &text)], stays)?;
     } else if said.as_ref() != Some(&text) {
-        // What is compacted no longer stays, and is followed no longer.
-        store.begin_at(store.seq, &[("patterns", &text)])?;
+        store.begin_at(store.seq, &[("patterns", &text)], stays)?;
     }
-    Ok(store)
+    Ok((store, lost))
 }
 
-fn begin(store: &mut Store, viewed: &Viewed, text: &str) -> Result<(), Wrong> {
-    say_lost(viewed, "of all topics");
-    let journal = name_of(viewed.journal);
-    Ok(store.begin_at(viewed.first - 1, &[("journal", &journal), ("patterns", text)])?)
-}
-
-fn say_lost(viewed: &Viewed, what: &str) {
-    if viewed.first > 1 {
-        tracing::warn!(
-            to = viewed.first - 1,
-            "latest: {what} keys are missing whose newest event retention has removed already"
-        );
+/// Says what a new view cannot have; how many events that are, if there was one before.
+fn begins_without(viewed: &Viewed, had: bool) -> u64 {
+    let to = viewed.first - 1;
+    match (to, had) {
+        (0, _) => 0,
+        (_, true) => {
+            tracing::error!(
+                to,
+                "latest: keys are missing whose newest event retention has removed already: the view that had them is lost. \
+                 Restore latest.db from a backup of this state root, if there is one"
+            );
+            to
+        }
+        (_, false) => {
+            tracing::warn!(
+                to,
+                "latest: keys are missing whose newest event retention has removed already; if there was a latest.db before, \
+                 it had them: that is not known"
+            );
+            0
+        }
     }
 }
 

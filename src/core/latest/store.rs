@@ -65,15 +65,37 @@ impl Store {
         fact(&self.db, name)
     }
 
-    /// Writes facts down, and so from where the journal is read.
-    pub fn begin_at(&mut self, seq: u64, facts: &[(&str, &str)]) -> rusqlite::Result<()> {
+    /// Writes facts down, and so from where the journal is read. Topics that `stays` does not know leave with their rows:
+    /// what changes there from now on is not followed.
+    pub fn begin_at(
+        &mut self,
+        seq: u64,
+        facts: &[(&str, &str)],
+        stays: impl Fn(&str) -> bool,
+    ) -> rusqlite::Result<()> {
         let transaction = self.db.transaction()?;
+        {
+            let mut topics = transaction.prepare("SELECT n, name FROM topic")?;
+            let topics = topics.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut leaving: Vec<i64> = Vec::new();
+            for topic in topics {
+                let (n, name): (i64, String) = topic?;
+                if !stays(&name) {
+                    leaving.push(n);
+                }
+            }
+            for n in leaving {
+                transaction.execute("DELETE FROM latest WHERE topic = ?1", [n])?;
+                transaction.execute("DELETE FROM topic WHERE n = ?1", [n])?;
+            }
+        }
         let number = seq.to_string();
         for (name, value) in facts.iter().copied().chain([("seq", number.as_str())]) {
             transaction
                 .execute("INSERT OR REPLACE INTO fact (name, value) VALUES (?1, ?2)", [name, value])?;
         }
         transaction.commit()?;
+        self.topics.clear();
         self.seq = seq;
         Ok(())
     }

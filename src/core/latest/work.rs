@@ -50,18 +50,24 @@ pub(super) struct Work {
 impl Work {
     /// Until the end.
     pub fn run(self) {
+        let mut had = false;
         loop {
             let viewed = Viewed {
                 journal: self.map.journal,
                 first: self.map.first_seq(),
                 head: self.map.durable_seq(),
+                had,
             };
             let shared = &self.shared;
             let opened = {
                 let mut mapped = shared.mapped.lock().unwrap_or_else(PoisonError::into_inner);
                 let opened = mapped.may_begin(&shared.path);
                 let opened = opened.and_then(|()| open(&shared.path, &viewed, &shared.compaction));
-                opened.and_then(|store| mapped.reserve(&shared.path).map(|()| store))
+                opened.and_then(|(store, lost)| {
+                    had = true;
+                    shared.lost.fetch_add(lost, Relaxed);
+                    mapped.reserve(&shared.path).map(|()| store)
+                })
             };
             let error = match opened {
                 Ok(store) => {
@@ -72,6 +78,7 @@ impl Work {
                         }
                         Err(Wrong::Damaged(why)) => match put_aside(&shared.path) {
                             Ok(aside) => {
+                                shared.goes_back_to(0, &self.map);
                                 let (path, aside) = (shared.path.display(), aside.display());
                                 tracing::error!(
                                     "latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal"
@@ -110,8 +117,8 @@ struct View<'a> {
 impl<'a> View<'a> {
     fn new(work: &'a Work, store: Store) -> Self {
         let shared = &*work.shared;
-        shared.floor.store(store.seq, Relaxed);
         // It may be further back than it was.
+        shared.goes_back_to(store.seq, &work.map);
         shared.seq.send_replace(store.seq);
         View {
             work,
@@ -129,6 +136,7 @@ impl<'a> View<'a> {
     /// Goes on with what is committed, until the end or a failure.
     fn follow(&mut self) -> Result<(), Wrong> {
         self.catch_up()?;
+        self.shared.reading.store(0, Relaxed);
         self.shared.works();
         loop {
             let (commits, stop) = self.gather();
@@ -255,6 +263,7 @@ impl<'a> View<'a> {
         let has_rows = !self.pending.is_empty() || !snapped.is_empty();
         if has_rows || (is_due && self.seq > self.store.seq) {
             if self.file != inode(self.shared) {
+                self.shared.goes_back_to(0, &self.work.map);
                 return Err(Wrong::Failed(format!("{} was removed or replaced", self.shared.path.display())));
             }
             self.store.write(&mut self.pending, self.seq, &snapped)?;

@@ -57,6 +57,8 @@ pub struct JournalStatus {
     /// How far the newest event's `ts` is ahead of the clock, in milliseconds: it stands still until the clock
     /// gets there. 0 unless the clock was set back.
     pub ts_ahead_ms: u64,
+    /// VMs whose newest ids the newest segment has no room for.
+    pub ids_left_out: usize,
     /// Ranges that were durable and cannot be read, for people; the broker's log has them all.
     pub damage: Vec<String>,
 }
