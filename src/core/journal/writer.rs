@@ -176,7 +176,8 @@ impl Writer {
         Seqs::of_repeats(batch, pending, self.next.ts.max(now), &self.seen)
     }
 
-    /// As [`Seen::newest`], of what is durable.
+    /// The seq of the newest durable event of this id, of that VM or of any, as far as the table of ids has it; `now` is
+    /// wall time in milliseconds.
     pub fn seen(&self, id: &[u8], vm: Option<&[u8]>, now: u64) -> Option<u64> {
         self.seen.newest(vm, id, self.next.ts.max(now), self.durable.seq)
     }
