@@ -471,6 +471,12 @@ impl Guest {
                 let known = self.scene.world.durable_events();
                 known.iter().any(|(seq, _, its)| seq + 1 == next && its == id)
             }
+            // Its event is gone, and the table of ids still knows it.
+            (From::Id(id), Some(gap)) => {
+                let stored = self.scene.world.stored();
+                let newest = stored.iter().rev().find(|event| event.id == *id);
+                newest.is_some_and(|event| gap == (event.seq + 1, next - 1)) && gap.0 < next && at_the_oldest
+            }
             _ => false,
         }
     }

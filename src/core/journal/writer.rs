@@ -176,8 +176,7 @@ impl Writer {
         Seqs::of_repeats(batch, pending, self.next.ts.max(now), &self.seen)
     }
 
-    /// The seq of the newest durable event of this id, of that VM or of any, as far as the table of ids has it; `now` is
-    /// wall time in milliseconds.
+    /// The seq of the newest durable event of this id that the table has; `now` is wall time in milliseconds.
     pub fn seen(&self, id: &[u8], vm: Option<&[u8]>, now: u64) -> Option<u64> {
         self.seen.newest(vm, id, self.next.ts.max(now), self.durable.seq)
     }
