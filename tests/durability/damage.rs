@@ -36,12 +36,24 @@ fn aged() -> Arc<Aged> {
         let broker = Broker::start_args(&killed, &SMALL);
         let load = Load::start(&broker, "killed", PLAN);
         load.reach(3_000);
+        // Behind a rotation there is nothing yet that can be damaged.
+        eventually("the middle of a segment", || {
+            let newest = segments_in(&killed).pop()?;
+            (300_000..700_000).contains(&end(&newest)).then_some(())
+        });
         broker.kill();
         let mut killed_ledger = load.join();
         killed_ledger.acked.extend(ledger.acked.clone());
         Arc::new(Aged { _dir: dir, stopped, killed, ledger, killed_ledger })
     };
     AGED.get_or_init(make).clone()
+}
+
+fn segments_in(root: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root.join("journal")).unwrap().map(|entry| entry.unwrap().path());
+    let mut segments: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+    segments.sort();
+    segments
 }
 
 /// A copy to damage.
@@ -68,9 +80,7 @@ impl Case {
     }
 
     fn segments(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.root.join("journal")).unwrap().map(|entry| entry.unwrap().path());
-        let mut segments: Vec<_> = entries.filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
-        segments.sort();
+        let segments = segments_in(&self.root);
         assert!(segments.len() >= 4, "{segments:?}");
         segments
     }
