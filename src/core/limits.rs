@@ -220,6 +220,10 @@ pub const LATEST_ASIDES: usize = 4;
 /// While that view is behind, the journal grows to so many times the size that it may have; then what the view has not
 /// read is removed all the same.
 pub const LATEST_HOLDS: u64 = 2;
+/// Tombstones that are kept: events that ended a key. The oldest go first …
+pub const LATEST_ENDED: u64 = 100_000;
+/// … also when their lines take more bytes than this.
+pub const LATEST_ENDED_BYTES: u64 = 64 * 1024 * 1024;
 /// The largest castra.toml, in bytes.
 pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.

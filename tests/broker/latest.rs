@@ -378,3 +378,69 @@ fn the_commands_print_what_is_kept() {
         castra().arg("--state-root").arg(dir.path().join("root")).args(["bus", "latest", "cfg"]).output();
     assert_eq!(output.unwrap().status.code(), Some(69));
 }
+
+/// What version 2 of the tables has and version 1 had not.
+const BACK_TO_1: &str = "
+DROP TABLE ended;
+ALTER TABLE topic DROP COLUMN forgotten;
+DELETE FROM fact WHERE name = 'since';
+PRAGMA auto_vacuum = NONE;
+PRAGMA user_version = 1;
+VACUUM;
+";
+
+#[test]
+fn a_file_of_version_1_is_migrated_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("root/latest.db");
+    let broker = compacting(dir.path(), &["cfg.>"]);
+    let mut guest = broker.guest("web");
+    guest.ask(r#"{"type":"publish","topic":"cfg.a","payload":1}"#);
+    put(&mut guest, "cfg.a", "new", json!(2));
+    assert_eq!(broker.stop().0, Some(0));
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute_batch(BACK_TO_1).unwrap();
+    // Retention took its event: it stands nowhere else.
+    let line = br#"{"seq":1,"ts":1,"id":"x","vm":"web","topic":"cfg.a","key":"old","payload":1}"#;
+    db.execute(
+        "INSERT INTO latest SELECT 1, topic, 'old', ?1, ?2 FROM latest WHERE key = 'new'",
+        rusqlite::params![line, crc32c::crc32c(line)],
+    )
+    .unwrap();
+    drop(db);
+    let broker = compacting(dir.path(), &["cfg.>"]);
+    let mut guest = broker.guest("web");
+    let want = [("new".to_owned(), json!(2)), ("old".to_owned(), json!(1))];
+    assert_eq!(latest(&mut guest, "cfg.a"), want);
+    // Its pages can be given back, and a backup of it is one as well.
+    let number = |path: &Path, pragma: &str| {
+        let db = rusqlite::Connection::open(path).unwrap();
+        db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).unwrap()
+    };
+    let backup = dir.path().join("backup");
+    let mut command = castra();
+    command.arg("backup").arg(&backup).arg("--state-root").arg(dir.path().join("root"));
+    assert!(command.status().unwrap().success());
+    assert_eq!(broker.stop().0, Some(0));
+    for path in [path, backup.join("latest.db")] {
+        assert_eq!((number(&path, "user_version"), number(&path, "auto_vacuum")), (2, 2), "{path:?}");
+    }
+}
+
+#[test]
+fn a_backup_of_a_file_of_version_1_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &["cfg.>"]);
+    put(&mut broker.guest("web"), "cfg.a", "k", json!(2));
+    assert_eq!(broker.stop().0, Some(0));
+    let db = rusqlite::Connection::open(dir.path().join("root/latest.db")).unwrap();
+    db.execute_batch(BACK_TO_1).unwrap();
+    drop(db);
+    let backup = dir.path().join("backup");
+    let mut command = castra();
+    command.arg("backup").arg(&backup).arg("--state-root").arg(dir.path().join("root"));
+    assert!(command.status().unwrap().success());
+    let db = rusqlite::Connection::open(backup.join("latest.db")).unwrap();
+    let rows: i64 = db.query_row("SELECT count(*) FROM latest", [], |row| row.get(0)).unwrap();
+    assert_eq!(rows, 1);
+}

@@ -541,6 +541,8 @@ fn limits_are_those_of_limits_rs() {
         ("LATEST_ASKED", limits::LATEST_ASKED as u64),
         ("LATEST_ASIDES", limits::LATEST_ASIDES as u64),
         ("LATEST_HOLDS", limits::LATEST_HOLDS),
+        ("LATEST_ENDED", limits::LATEST_ENDED),
+        ("LATEST_ENDED_BYTES", limits::LATEST_ENDED_BYTES),
         ("OUTBOX_BYTES", limits::OUTBOX_BYTES),
         ("OUTBOX_AGE", limits::OUTBOX_AGE.as_millis() as u64),
         ("OUTBOX_SENT", limits::OUTBOX_SENT),

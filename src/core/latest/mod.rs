@@ -5,7 +5,7 @@
 //!            journal ──┘ at a start, after a hole                        └─▶ snapshot.rs ─▶ journal
 //! ```
 //!
-//! `compaction.rs` says of which topics, `change.rs` what an event changes; `open.rs` opens the file, `copy.rs` copies it; `floor.rs`
+//! `compaction.rs` says of which topics, `change.rs` what an event changes; `tables.rs` makes the tables, `open.rs` opens the file, `copy.rs` copies it; `floor.rs`
 //! says how far retention may go. Always holds: it is behind the commit and stops none (invariant 11); what is waiting for
 //! it is bounded (invariant 6); retention removes nothing that it has not written durably, unless the journal has grown too
 //! large because of that; an answer has everything that was durable when it was asked. Without a compacted topic
@@ -21,6 +21,7 @@ mod open;
 mod pool;
 pub mod snapshot;
 mod store;
+mod tables;
 mod work;
 
 use super::journal::read::Reader;
@@ -34,7 +35,10 @@ use pool::Pool;
 use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -74,6 +78,10 @@ struct Shared {
     reading: AtomicU64,
     /// Events that were gone before the view had them.
     lost: AtomicU64,
+    /// A state that is known from before this seq cannot be brought up to date, …
+    since: AtomicU64,
+    /// … as keys were lost so many times while this process runs.
+    losses: AtomicU64,
     pool: Pool,
     /// Behind what reads: it outlives that.
     mapped: Mutex<Mapped>,
@@ -106,6 +114,13 @@ impl Shared {
             self.reading.store(bytes(map), Relaxed);
         }
         self.floor.store(seq, Relaxed);
+    }
+
+    /// Keys may be missing from now on; returns the newest seq that a subscriber may have seen before it learns of that.
+    fn lose(&self, map: &Map) -> u64 {
+        // First this: a subscriber that sees the old number has seen nothing behind the seq.
+        self.losses.fetch_add(1, SeqCst);
+        map.durable_seq()
     }
 
     /// It is written again.
@@ -162,6 +177,8 @@ impl Latest {
             floor: AtomicU64::new(0),
             reading: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
             mapped: Mutex::default(),
         };
         let latest = Arc::new(Latest {

@@ -4,7 +4,8 @@
 //! the newest few such files are kept. A disk that fails is an error, not damage. Owner: `work.rs`.
 
 use super::compaction::Compaction;
-use super::store::{CACHE_KIB, Store};
+use super::store::{CACHE_KIB, SINCE, Store};
+use super::tables;
 use crate::core::clock;
 use crate::core::limits::LATEST_ASIDES;
 use crate::core::state_root::sync_dir;
@@ -17,10 +18,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// `clat`: what the view says it is, in the header of the file.
-const APPLICATION: i32 = 0x636c_6174;
-/// The version of the tables.
-const VERSION: i32 = 1;
 /// A copy that is being made holds the database for less.
 const BUSY: Duration = Duration::from_secs(5);
 /// What is kept of the write-ahead log between two checkpoints, in bytes.
@@ -29,24 +26,6 @@ const WAL_BYTES: i64 = 16 * 1024 * 1024;
 const FOLD_PAGES: i64 = 4 * 1024;
 /// What SQLite has beside a database.
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
-
-const TABLES: &str = "
-CREATE TABLE latest (
-  seq INTEGER PRIMARY KEY,
-  topic INTEGER NOT NULL,
-  key TEXT NOT NULL,
-  line BLOB NOT NULL,
-  crc INTEGER NOT NULL
-);
-CREATE UNIQUE INDEX latest_key ON latest (topic, key);
-CREATE TABLE topic (
-  n INTEGER PRIMARY KEY,
-  name TEXT NOT NULL UNIQUE,
-  changed INTEGER NOT NULL DEFAULT 0,
-  snapped INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-";
 
 /// Why a database cannot be used.
 pub(super) enum Wrong {
@@ -72,7 +51,7 @@ impl From<io::Error> for Wrong {
 }
 
 /// The journal that is viewed.
-pub(super) struct Viewed {
+pub(super) struct Viewed<'a> {
     /// Its id.
     pub journal: u128,
     /// The oldest seq that can be read.
@@ -81,13 +60,25 @@ pub(super) struct Viewed {
     pub head: u64,
     /// This process had a view of it.
     pub had: bool,
+    /// Called when keys may be missing from now on; returns the newest seq that a subscriber may have seen.
+    pub lose: &'a dyn Fn() -> u64,
+}
+
+impl Viewed<'_> {
+    /// The fact [`SINCE`] when the view begins with the first event of the journal; none when that is event 1.
+    fn loss(&self) -> Option<String> {
+        (self.first > 1).then(|| (self.lose)().to_string())
+    }
 }
 
 /// Opens the view of this journal, or begins one; how many events are gone from it that one which was lost may have had.
-pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Result<(Store, u64), Wrong> {
+pub(super) fn open(path: &Path, viewed: &Viewed<'_>, compaction: &Compaction) -> Result<(Store, u64), Wrong> {
     let had = viewed.had || symlink_metadata(path).is_ok();
     let mut lost = 0;
     let found = connect(path).and_then(|db| {
+        if !viewed.had {
+            tables::give_back_pages(&db, path);
+        }
         let store = Store::new(db)?;
         let journal = store.fact("journal")?;
         if journal.as_ref().is_some_and(|id| *id != name_of(viewed.journal)) {
@@ -117,7 +108,10 @@ pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Res
     if !is_old {
         lost = begins_without(viewed, had);
         let journal = name_of(viewed.journal);
-        store.begin_at(viewed.first - 1, &[("journal", &journal), ("patterns", &text)], stays)?;
+        let loss = viewed.loss();
+        let mut facts = vec![("journal", journal.as_str()), ("patterns", &text)];
+        facts.extend(loss.as_deref().map(|seq| (SINCE, seq)));
+        store.begin_at(viewed.first - 1, &facts, stays)?;
     } else if !said.as_ref().is_some_and(|said| compaction.is_within(said)) {
         tracing::info!(
             first_seq = viewed.first,
@@ -130,7 +124,10 @@ pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Res
                  already"
             );
         }
-        store.begin_at((viewed.first - 1).min(store.seq), &[("patterns", &text)], stays)?;
+        let loss = viewed.loss();
+        let mut facts = vec![("patterns", text.as_str())];
+        facts.extend(loss.as_deref().map(|seq| (SINCE, seq)));
+        store.begin_at((viewed.first - 1).min(store.seq), &facts, stays)?;
     } else if said.as_ref() != Some(&text) {
         store.begin_at(store.seq, &[("patterns", &text)], stays)?;
     }
@@ -138,7 +135,7 @@ pub(super) fn open(path: &Path, viewed: &Viewed, compaction: &Compaction) -> Res
 }
 
 /// Says what a new view cannot have; how many events that are, if there was one before.
-fn begins_without(viewed: &Viewed, had: bool) -> u64 {
+fn begins_without(viewed: &Viewed<'_>, had: bool) -> u64 {
     let to = viewed.first - 1;
     match (to, had) {
         (0, _) => 0,
@@ -180,8 +177,10 @@ fn connect(path: &Path) -> Result<Connection, Wrong> {
     let (application, version) = numbers(&db)?;
     let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     let is_empty = tables == 0 && application == 0 && version == 0;
-    if !is_empty {
-        check(application, version)?;
+    match is_empty {
+        // Before the file has its first page.
+        true => db.pragma_update(None, "auto_vacuum", tables::INCREMENTAL)?,
+        false => check(application, version)?,
     }
     let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if !mode.eq_ignore_ascii_case("wal") {
@@ -193,13 +192,7 @@ fn connect(path: &Path) -> Result<Connection, Wrong> {
     db.pragma_update(None, "cache_size", -CACHE_KIB)?;
     let _: i64 = db.query_row(&format!("PRAGMA wal_autocheckpoint = {FOLD_PAGES}"), [], |row| row.get(0))?;
     let _: i64 = db.query_row(&format!("PRAGMA journal_size_limit = {WAL_BYTES}"), [], |row| row.get(0))?;
-    if is_empty {
-        let transaction = db.transaction()?;
-        transaction.execute_batch(TABLES)?;
-        transaction.pragma_update(None, "application_id", APPLICATION)?;
-        transaction.pragma_update(None, "user_version", VERSION)?;
-        transaction.commit()?;
-    }
+    tables::make(&mut db, if is_empty { 0 } else { version })?;
     Ok(db)
 }
 
@@ -226,11 +219,11 @@ fn numbers(db: &Connection) -> rusqlite::Result<(i64, i64)> {
 }
 
 fn check(application: i64, version: i64) -> Result<(), Wrong> {
-    if application != i64::from(APPLICATION) {
+    if application != i64::from(tables::APPLICATION) {
         return Err(Wrong::Damaged("it is a database of something else".into()));
     }
-    if version != i64::from(VERSION) {
-        let why = format!("it has version {version}, this castra knows {VERSION}");
+    if !(1..=tables::VERSION).contains(&version) {
+        let why = format!("it has version {version}, this castra knows versions 1 to {}", tables::VERSION);
         return Err(Wrong::Damaged(why));
     }
     Ok(())

@@ -20,7 +20,7 @@ use crate::core::journal::writer::Committed;
 use crate::core::limits::{COMMIT_BYTES, ROUTES_CACHED};
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,7 @@ impl Work {
                 first: self.map.first_seq(),
                 head: self.map.durable_seq(),
                 had,
+                lose: &|| self.shared.lose(&self.map),
             };
             let shared = &self.shared;
             let opened = {
@@ -72,7 +73,7 @@ impl Work {
             let error = match opened {
                 Ok(store) => {
                     shared.pool.renew();
-                    match View::new(&self, store).follow() {
+                    match View::new(&self, store).map_err(Wrong::from).and_then(|mut view| view.follow()) {
                         Ok(()) => {
                             return shared.mapped.lock().unwrap_or_else(PoisonError::into_inner).let_go();
                         }
@@ -115,12 +116,13 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(work: &'a Work, store: Store) -> Self {
+    fn new(work: &'a Work, store: Store) -> rusqlite::Result<Self> {
         let shared = &*work.shared;
+        shared.since.store(store.since()?, SeqCst);
         // It may be further back than it was.
         shared.goes_back_to(store.seq, &work.map);
         shared.seq.send_replace(store.seq);
-        View {
+        Ok(View {
             work,
             shared,
             file: inode(shared),
@@ -130,7 +132,7 @@ impl<'a> View<'a> {
             pending: Pending::default(),
             marked: Instant::now(),
             unmarked: 0,
-        }
+        })
     }
 
     /// Goes on with what is committed, until the end or a failure.
@@ -194,6 +196,8 @@ impl<'a> View<'a> {
                     // The first reading of a journal begins where that does.
                     self.seq = to;
                     self.shared.lost.fetch_add(to + 1 - from, Relaxed);
+                    self.store.lose(self.shared.lose(&self.work.map))?;
+                    self.shared.since.store(self.store.since()?, SeqCst);
                     tracing::error!(
                         from,
                         to,
@@ -245,8 +249,7 @@ impl<'a> View<'a> {
         if let Some(topic) = topic
             && let Some(change) = change::of(event)
         {
-            let line = (!change.is_end).then_some(event.line);
-            self.pending.put(topic, &change.key, event.seq, line);
+            self.pending.put(topic, &change.key, event.seq, event.line, change.is_end);
         }
     }
 
