@@ -38,7 +38,7 @@ pub const TTL_MS: u64 = 315_360_000_000;
 pub const TAGS: usize = 32;
 /// The most bytes of all tags of one event together.
 pub const TAG_BYTES: usize = 1024;
-/// The deepest JSON of a frame, the frame's own object being level 1.
+/// The deepest JSON of a frame, the frame's own object being level 1; of `events`, the object of each event.
 pub const JSON_DEPTH: usize = 64;
 /// The longest reason of a refusal, in bytes; what is quoted in it is the peer's own and as long as it likes.
 pub const REASON_BYTES: usize = 256;

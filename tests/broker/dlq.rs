@@ -1,6 +1,7 @@
 //! Dead letters through the real program: listed, shown, published again for their group alone, forgotten.
 
 use crate::support::{Broker, Guest, LocalGuest, eventually};
+use castra::core::client::{Bus, Target};
 use serde_json::{Value, json};
 
 const HOST: &str = "hello vm:host capabilities=bus-v1,host-bus\n";
@@ -177,6 +178,89 @@ fn what_cannot_be_done_is_said_and_changes_nothing() {
     letters(&broker, "g", 1);
     assert_eq!(host.ask(end)["status"], "ok");
     letters(&broker, "g", 0);
+}
+
+/// Payloads that parsers disagree on, and those that are as deep as a publish may be.
+fn odd() -> Vec<String> {
+    let deep =
+        |open: &str, inner: &str, close: &str| format!("{}{inner}{}", open.repeat(63), close.repeat(63));
+    let plain = [
+        "1e400",
+        "-1e-400",
+        "-0",
+        "-0.0",
+        "1.50",
+        "18446744073709551616",
+        r#"{"a":1,"a":2}"#,
+        r#"{"$serde_json::private::RawValue":"1","$serde_json::private::Number":"1"}"#,
+        r#""\u0000\/\u2028""#,
+    ];
+    let mut all = plain.map(str::to_owned).to_vec();
+    all.extend([deep("[", "", "]"), deep("{\"a\":", "1", "}"), "9".repeat(400)]);
+    all
+}
+
+#[test]
+fn whatever_was_published_can_be_shown_retried_and_published_anew_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = crate::latest::compacting(dir.path(), &["jobs"]);
+    let (mut publisher, mut member) = (broker.guest("p"), broker.guest("m"));
+    join(&mut member, r#""topic":"jobs","group":"g","ack_timeout_ms":600000"#);
+    let odd = odd();
+    let payload_of = |line: &str| line[line.find("\"payload\":").unwrap() + 10..line.len() - 1].to_owned();
+    let receive = |member: &mut Guest| {
+        let body = String::from_utf8(member.receive_body().unwrap()).unwrap();
+        (payload_of(&body), serde_json::from_str::<Stamp>(&body).unwrap().seq)
+    };
+    let mut seqs = Vec::new();
+    for (n, payload) in odd.iter().enumerate() {
+        let publish = format!(r#"{{"type":"publish","topic":"jobs","key":"{n:02}","payload":{payload}}}"#);
+        let ack = publisher.ask(publish);
+        assert_eq!(ack["status"], "ok", "{ack} {payload}");
+        let (got, seq) = receive(&mut member);
+        assert_eq!(&got, payload);
+        member.send(json!({"type": "term", "group": "g", "seq": seq}).to_string());
+        seqs.push(seq);
+    }
+    letters(&broker, "g", odd.len());
+    for (seq, payload) in seqs.iter().zip(&odd) {
+        let (code, out, err) = run(&broker, &["show", "g", &seq.to_string(), "-o", "raw"]);
+        assert_eq!((code, out.trim_end()), (Some(0), &**payload), "{err}");
+    }
+    let (code, out, err) = run(&broker, &["retry", "g", "--all"]);
+    assert_eq!((code, out), (Some(0), format!("{} dead letters of g retried\n", odd.len())), "{err}");
+    for payload in &odd {
+        assert_eq!(&receive(&mut member).0, payload);
+    }
+    letters(&broker, "g", 0);
+
+    // The whole log, published once more; a snapshot of them; and the answer that a program in Rust gets.
+    let tail = broker.run(&["bus", "tail", "-q", "-n", "1000", "-o", "json", "jobs"]);
+    let lines = tail.stdout.iter().filter(|byte| **byte == b'\n').count();
+    assert_eq!((tail.status.code(), lines), (Some(0), 2 * odd.len()));
+    let file = dir.path().join("tail.jsonl");
+    std::fs::write(&file, &tail.stdout).unwrap();
+    let again = broker.run(&["bus", "publish", "--jsonl", "--file", file.to_str().unwrap()]);
+    assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stderr));
+    let snapshot = broker.run(&["bus", "snapshot", "jobs"]);
+    assert_eq!(snapshot.status.code(), Some(0), "{}", String::from_utf8_lossy(&snapshot.stderr));
+    let target = Target::Unix(broker.root.join("castra.sock"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answer = runtime.block_on(async {
+        let bus = Bus::connect(&target, "app").await.unwrap();
+        let latest = |key: &str| json!({"topic": "jobs", "keys": [key]});
+        let raw = bus.ask_json("latest", latest("00")).await.unwrap();
+        // What is no `Value` fails its own question, and no other.
+        assert_eq!(bus.ask("latest", latest("00")).await.unwrap_err().code(), Some("bad-answer"));
+        assert_eq!(bus.ask("latest", latest("04")).await.unwrap()["events"][0]["payload"], 1.5);
+        raw
+    });
+    assert!(String::from_utf8_lossy(&answer).contains("\"payload\":1e400}"), "{answer:?}");
+}
+
+#[derive(serde::Deserialize)]
+struct Stamp {
+    seq: u64,
 }
 
 #[test]

@@ -153,12 +153,17 @@ fn the_largest_that_is_allowed_is_stored() {
     let deepest = format!(r#"{{"type":"publish","payload":{}{}}}"#, "[".repeat(63), "]".repeat(63));
     let long_id = format!(r#"{{"type":"publish","id":"{}","key":"{}"}}"#, "i".repeat(128), "k".repeat(255));
     let long_topic = format!(r#"{{"type":"publish","topic":"{}"}}"#, "t".repeat(255));
-    for body in [deepest, long_id, long_topic] {
+    // And among others.
+    let payload = format!("{{\"payload\":{}{}}}", "[".repeat(63), "]".repeat(63));
+    let together = format!(r#"{{"type":"publish","events":[{payload}]}}"#);
+    let too_deep = format!(r#"{{"type":"publish","events":[{{"payload":[{payload}]}}]}}"#);
+    assert_eq!(guest.ask(too_deep)["code"], "too-deep");
+    for body in [deepest, together, long_id, long_topic] {
         assert_eq!(guest.ask(&body)["status"], "ok", "{body}");
     }
     // The event grows until it is refused: the bound is 60 KiB of line, give or take its two numbers.
     let publish = |n: usize| format!(r#"{{"type":"publish","id":"{n:05}","payload":"{}"}}"#, "x".repeat(n));
-    let (mut fits, mut refused, mut stored) = (0, 61_440, 3);
+    let (mut fits, mut refused, mut stored) = (0, 61_440, 4);
     while refused - fits > 1 {
         let n = (fits + refused) / 2;
         match guest.ask(publish(n))["status"].as_str() {

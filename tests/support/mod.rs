@@ -211,11 +211,16 @@ impl Guest {
 
     /// The next frame; `None` when the connection ended before one.
     pub fn receive(&mut self) -> Option<serde_json::Value> {
+        Some(serde_json::from_slice(&self.receive_body()?).unwrap())
+    }
+
+    /// The same, byte for byte.
+    pub fn receive_body(&mut self) -> Option<Vec<u8>> {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).ok()?;
         let mut body = vec![0; u32::from_be_bytes(length) as usize];
         self.stream.read_exact(&mut body).ok()?;
-        Some(serde_json::from_slice(&body).unwrap())
+        Some(body)
     }
 
     /// Sends one frame and reads the next one.

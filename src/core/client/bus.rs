@@ -167,8 +167,17 @@ impl Bus {
     /// Asks what is answered by one ack of the same type: a frame of `docs/BUS.md` with these fields.
     ///
     /// # Errors
-    /// The broker refused it, or the bus is closed.
+    /// The broker refused it, the bus is closed, or the answer has a number that is no [`Value`]: see
+    /// [`Bus::ask_json`].
     pub async fn ask(&self, kind: &str, fields: Value) -> Result<Value, Error> {
+        read(&self.ask_json(kind, fields).await?)
+    }
+
+    /// The same; the answer is the ack as the broker sent it, so payloads in it are what was published, digit by digit.
+    ///
+    /// # Errors
+    /// The broker refused it, or the bus is closed.
+    pub async fn ask_json(&self, kind: &str, fields: Value) -> Result<Bytes, Error> {
         let mut frame = fields;
         frame["type"] = kind.into();
         let group = frame["group"].as_str().map(str::to_owned);
@@ -184,7 +193,7 @@ impl Bus {
         kind: &str,
         group: Option<String>,
         frame: Bytes,
-    ) -> Result<Value, Error> {
+    ) -> Result<Bytes, Error> {
         let (answer, answered) = oneshot::channel();
         let asking = Asking { kind: kind.to_owned(), group, frame, answer, is_sent: false, is_again: false };
         self.command(Command::Ask(asking)).await?;
@@ -234,4 +243,10 @@ impl Bus {
         let Inner { target, hello, times, .. } = &*self.0;
         Follow { target: target.clone(), hello: hello.clone(), patterns, begin, times: *times }
     }
+}
+
+/// Reads what the broker answered.
+pub(super) fn read<T: serde::de::DeserializeOwned>(answer: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(answer)
+        .map_err(|e| Error::refused("bad-answer", format!("what the broker answered cannot be read: {e}")))
 }

@@ -15,6 +15,7 @@ use super::member::{Membership, Said, write};
 use super::publish::Published;
 use super::queue::Arrived;
 use super::word::{Asking, Command, Joining, Publishing, Word};
+use crate::core::event::Text;
 use crate::core::wire::received::{Ack, Received};
 use bytes::BytesMut;
 use serde_json::Value;
@@ -194,8 +195,7 @@ impl State {
             Received::Ack(_) => {}
             _ => return Ok(()),
         }
-        let ack: Value = serde_json::from_slice(body).map_err(wrong)?;
-        self.answered(ack);
+        self.answered(&serde_json::from_slice(body).map_err(wrong)?, body);
         Ok(())
     }
 
@@ -229,10 +229,12 @@ impl State {
     }
 
     /// What became of anything else.
-    fn answered(&mut self, ack: Value) {
-        let text = |name: &str| ack[name].as_str().unwrap_or_default();
-        let (kind, group, is_ok) = (text("ack").to_owned(), text("group").to_owned(), text("status") == "ok");
-        let refusal = || Error::refused(text("code"), text("reason"));
+    fn answered(&mut self, ack: &Ack<'_>, body: &[u8]) {
+        let text =
+            |text: &Option<Text<'_>>| text.as_ref().map_or_else(String::new, |text| text.0.to_string());
+        let (kind, group, is_ok) = (text(&ack.ack), text(&ack.group), ack.is_ok());
+        // The payloads of others are left as they are: not all that is JSON is a `Value`.
+        let said = || serde_json::from_slice::<Value>(body).unwrap_or_default();
         // A refusal that does not say which group is that of whoever waits longest.
         let is_any = group.is_empty() && !is_ok;
         let member = match is_any {
@@ -240,9 +242,9 @@ impl State {
             false => self.members.iter().position(|member| *member.group == *group),
         };
         match (kind.as_str(), member) {
-            ("subscribe", Some(at)) if is_ok => self.members[at].joined(ack, &mut self.out),
-            ("subscribe", Some(at)) => self.members.swap_remove(at).end(&refusal()),
-            ("unsubscribe", Some(_)) if is_ok && ack["drain"] == true => {}
+            ("subscribe", Some(at)) if is_ok => self.members[at].joined(said(), &mut self.out),
+            ("subscribe", Some(at)) => self.members.swap_remove(at).end(&refusal(ack)),
+            ("unsubscribe", Some(_)) if is_ok && said()["drain"] == true => {}
             ("unsubscribe", Some(at)) => self.members.swap_remove(at).end(&Error::Closed),
             _ => {
                 let is_it = |asking: &Asking| {
@@ -255,8 +257,8 @@ impl State {
                 else {
                     return;
                 };
-                let is_done = asking.is_again && kind == "group_remove" && text("code") == "unknown-group";
-                let answer = if is_ok || is_done { Ok(ack) } else { Err(refusal()) };
+                let is_done = asking.is_again && kind == "group_remove" && text(&ack.code) == "unknown-group";
+                let answer = if is_ok || is_done { Ok(body.to_vec().into()) } else { Err(refusal(ack)) };
                 let _ = asking.answer.send(answer);
                 self.send_asks();
             }
@@ -280,7 +282,7 @@ impl State {
 }
 
 fn refusal(ack: &Ack<'_>) -> Error {
-    let text = |text: &Option<crate::core::event::Text<'_>>, none: &str| {
+    let text = |text: &Option<Text<'_>>, none: &str| {
         text.as_ref().map_or_else(|| none.to_owned(), |text| text.0.clone().into_owned())
     };
     Error::refused(text(&ack.code, "refused"), text(&ack.reason, "no reason given"))

@@ -4,6 +4,7 @@
 //! subscribes.
 
 use super::Bus;
+use super::bus::read;
 use super::consumer::{Consumer, Context, Delivery, Joined};
 use super::error::{Error, check_group};
 use super::event::Event;
@@ -218,7 +219,7 @@ impl<'a> IntoFuture for Subscribe<'a, Only> {
         Box::pin(async move {
             let frame = self.frame("group_create")?;
             let ack = self.bus.asked("group_create", Some(self.group.clone()), frame).await?;
-            Ok(Joined::of(&ack))
+            Ok(Joined::of(&read(&ack)?))
         })
     }
 }

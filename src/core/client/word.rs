@@ -42,7 +42,8 @@ pub(super) struct Asking {
     /// The group it is about; the answer says it.
     pub group: Option<String>,
     pub frame: Bytes,
-    pub answer: To<Value>,
+    /// The body of the ack.
+    pub answer: To<Bytes>,
     /// It was sent, in this session.
     pub is_sent: bool,
     /// It was sent in an earlier session, too.

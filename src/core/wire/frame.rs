@@ -19,6 +19,9 @@ use serde_json::value::RawValue;
 
 use crate::core::event::Text;
 
+/// The levels of JSON around an event among `events`: the frame's object and the array.
+const EVENTS_LEVELS: usize = 2;
+
 /// A guest's frame.
 #[derive(Debug)]
 pub enum Frame<'a> {
@@ -143,15 +146,19 @@ pub fn parse_event(line: &[u8]) -> Result<Publish<'_>, Refusal> {
 }
 
 fn fields(body: &[u8]) -> Result<Fields<'_>, Refusal> {
-    text(body).and_then(|text| serde_json::from_str(text).map_err(|e| refusal(&e)))
+    text(body, JSON_DEPTH).and_then(|text| serde_json::from_str(text).map_err(|e| refusal(&e)))
 }
 
-/// The text of what looks like an object.
-fn text(body: &[u8]) -> Result<&str, Refusal> {
+fn too_deep() -> Refusal {
+    Refusal::new("too-deep", format!("JSON is nested at most {JSON_DEPTH} levels deep"))
+}
+
+/// The text of what looks like an object and nests at most so many levels deep.
+fn text(body: &[u8], levels: usize) -> Result<&str, Refusal> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Refusal::new("not-utf8", format!("the frame is not UTF-8: {e}")))?;
-    if depth_exceeds(body, JSON_DEPTH) {
-        return Err(Refusal::new("too-deep", format!("JSON is nested at most {JSON_DEPTH} levels deep")));
+    if depth_exceeds(body, levels) {
+        return Err(too_deep());
     }
     if !text.trim_ascii_start().starts_with('{') {
         return Err(match serde_json::from_str::<IgnoredAny>(text) {
@@ -163,13 +170,20 @@ fn text(body: &[u8]) -> Result<&str, Refusal> {
 }
 
 fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
-    let text = text(body)?;
+    let text = text(body, JSON_DEPTH + EVENTS_LEVELS)?;
+    let is_deep = depth_exceeds(body, JSON_DEPTH);
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|e| refusal(&e))?;
     match fields.kind.as_ref().map(|k| k.0.as_ref()) {
+        // An event that may be published alone may be published among others: its object is level 1 either way.
         Some("publish") => match fields.events {
+            Some(events) if is_deep && depth_exceeds(events.get().as_bytes(), JSON_DEPTH + 1) => {
+                Err(too_deep())
+            }
             Some(events) => Ok(Frame::PublishAll(parse_events(events)?)),
+            None if is_deep => Err(too_deep()),
             None => Ok(Frame::Publish(fields.into())),
         },
+        _ if is_deep => Err(too_deep()),
         Some("heartbeat") => Ok(Frame::Heartbeat),
         // Their fields are looked at only here: a publish may have ones of the same names that are ignored.
         Some("subscribe") => parse_subscribe(text).map(|wish| match wish {
@@ -421,6 +435,14 @@ mod tests {
             |n: usize| format!("{{\"type\":\"heartbeat\",\"x\":{}{}}}", "[".repeat(n), "]".repeat(n));
         assert!(parse(nested(63).as_bytes()).is_ok());
         assert_eq!(code(nested(64).as_bytes()), "too-deep");
+        let event = |n: usize| format!("{{\"payload\":{}{}}}", "[".repeat(n), "]".repeat(n));
+        let publish = |events: String| format!("{{\"type\":\"publish\",\"events\":[{{}},{events}]}}");
+        assert!(parse_event(event(63).as_bytes()).is_ok());
+        assert!(parse(publish(event(63)).as_bytes()).is_ok());
+        assert_eq!(code(publish(event(64)).as_bytes()), "too-deep");
+        assert_eq!(code(publish(event(65)).as_bytes()), "too-deep");
+        let beside = format!("{{\"type\":\"publish\",\"x\":{}", &event(64)[11..]);
+        assert_eq!(code(beside.as_bytes()), "too-deep");
         let quoted = format!("{{\"type\":\"heartbeat\",\"x\":\"\\\"{}\"}}", "[".repeat(100));
         assert!(parse(quoted.as_bytes()).is_ok());
     }
