@@ -4,6 +4,7 @@ use crate::groups::{ack, code, delivery, join, say};
 use crate::subscribe::{is_quiet, publish};
 use crate::support::{Broker, Guest, LocalGuest, eventually, rss_kib};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 fn letters(broker: &Broker, group: &str) -> Vec<Value> {
     let topic = format!("$dlq.{group}");
@@ -46,6 +47,38 @@ fn the_letter_of_the_largest_event_is_there_after_a_kill() {
     assert_eq!(letter["payload"]["event"]["payload"].as_str().unwrap().len(), size);
     assert_eq!(host.receive()["seq"], behind);
     assert_eq!(broker.status()["broker"]["journal"]["damage"], json!([]));
+}
+
+#[test]
+fn the_delay_of_a_nack_goes_on_in_the_next_broker() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Broker::start(dir.path());
+    let mut member = broker.guest("a");
+    join(&mut member, r#""topic":"t","group":"g""#);
+    for seq in 1..=4 {
+        assert_eq!(publish(&mut broker.guest("p"), "t"), seq);
+        assert_eq!(delivery(&mut member, "g"), (seq, 1));
+    }
+    let nacked = Instant::now();
+    for (seq, delay) in [(1, r#","delay_ms":3600000"#), (2, r#","delay_ms":1500"#), (3, "")] {
+        assert_eq!(say(&mut member, "nack", &format!(r#""seq":{seq}{delay}"#))["events"], 1);
+    }
+    for is_killed in [true, false] {
+        match is_killed {
+            true => broker.kill(),
+            false => _ = broker.stop(),
+        }
+        broker = Broker::start(dir.path());
+        let mut member = broker.guest("a");
+        join(&mut member, r#""topic":"t","group":"g""#);
+        let mut came: Vec<(u64, u64)> = (0..3).map(|_| delivery(&mut member, "g")).collect();
+        came.sort_unstable();
+        // The third waits as long as it does without a delay_ms.
+        assert_eq!(came, [(2, 2), (3, 2), (4, 1)]);
+        assert!(nacked.elapsed() >= Duration::from_millis(1500));
+        let now = show(&mut member, "g");
+        assert_eq!((&now["delayed"], &now["held"]), (&json!(1), &json!(3)), "{now}");
+    }
 }
 
 #[test]
@@ -203,8 +236,8 @@ fn a_member_that_does_not_read_costs_little_memory() {
         publisher.ask(format!(r#"{{"type":"publish","topic":"t","payload":"{pad}"}}"#));
     }
     // A megabyte again and again, a thousand times a second.
-    let since = std::time::Instant::now();
-    while since.elapsed() < std::time::Duration::from_secs(2) {
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(2) {
         assert_eq!(publisher.ask(r#"{"type":"heartbeat"}"#)["ack"], "heartbeat");
     }
     let more = rss_kib(broker.pid()).saturating_sub(before);

@@ -115,6 +115,8 @@ pub struct Group {
     dead: usize,
     delayed: usize,
     now: Duration,
+    /// The wall clock when it was restored, which is the beginning of its time.
+    restored_ms: u64,
 }
 
 impl Group {
@@ -122,15 +124,16 @@ impl Group {
     pub fn new(options: Options, cursor: u64) -> Self {
         let mut saved = Progress::default();
         saved.reset(cursor);
-        Group::with(options, saved)
+        Group::with(options, saved, 0)
     }
 
-    /// One that was there before: what was in flight is to be offered again, with all else behind the cursor.
-    pub fn restore(options: Options, saved: Saved) -> Self {
-        Group::with(options, Progress::new(saved))
+    /// One that was there before: what was in flight is to be offered again, with all else behind the cursor. Delays go
+    /// on: its time begins at 0, when the wall clock is at `wall_ms`.
+    pub fn restore(options: Options, saved: Saved, wall_ms: u64) -> Self {
+        Group::with(options, Progress::new(saved), wall_ms)
     }
 
-    fn with(options: Options, progress: Progress) -> Self {
+    fn with(options: Options, progress: Progress, restored_ms: u64) -> Self {
         Group {
             looked: progress.saved().cursor(),
             options,
@@ -143,6 +146,7 @@ impl Group {
             dead: 0,
             delayed: 0,
             now: Duration::ZERO,
+            restored_ms,
         }
     }
 
@@ -175,7 +179,7 @@ impl Group {
                 && let Place::Held { until, .. } = event.place
             {
                 self.timers.clear(until, seq);
-                self.fail(seq, Cause::Gone, "", Duration::ZERO, Some(member));
+                self.fail(seq, Cause::Gone, Some(member));
             }
         }
     }
@@ -200,10 +204,14 @@ impl Group {
             self.dying.push_back(seq);
             self.dead += 1;
             Place::Dead
-        } else if self.queue.add(seq, key) {
-            Place::Waiting { late: None }
-        } else {
+        } else if !self.queue.is_first(seq, key) {
             Place::Behind
+        } else if let Some(until) = self.restored_delay(seq) {
+            self.delay(seq, until);
+            Place::Delayed { until }
+        } else {
+            self.queue.fresh(seq);
+            Place::Waiting { late: None }
         };
         let first = self.events.is_empty();
         self.events.insert(seq, Event { key, bytes, failed, place });
@@ -264,7 +272,7 @@ impl Group {
             match event.place {
                 Place::Held { member, .. } => {
                     self.members.release(member, seq, event.bytes);
-                    self.fail(seq, Cause::Timeout, "", Duration::ZERO, Some(member));
+                    self.fail(seq, Cause::Timeout, Some(member));
                 }
                 Place::Delayed { .. } => {
                     event.place = Place::Waiting { late: None };
@@ -346,6 +354,9 @@ mod tests {
 
     pub(super) const MS: fn(u64) -> Duration = Duration::from_millis;
 
+    /// What the wall clock says.
+    pub(super) const WALL: u64 = 1_767_225_600_000;
+
     pub(super) fn group(options: Options, members: &[(MemberId, u32)], events: u64) -> Group {
         let mut group = Group::new(options, 0);
         for (member, max) in members {
@@ -400,7 +411,7 @@ mod tests {
         let none = Vec::<u64>::new();
         assert_eq!(seqs(&group.step(MS(0))), [1, 3, 4, 6]);
         assert_eq!(group.counts().behind, 2);
-        assert!(group.nack(1, 1, "", &Delay::One(100), MS(0)).is_ok());
+        assert!(group.nack(1, 1, "", &Delay::One(100), (MS(0), WALL)).is_ok());
         assert_eq!(seqs(&group.step(MS(99))), none);
         let first = delivered(&group.step(MS(100)))[0];
         assert_eq!((first.1, first.2), (1, 2));
@@ -430,7 +441,7 @@ mod tests {
             r#"{{"cursor":5,"done":[[9,7],[2,3],[6,{max}],[1,{max}]],"failed":[[{max},[]],[3,[{{"attempt":0,"cause":"gone"}}]]]}}"#,
             max = u64::MAX
         );
-        let mut group = Group::restore(Options::default(), serde_json::from_str(&json).unwrap());
+        let mut group = Group::restore(Options::default(), serde_json::from_str(&json).unwrap(), WALL);
         assert_eq!(group.counts().cursor, u64::MAX);
         assert!(!group.offer(u64::MAX, None, 1));
         group.pass(u64::MAX);
@@ -460,7 +471,8 @@ mod tests {
         InProgress(usize),
         Bury,
         Write(bool),
-        Crash,
+        /// The wall clock goes elsewhere meanwhile, so many milliseconds.
+        Crash(i64),
         Seek(u64),
         Lapse(u64),
     }
@@ -481,7 +493,7 @@ mod tests {
             1 => (0usize..12).prop_map(Input::InProgress),
             3 => Just(Input::Bury),
             3 => any::<bool>().prop_map(Input::Write),
-            1 => Just(Input::Crash),
+            1 => prop_oneof![Just(0), -500i64..500, Just(i64::MIN), Just(1 << 40)].prop_map(Input::Crash),
             1 => prop_oneof![8 => Just(None), 1 => seq.clone().prop_map(Some)]
                 .prop_map(|s| s.map_or(Input::Step, Input::Seek)),
             1 => prop_oneof![4 => Just(None), 1 => (0..STREAM / 2).prop_map(Some)]
@@ -509,6 +521,8 @@ mod tests {
         Done,
     }
 
+    type Written = (Vec<bool>, Vec<u32>, BTreeSet<u64>, Vec<Option<(u64, u64)>>);
+
     /// The group as it is thought of: one state for each event, looked through for every question.
     struct Model {
         options: Options,
@@ -516,13 +530,18 @@ mod tests {
         state: Vec<State>,
         failed: Vec<u32>,
         given_up: BTreeSet<u64>,
-        /// Which were done, how often each failed, and what was given up, when it was last written.
-        written: (Vec<bool>, Vec<u32>, BTreeSet<u64>),
+        /// When each is to come again by the wall clock, and after how long.
+        due: Vec<Option<(u64, u64)>>,
+        /// Which were done, how often each failed, what was given up, and what is due, when it was last written.
+        written: Written,
         members: BTreeMap<MemberId, (usize, usize)>,
         /// What the group was told of, and the stream was read.
         looked: u64,
         fed: u64,
         now: Duration,
+        /// The wall clock, and what it was when the group was restored.
+        wall: u64,
+        restored: u64,
         /// Deliveries, oldest first.
         history: Vec<(MemberId, u64)>,
     }
@@ -558,6 +577,10 @@ mod tests {
 
         fn fail(&mut self, seq: u64, delay: Duration, late: Option<MemberId>) {
             self.failed[seq as usize] += 1;
+            let is_last = self.failed[seq as usize] >= self.options.max_attempts;
+            let delay_ms = delay.as_millis() as u64;
+            let due = (!is_last && delay_ms > 0).then_some((self.wall + delay_ms, delay_ms));
+            self.due[seq as usize] = due;
             *self.at(seq) = if self.failed[seq as usize] >= self.options.max_attempts {
                 State::Dead { told: false }
             } else if delay.is_zero() {
@@ -669,15 +692,37 @@ mod tests {
                     let dead = self.failed[seq as usize] >= self.options.max_attempts
                         || self.given_up.contains(&seq);
                     let again = self.blocked(seq);
-                    *self.at(seq) =
-                        if dead { State::Dead { told: false } } else { State::Waiting { again, late: None } };
+                    *self.at(seq) = match (dead, self.rest(seq)) {
+                        (true, _) => State::Dead { told: false },
+                        (_, Some(until)) if !again => State::Delayed { until },
+                        _ => State::Waiting { again, late: None },
+                    };
                 }
             }
+        }
+
+        /// When the delay ends that an event had before the crash.
+        fn rest(&self, seq: u64) -> Option<Duration> {
+            let (at, delay) = self.due[seq as usize]?;
+            Some(MS(at.saturating_sub(self.restored).min(delay)))
         }
 
         fn done(&mut self, seq: u64) {
             assert_ne!(*self.at(seq), State::Done);
             *self.at(seq) = State::Done;
+            // The next of its key goes on with its delay.
+            for next in self.seqs(|state| matches!(state, State::Waiting { again: true, .. })) {
+                let is_next = next > seq && self.stream[next as usize].key == self.stream[seq as usize].key;
+                if is_next
+                    && self.failed[next as usize] > 0
+                    && !self.blocked(next)
+                    && self.options.ordered_by_key
+                    && self.stream[seq as usize].key.is_some()
+                    && let Some(until) = self.rest(next)
+                {
+                    *self.at(next) = State::Delayed { until };
+                }
+            }
             self.failed[seq as usize] = 0;
             self.given_up.remove(&seq);
         }
@@ -718,14 +763,17 @@ mod tests {
                 unwritten.clone().all(|seq| !self.stream[seq as usize].wanted || disk.done().contains(seq))
             );
             let done = self.state.iter().map(|state| *state == State::Done).collect();
-            self.written = (done, self.failed.clone(), self.given_up.clone());
+            self.written = (done, self.failed.clone(), self.given_up.clone(), self.due.clone());
         }
 
         fn run(&mut self, group: &mut Group, disk: &mut Saved, input: Input) {
             match input {
                 Input::Feed(most, force) => self.feed(group, most, force),
                 Input::Step => self.step(group),
-                Input::Time(ms) => self.now += MS(ms),
+                Input::Time(ms) => {
+                    self.now += MS(ms);
+                    self.wall = self.wall.saturating_add(ms);
+                }
                 Input::Join(member, most, bytes) => {
                     group.join(member, most, bytes);
                     self.members.insert(member, (most as usize, bytes));
@@ -761,8 +809,13 @@ mod tests {
                 }
                 Input::Nack(back, ms) => {
                     let (member, seq) = self.pick(back);
-                    let nacked =
-                        group.nack(member, seq, "not\u{7}yet", &Delay::List(vec![ms, 2 * ms]), self.now);
+                    let nacked = group.nack(
+                        member,
+                        seq,
+                        "not\u{7}yet",
+                        &Delay::List(vec![ms, 2 * ms]),
+                        (self.now, self.wall),
+                    );
                     match self.judge(member, seq) {
                         Ok(true) => {
                             let after = MS(if self.failed[seq as usize] == 0 { ms } else { 2 * ms });
@@ -800,12 +853,15 @@ mod tests {
                     }
                 }
                 Input::Write(cursor) => self.write(group, disk, cursor),
-                Input::Crash => {
-                    *group = Group::restore(self.options.clone(), disk.clone());
+                Input::Crash(step) => {
+                    self.wall = self.wall.saturating_add_signed(step);
+                    (self.restored, self.now) = (self.wall, Duration::ZERO);
+                    *group = Group::restore(self.options.clone(), disk.clone(), self.wall);
                     let state = |done: &bool| if *done { State::Done } else { State::Ahead };
                     self.state = self.written.0.iter().map(state).collect();
                     self.failed = self.written.1.clone();
                     self.given_up = self.written.2.clone();
+                    self.due = self.written.3.clone();
                     self.members.clear();
                     self.history.clear();
                     self.looked = group.counts().cursor;
@@ -818,6 +874,7 @@ mod tests {
                         .map(|seq| if seq <= cursor { State::Done } else { State::Ahead })
                         .collect();
                     self.failed.fill(0);
+                    self.due.fill(None);
                     self.given_up.clear();
                     (self.looked, self.fed) = (cursor, cursor);
                 }
@@ -906,11 +963,14 @@ mod tests {
                 state: (0..events).map(|seq| if seq == 0 { State::Done } else { State::Ahead }).collect(),
                 failed: vec![0; events],
                 given_up: BTreeSet::new(),
-                written: (vec![false; events], vec![0; events], BTreeSet::new()),
+                due: vec![None; events],
+                written: (vec![false; events], vec![0; events], BTreeSet::new(), vec![None; events]),
                 members: BTreeMap::new(),
                 looked: 0,
                 fed: 0,
                 now: Duration::ZERO,
+                wall: WALL,
+                restored: 0,
                 history: Vec::new(),
             };
             let (mut group, mut disk) = (Group::new(options, 0), Saved::default());

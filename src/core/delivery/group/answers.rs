@@ -84,7 +84,8 @@ impl Group {
         self.members.held_through(member, seq)
     }
 
-    /// A delivery was in vain; the event waits as `delay` says.
+    /// A delivery was in vain; the event waits as `delay` says. `wall_ms` is the wall clock, by which the rest of the
+    /// delay is known after a restart.
     ///
     /// # Errors
     /// The member does not hold it.
@@ -94,12 +95,12 @@ impl Group {
         seq: u64,
         reason: &str,
         delay: &Delay,
-        now: Duration,
+        (now, wall_ms): (Duration, u64),
     ) -> Result<Fate, Refused> {
         self.clock(now);
         let attempt = self.let_go(member, seq)?;
         let after = delay.after(attempt);
-        self.fail(seq, Cause::Nack, reason, after, None);
+        self.fail_for(seq, Cause::Nack, reason, after, wall_ms);
         let dead = matches!(self.events.get(&seq), Some(Event { place: Place::Dead, .. }));
         Ok(if dead { Fate::Dead } else { Fate::Again { after } })
     }
@@ -111,7 +112,7 @@ impl Group {
     pub fn term(&mut self, member: MemberId, seq: u64, reason: &str, now: Duration) -> Result<(), Refused> {
         self.clock(now);
         self.let_go(member, seq)?;
-        self.fail(seq, Cause::Term, reason, Duration::ZERO, None);
+        self.fail_for(seq, Cause::Term, reason, Duration::ZERO, 0);
         Ok(())
     }
 
@@ -169,7 +170,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::super::Options;
-    use super::super::tests::{MS, ack, delivered, group};
+    use super::super::tests::{MS, WALL, ack, delivered, group};
     use super::*;
 
     #[test]
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(ack(&mut group, 1, 1), Ok(()));
         assert_eq!(ack(&mut group, 1, 1), Err(Refused::AlreadyDone));
         assert_eq!(ack(&mut group, 1, 0), Err(Refused::AlreadyDone));
-        assert_eq!(group.nack(1, 1, "", &Delay::Doubling, MS(0)), Err(Refused::AlreadyDone));
+        assert_eq!(group.nack(1, 1, "", &Delay::Doubling, (MS(0), WALL)), Err(Refused::AlreadyDone));
         assert_eq!(group.term(1, 2, "", MS(0)), Err(Refused::NotHeld));
         assert_eq!(group.term(2, 2, "broken", MS(0)), Ok(()));
         assert_eq!(ack(&mut group, 2, 2), Err(Refused::GivenUp));

@@ -86,7 +86,7 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::super::Options;
-    use super::super::tests::{MS, delivered};
+    use super::super::tests::{MS, WALL, delivered};
     use super::*;
     use crate::core::delivery::redelivery::Delay;
     use std::time::Duration;
@@ -107,7 +107,7 @@ mod tests {
         // Whoever nacks all has as many waiting as may.
         while group.stalled() != Some(Stall::WaitingFull) {
             for held in group.members.held_through(1, u64::MAX) {
-                assert!(group.nack(1, held, "", &Delay::One(60_000), MS(0)).is_ok());
+                assert!(group.nack(1, held, "", &Delay::One(60_000), (MS(0), WALL)).is_ok());
             }
             for _ in 0..group.room() {
                 seq += 1;

@@ -5,7 +5,7 @@
 //! Owner: `group.rs`.
 
 use super::members::MemberId;
-use super::progress::Cause;
+use super::progress::{Cause, Due};
 use super::{Event, Group, Place};
 use std::time::Duration;
 
@@ -29,32 +29,46 @@ impl Group {
     }
 
     /// A delivery of `seq`, which no timer and no member has any more, was in vain.
-    pub(super) fn fail(
-        &mut self,
-        seq: u64,
-        cause: Cause,
-        reason: &str,
-        delay: Duration,
-        late: Option<MemberId>,
-    ) {
+    pub(super) fn fail(&mut self, seq: u64, cause: Cause, late: Option<MemberId>) {
+        self.fail_for(seq, cause, "", Duration::ZERO, 0);
+        if let Some(member) = late
+            && let Some(Event { place: Place::Waiting { late }, .. }) = self.events.get_mut(&seq)
+        {
+            *late = Some(member);
+            self.members.late(member, seq);
+        }
+    }
+
+    /// The same for a reason, and it waits for `delay` from `wall_ms` on.
+    pub(super) fn fail_for(&mut self, seq: u64, cause: Cause, reason: &str, delay: Duration, wall_ms: u64) {
         let Some(event) = self.events.get_mut(&seq) else { return };
-        event.failed = self.progress.fail(seq, cause, reason);
-        if cause == Cause::Term || event.failed >= self.options.max_attempts.max(1) {
+        let is_last = event.failed.saturating_add(1) >= self.options.max_attempts.max(1);
+        let is_dead = cause == Cause::Term || is_last;
+        let again = Due::new(wall_ms, delay).filter(|_| !is_dead);
+        event.failed = self.progress.fail(seq, cause, reason, again);
+        if is_dead {
             event.place = Place::Dead;
             self.dead += 1;
             self.dying.push_back(seq);
         } else if delay.is_zero() {
-            event.place = Place::Waiting { late };
+            event.place = Place::Waiting { late: None };
             self.queue.again(seq);
-            if let Some(member) = late {
-                self.members.late(member, seq);
-            }
         } else {
             let until = self.now.saturating_add(delay);
             event.place = Place::Delayed { until };
-            self.timers.set(until, seq);
-            self.delayed += 1;
+            self.delay(seq, until);
         }
+    }
+
+    /// Sets the timer of an event that waits until then.
+    pub(super) fn delay(&mut self, seq: u64, until: Duration) {
+        self.timers.set(until, seq);
+        self.delayed += 1;
+    }
+
+    /// Returns the end of a delay that `seq` had when the group was restored. It may be past.
+    pub(super) fn restored_delay(&self, seq: u64) -> Option<Duration> {
+        self.progress.saved().again(seq).map(|due| due.rest(self.restored_ms))
     }
 
     /// `seq` is done.
@@ -92,11 +106,19 @@ impl Group {
         }
         if let Some(key) = event.key
             && let Some(next) = self.queue.left(seq, key)
-            && let Some(behind) = self.events.get_mut(&next)
-            && let Place::Behind = behind.place
+            && let Some(Event { place: Place::Behind, .. }) = self.events.get(&next)
         {
-            behind.place = Place::Waiting { late: None };
-            self.queue.again(next);
+            let place = match self.restored_delay(next) {
+                Some(until) => {
+                    self.delay(next, until);
+                    Place::Delayed { until }
+                }
+                None => {
+                    self.queue.again(next);
+                    Place::Waiting { late: None }
+                }
+            };
+            self.events.get_mut(&next).into_iter().for_each(|behind| behind.place = place);
         }
         Some(event)
     }
@@ -114,7 +136,7 @@ impl Group {
 mod tests {
     use super::super::answers::{Fate, Refused};
     use super::super::progress::Failure;
-    use super::super::tests::{MS, ack, delivered, group};
+    use super::super::tests::{MS, WALL, ack, delivered, group};
     use super::super::{Effect, Options};
     use super::*;
     use crate::core::delivery::redelivery::Delay;
@@ -125,7 +147,7 @@ mod tests {
         let mut group = group(options, &[(1, 9)], 2);
         group.step(MS(0));
         let again = Ok(Fate::Again { after: MS(500) });
-        assert_eq!(group.nack(1, 1, "no\nroom", &Delay::Doubling, MS(0)), again);
+        assert_eq!(group.nack(1, 1, "no\nroom", &Delay::Doubling, (MS(0), WALL)), again);
         assert_eq!(ack(&mut group, 1, 1), Err(Refused::NotHeld));
         assert_eq!((group.step(MS(499)), group.next()), (vec![], Some(MS(500))));
         assert_eq!(delivered(&group.step(MS(500))), [(1, 1, 2)]);
@@ -134,8 +156,12 @@ mod tests {
         assert_eq!(delivered(&group.step(MS(600))), [(2, 1, 3)], "what went out before goes first");
         let effects = group.step(MS(30_600));
         let attempts = [(1, Cause::Nack, "no room"), (2, Cause::Gone, ""), (3, Cause::Timeout, "")];
-        let attempts =
-            attempts.map(|(attempt, cause, reason)| Failure { attempt, cause, reason: reason.into() });
+        let attempts = attempts.map(|(attempt, cause, reason)| Failure {
+            attempt,
+            cause,
+            reason: reason.into(),
+            again: None,
+        });
         assert_eq!(effects[0], Effect::Dead { seq: 1, attempts: attempts.to_vec() });
         assert_eq!(delivered(&effects), [(2, 2, 2)]);
         assert_eq!((group.counts().cursor, group.counts().dead), (0, 1));
@@ -151,7 +177,7 @@ mod tests {
         group.step(MS(0));
         assert_eq!(group.term(1, 2, &"é".repeat(200), MS(0)), Ok(()));
         assert_eq!(ack(&mut group, 1, 3), Ok(()));
-        let mut again = Group::restore(Options::default(), group.saved().clone());
+        let mut again = Group::restore(Options::default(), group.saved().clone(), WALL);
         again.join(1, 9, usize::MAX);
         assert_eq!([1, 2, 3].map(|seq| again.offer(seq, None, 10)), [true, true, false]);
         let effects = again.step(MS(0));

@@ -10,10 +10,11 @@
 //! order in which they were taken, and one that is applied twice in a row changes nothing. Pure. Owner: `group.rs`.
 
 use super::ranges::Ranges;
-use crate::core::limits::{GROUP_FAILURES, REASON_BYTES};
+use crate::core::limits::{GROUP_FAILURES, NACK_DELAY_SET, REASON_BYTES};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A change stops growing at about so much JSON, in bytes; a note of the journal has room for it.
 pub const CHANGE_BYTES: usize = 32 * 1024;
@@ -42,6 +43,32 @@ pub struct Failure {
     /// What the member said: one line of at most [`REASON_BYTES`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// When the event is delivered again; only the last failure of an event has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<Due>,
+}
+
+/// The end of a delay, as it outlives the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Due {
+    /// The end by the wall clock, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+    /// The whole delay, in milliseconds.
+    pub after_ms: u64,
+}
+
+impl Due {
+    /// Returns the end of a delay that begins at `wall_ms`; `None` when there is no delay.
+    pub fn new(wall_ms: u64, delay: Duration) -> Option<Self> {
+        let after_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        (!delay.is_zero()).then(|| Due { at_ms: wall_ms.saturating_add(after_ms), after_ms })
+    }
+
+    /// Returns what is left of the delay at `wall_ms`. It is never longer than the delay, whatever the clock did.
+    pub fn rest(&self, wall_ms: u64) -> Duration {
+        let rest = self.at_ms.saturating_sub(wall_ms).min(self.after_ms);
+        Duration::from_millis(rest).min(NACK_DELAY_SET)
+    }
 }
 
 /// What changed: a note's body, as JSON.
@@ -92,6 +119,11 @@ impl Saved {
     /// The last deliveries in vain of the event `seq`, which is not done.
     pub fn failures(&self, seq: u64) -> &[Failure] {
         self.failed.get(&seq).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns when the event `seq`, which is not done, is to be delivered again.
+    pub fn again(&self, seq: u64) -> Option<Due> {
+        self.failures(seq).last().and_then(|last| last.again)
     }
 
     /// What was written later. Whatever it says, the cursor only goes back when it begins anew.
@@ -210,14 +242,15 @@ impl Progress {
         }
     }
 
-    /// A delivery of `seq` was in vain. How many were.
-    pub fn fail(&mut self, seq: u64, cause: Cause, reason: &str) -> u32 {
+    /// A delivery of `seq` was in vain; it is delivered again when `again` says, or at once. How many were in vain.
+    pub fn fail(&mut self, seq: u64, cause: Cause, reason: &str, again: Option<Due>) -> u32 {
         let failures = self.saved.failed.entry(seq).or_default();
+        failures.iter_mut().for_each(|failure| failure.again = None);
         let attempt = failures.last().map_or(0, |last| last.attempt).saturating_add(1);
         if failures.len() >= GROUP_FAILURES {
             failures.remove(0);
         }
-        failures.push(Failure { attempt, cause, reason: one_line(reason) });
+        failures.push(Failure { attempt, cause, reason: one_line(reason), again });
         self.unwritten.failed.insert(seq);
         attempt
     }
@@ -270,7 +303,8 @@ impl Unwritten {
         {
             // What is done since needs no reasons.
             if let Some(failures) = saved.failed.get(&seq) {
-                bytes += 32 + failures.iter().map(|failure| 64 + 2 * failure.reason.len()).sum::<usize>();
+                // The end of a delay is another 64.
+                bytes += 96 + failures.iter().map(|failure| 64 + 2 * failure.reason.len()).sum::<usize>();
                 change.failed.push((seq, failures.clone()));
             }
         }
@@ -287,7 +321,7 @@ fn one_line(reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::Options;
-    use super::super::tests::{MS, ack, group};
+    use super::super::tests::{MS, WALL, ack, group};
     use super::*;
     use crate::core::delivery::redelivery::Delay;
 
@@ -301,7 +335,7 @@ mod tests {
         for seq in 1..=2000 {
             assert_eq!(ack(&mut group, 1, 2 * seq), Ok(()));
             let reason = "\"".repeat(300);
-            assert!(group.nack(1, 2 * seq - 1, &reason, &Delay::One(60_000), MS(0)).is_ok());
+            assert!(group.nack(1, 2 * seq - 1, &reason, &Delay::One(60_000), (MS(0), WALL)).is_ok());
         }
         let mut notes = 0;
         while let Some(change) = group.take_changes() {
@@ -327,12 +361,33 @@ mod tests {
     fn what_is_done_has_no_failures_whatever_a_note_says() {
         let mut saved = Saved::new(3);
         saved.apply(Change { cursor: 3, done: vec![(5, 6)], ..Change::default() });
-        let failures = vec![Failure { attempt: 1, cause: Cause::Timeout, reason: String::new() }];
+        let failures =
+            vec![Failure { attempt: 1, cause: Cause::Timeout, reason: String::new(), again: None }];
         let failed = [3, 4, 5].map(|seq| (seq, failures.clone())).to_vec();
         saved.apply(Change { cursor: 2, failed, ..Change::default() });
         assert_eq!([3, 4, 5].map(|seq| saved.failures(seq).len()), [0, 1, 0]);
         saved.apply(Change { cursor: 4, ..Change::default() });
         assert_eq!((saved, saved_json()), (Saved::new(6), r#"{"cursor":6,"anew":true}"#.to_owned()));
+    }
+
+    #[test]
+    fn a_note_of_an_older_broker_has_no_due_time() {
+        let note = r#"{"cursor":4,"failed":[[7,[{"attempt":2,"cause":"nack","reason":"no"}]]]}"#;
+        let saved = Saved::from(serde_json::from_str::<Change>(note).unwrap());
+        assert_eq!((saved.failures(7).len(), saved.again(7)), (1, None));
+    }
+
+    proptest::proptest! {
+        /// A step of the wall clock makes no delay longer, and only time ends it early.
+        #[test]
+        fn what_is_left_of_a_delay(wall: u64, ms in 1u64..2_000_000_000, now: u64) {
+            let due = Due::new(wall, MS(ms)).unwrap();
+            assert!(due.rest(now) <= MS(ms).min(NACK_DELAY_SET));
+            assert_eq!(due.rest(due.at_ms), MS(0));
+            if now <= wall {
+                assert_eq!(due.rest(now), MS(due.at_ms - wall).min(due.rest(0)));
+            }
+        }
     }
 
     fn saved_json() -> String {

@@ -22,16 +22,12 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Adds a new event, later than all others. `false`: it is behind another of its key.
-    pub fn add(&mut self, seq: u64, key: Option<Key>) -> bool {
-        if !self.is_first(seq, key) {
-            return false;
-        }
+    /// Adds a new event, later than all others, which is the first of its key.
+    pub fn fresh(&mut self, seq: u64) {
         self.fresh.push_back(seq);
-        true
     }
 
-    /// The same without a place in the queue.
+    /// Takes note of the key of a new event. `false`: it is behind another of its key.
     pub fn is_first(&mut self, seq: u64, key: Option<Key>) -> bool {
         let Some(key) = key else { return true };
         let same = self.keys.entry(key).or_default();

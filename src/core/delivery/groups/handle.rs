@@ -16,6 +16,7 @@ use super::notes::Known;
 use super::passing::Awaited;
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
+use crate::core::clock::wall_ms;
 use crate::core::delivery::group::progress::Failure;
 use crate::core::delivery::group::{self, Group};
 use crate::core::delivery::interest::Interest;
@@ -147,7 +148,7 @@ impl Handle {
     /// One that goes on where it was.
     pub fn goes_on(name: Box<str>, known: Known, patterns: &[Pattern], shared: Arc<Shared>) -> Arc<Self> {
         let Known { spec, by, life, saved } = known;
-        let machine = Group::restore(options(&spec), saved);
+        let machine = Group::restore(options(&spec), saved, wall_ms());
         Handle::new(name, spec, patterns, (by, life), (machine, Stage::Durable), shared)
     }
 

@@ -45,7 +45,8 @@ mod tests {
     fn the_longest_event_has_a_letter() {
         let head = r#""seq":18446744073709551615,"payload":""#;
         let line = format!("{head}{}\"}}", "x".repeat(EVENT_BYTES - 1 - head.len() - 2));
-        let failure = Failure { attempt: 100, cause: Cause::Timeout, reason: "\"".repeat(REASON_BYTES) };
+        let failure =
+            Failure { attempt: 100, cause: Cause::Timeout, reason: "\"".repeat(REASON_BYTES), again: None };
         let failures = vec![failure; GROUP_FAILURES];
         let batch = letter(&"g".repeat(GROUP_NAME_BYTES), u64::MAX, u64::MAX, line.as_bytes(), &failures);
         assert_eq!(batch.len(), 1);

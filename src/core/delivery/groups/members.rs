@@ -4,6 +4,7 @@
 //! Owner: [`super::Membership`].
 
 use super::handle::{Handle, Member, Stage, State};
+use crate::core::clock::wall_ms;
 use crate::core::delivery::group::answers::{Refused, Which as These};
 use crate::core::delivery::outlet::Outlet;
 use crate::core::delivery::redelivery::Delay;
@@ -116,7 +117,8 @@ impl Handle {
                     [one] => Delay::One(one),
                     _ => Delay::List(delays.clone()),
                 };
-                each(&seqs, &mut |seq| machine.nack(number, seq, &reason, &delay, now).map(drop));
+                let wall = wall_ms();
+                each(&seqs, &mut |seq| machine.nack(number, seq, &reason, &delay, (now, wall)).map(drop));
             }
         }
         if matches!(word.say, Say::Nack { .. } | Say::Term) {
