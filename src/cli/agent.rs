@@ -32,7 +32,8 @@ port org.castra.bus.0, then tcp:10.0.2.2:7070; what worked last is tried first. 
 its stdin and CASTRA_SEQ, CASTRA_TS (milliseconds), CASTRA_ID, CASTRA_VM and CASTRA_TOPIC in its
 environment. After a restart it goes on behind the last event that was handled: each is handled
 at least once. A command that fails is run again, 5 times in all, with waits of 1 to 12 s; then
-the event is passed over, which is said. --from counts only where these patterns have never been
+the event is passed over, which is said. A command that cannot be started because descriptors,
+processes or memory are used up waits, and that is no failure. --from counts only where these patterns have never been
 subscribed. In another journal than before (an older backup, another broker) it begins at the
 earliest event.
 

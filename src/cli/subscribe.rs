@@ -44,7 +44,8 @@ its environment; its output is not touched. A command that fails is said and cou
 next event goes on; the exit code is then 1. It has a process group of its own: Ctrl-C (or
 SIGTERM) lets it finish, a second one ends it (SIGTERM), a third one kills it. What comes
 meanwhile waits, 1 MiB at the most; the rest waits in the broker's journal. A command that runs
-when --timeout is over gets SIGTERM, and SIGKILL 5 s later.
+when --timeout is over gets SIGTERM, and SIGKILL 5 s later. A command that cannot be started
+because descriptors, processes or memory are used up waits, and is tried again.
 
 With --group it is a member of a consumer group, which the broker remembers: members share its
 events, wherever they run, and each is delivered until somebody acks it. It begins where the
@@ -53,8 +54,9 @@ new. An event is acked when it was printed and flushed. With --exec it is acked 
 ends with 0, and else nacked: it comes again after a while, and after --max-attempts it is a dead
 letter ($dlq.GROUP) with the exit codes and the last lines on stderr as reasons. Commands also
 have CASTRA_GROUP, CASTRA_ATTEMPT and CASTRA_MAX_ATTEMPTS; while one runs the group waits for it,
-and --max-in-flight of them run at once. Told to end it takes no more, lets what runs come to its
-end, and leaves.
+and --max-in-flight of them run at once. The stderr of a command that has ended is closed 200 ms
+later, whatever it left running: redirect the stderr of what is to outlive the command. Told to
+end it takes no more, lets what runs come to its end, and leaves.
 
 Exit codes:
   0    N events were printed or handed to the command; without -c: told to end (SIGINT,

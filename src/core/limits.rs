@@ -185,6 +185,10 @@ pub const HOST_STUCK: Duration = Duration::from_secs(30);
 pub const HANDLER_ATTEMPTS: u32 = 5;
 /// A handler that runs when the agent is told to end may go on for so long.
 pub const HANDLER_TIME: Duration = Duration::from_secs(10);
+/// What the command of an event left behind may keep its stderr open for so long after it ended; then it is closed …
+pub const EXEC_LINGER: Duration = Duration::from_millis(200);
+/// … and at once when that many are open already.
+pub const EXEC_LINGERING: usize = 64;
 /// Requests that wait for an outbox's thread; then whoever asks waits before that.
 pub const OUTBOX_WAITING: usize = 1024;
 /// Local programs on an agent's socket at once.

@@ -2,11 +2,11 @@
 
 use crate::fake_broker::{FakeBroker, Session, delivered, line};
 use crate::subscribe_cli::{HELLO, Subscriber};
-use crate::support::eventually;
+use crate::support::{Broker, eventually};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Runs `args` until it ends, against a broker that delivers these events.
 fn run(args: &[&str], seqs: std::ops::RangeInclusive<u64>) -> (Option<i32>, Vec<String>, Vec<String>) {
@@ -182,4 +182,109 @@ fn what_waits_for_a_command_is_bounded_and_comes_later() {
     let (exit, out, _) = subscriber.end();
     let want: Vec<String> = (1..=EVENTS).map(|seq| seq.to_string()).collect();
     assert_eq!((exit, out), (Some(0), want));
+}
+
+/// How many entries `/proc/PID/WHAT` has.
+fn entries(subscriber: &Subscriber, what: &str) -> usize {
+    std::fs::read_dir(format!("/proc/{}/{what}", subscriber.follow.child.id())).unwrap().count()
+}
+
+/// Starts a member of group `g` on topic `t`, allowed to have so many descriptors.
+fn member(broker: &Broker, descriptors: u64, args: &[&str]) -> Subscriber {
+    let member = crate::subscribe_cli::command(&broker.root, &["-v", "--group", "g", "t"]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")]);
+    limited.arg(member.get_program()).args(member.get_args()).args(args);
+    limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let member = Subscriber::run(limited);
+    let said = member.hear();
+    assert!(said.starts_with("castra: subscribed to "), "{said}");
+    member
+}
+
+fn publish_events(broker: &Broker, count: usize) {
+    let mut guest = broker.guest("dev");
+    for _ in 0..count {
+        crate::subscribe::publish(&mut guest, "t");
+    }
+}
+
+fn all_are_done(broker: &Broker, count: u64) {
+    eventually("all to be done", || {
+        let output = broker.run(&["bus", "group", "show", "g", "--json"]);
+        let group: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (group["cursor"].as_u64() >= Some(count)).then_some(())
+    });
+}
+
+fn no_dead_letters(broker: &Broker) {
+    let letters = broker.run(&["bus", "dlq", "ls", "g"]).stdout;
+    assert_eq!(String::from_utf8(letters).unwrap(), "");
+}
+
+#[test]
+fn what_a_command_leaves_running_holds_nothing_of_the_member() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let pids = dir.path().join("pids");
+    // One holds stderr, the other one stdin and the event that nobody reads, too.
+    let command = format!(
+        "exec 3<&0 >>{0}; sleep 60 & echo $!; sleep 60 <&3 & echo $!; echo $CASTRA_SEQ >&2",
+        pids.display()
+    );
+    let mut member = member(&broker, 64, &["--from", "earliest", "--max-attempts", "1", "--exec", &command]);
+    let (descriptors, threads) = (entries(&member, "fd"), entries(&member, "task"));
+    publish_events(&broker, 60);
+    all_are_done(&broker, 60);
+    // What was read of stderr until it was closed is passed on.
+    eventually("the descriptors", || (entries(&member, "fd") <= descriptors).then_some(()));
+    // The thread that writes to stderr may have begun after they were counted.
+    assert!(entries(&member, "task") <= threads + 1, "no thread is left");
+    no_dead_letters(&broker);
+    member.signal(Signal::SIGTERM);
+    let (exit, _, err) = member.end();
+    for pid in read(&pids).lines() {
+        // They are the test's own, and it ends them.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    }
+    assert_eq!(exit, Some(0));
+    let passed_on = (1..=60).filter(|seq| err.contains(&seq.to_string())).count();
+    let is_closed = |line: &&String| line.contains("was closed, because something that it left running");
+    assert_eq!((passed_on, err.iter().filter(is_closed).count()), (60, 2), "{err:?}");
+    let all = "castra: the stderr of 60 commands was closed, ";
+    assert!(err.iter().any(|line| line.starts_with(all)), "the first one and all: {err:?}");
+}
+
+#[test]
+fn a_command_that_cannot_be_started_for_want_of_descriptors_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let args = ["--from", "earliest", "--max-attempts", "1", "--max-in-flight", "30"];
+    let mut member = member(&broker, 40, &[&args[..], &["--exec", "sleep 0.2"]].concat());
+    publish_events(&broker, 60);
+    all_are_done(&broker, 60);
+    no_dead_letters(&broker);
+    member.signal(Signal::SIGTERM);
+    let (exit, _, err) = member.end();
+    assert_eq!(exit, Some(0), "{err:?}");
+    let waits = |line: &String| line.contains("cannot be started now: Too many open files");
+    assert!(err.iter().any(waits), "{err:?}");
+}
+
+#[test]
+fn a_command_has_the_default_action_of_every_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    publish_events(&broker, 1);
+    let show = "grep SigIgn /proc/self/status";
+    // Those from 32 on are the C library's own.
+    let ignored = |status: &str| {
+        let line = status.lines().find(|line| line.starts_with("SigIgn:")).unwrap();
+        u64::from_str_radix(line[7..].trim(), 16).unwrap() & 0x7fff_ffff
+    };
+    // What whoever started it ignores stays so; a Rust program, as this test, ignores SIGPIPE by itself.
+    let pipe = 1 << (Signal::SIGPIPE as u32 - 1);
+    let want = ignored(&read(Path::new("/proc/self/status"))) & !pipe;
+    let member = member(&broker, 1024, &["--from", "earliest", "--exec", show]);
+    assert_eq!(ignored(&member.line()), want);
 }

@@ -485,6 +485,8 @@ fn limits_are_those_of_limits_rs() {
         ("HOST_STUCK", limits::HOST_STUCK.as_millis() as u64),
         ("HANDLER_ATTEMPTS", u64::from(limits::HANDLER_ATTEMPTS)),
         ("HANDLER_TIME", limits::HANDLER_TIME.as_millis() as u64),
+        ("EXEC_LINGER", limits::EXEC_LINGER.as_millis() as u64),
+        ("EXEC_LINGERING", limits::EXEC_LINGERING as u64),
         ("GROUP_EVENTS", limits::GROUP_EVENTS as u64),
         ("SUB_BYTES", limits::SUB_BYTES as u64),
         ("PATTERNS", limits::PATTERNS as u64),

@@ -5,10 +5,11 @@
 
 use super::say::Sayer;
 use super::work::Handle;
-use crate::core::exec::{self, Facts, Running};
+use crate::core::exec::{Facts, Job, Running};
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use tokio::runtime;
 
 /// Runs `sh -c` with this command.
 pub struct Exec {
@@ -18,6 +19,8 @@ pub struct Exec {
     pub sayer: Sayer,
     /// The one that runs.
     pub running: Running,
+    /// Where it is waited for.
+    pub runtime: runtime::Handle,
 }
 
 impl Handle for Exec {
@@ -29,10 +32,15 @@ impl Handle for Exec {
         let seq = facts.seq;
         let cannot =
             |e: io::Error| io::Error::new(e.kind(), format!("no command can be run for event {seq}: {e}"));
-        let status = exec::run(&self.command, &facts, line, &self.running).map_err(cannot)?;
-        if status.success() {
-            return Ok(true);
-        }
+        let short = |error: &io::Error| say_short(self.sayer, seq, error);
+        let (command, running) = (self.command.as_str(), &self.running);
+        let job = Job { command, facts: &facts, more: &[], line, running, short: &short };
+        let status = match self.runtime.block_on(job.run()).map_err(cannot)? {
+            Some(status) if status.success() => return Ok(true),
+            Some(status) => status,
+            // Told to end; it was not begun.
+            None => return Ok(false),
+        };
         let (how, field) = how_it_ended(status);
         self.sayer.warn(
             "command-failed",
@@ -41,6 +49,12 @@ impl Handle for Exec {
         );
         Ok(false)
     }
+}
+
+/// Says that a command waits for something that the system is short of.
+pub fn say_short(sayer: Sayer, seq: u64, error: &io::Error) {
+    let text = format!("the command for event {seq} cannot be started now: {error}; trying again");
+    sayer.warn("command-waits", &text, &[("seq", seq)]);
 }
 
 /// What is said of a command that failed, and the field of that.

@@ -63,7 +63,7 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
     let mut taker = match &args.exec {
         Some(command) => {
             let half = Duration::from_millis(timeout_ms) / 2;
-            Taker::Exec(member_exec::Exec::new(command, group, sayer, half, ended))
+            Taker::Exec(member_exec::Exec::new(command, group, sayer, half, ended).map_err(Failure::system)?)
         }
         None => {
             let output = if args.json { Output::Json } else { args.output };
@@ -215,13 +215,15 @@ async fn finish(
     is_out_of_time: bool,
     sayer: Sayer,
 ) {
-    let running = match &taker {
-        Taker::Print(_) => None,
-        Taker::Exec(exec) => Some(exec.running()),
-    };
     // Its end is that of the thread, or the last command's.
-    drop(taker);
-    let Some(running) = running else {
+    let commands = match taker {
+        Taker::Print(lines) => {
+            drop(lines);
+            None
+        }
+        Taker::Exec(exec) => Some((exec.running(), exec.finish())),
+    };
+    let Some((running, rest)) = commands else {
         let all = async {
             while let Some(more) = tallies.recv().await {
                 add(tally, more);
@@ -230,6 +232,7 @@ async fn finish(
         let _ = timeout(LAST_LINES, all).await;
         return;
     };
+    running.give_up();
     if running.is_any() && !is_out_of_time {
         sayer.note("waiting", "the commands that run are waited for; once more ends them", &[]);
     }
@@ -248,7 +251,7 @@ async fn finish(
         tokio::select! {
             more = tallies.recv() => match more {
                 Some(more) => add(tally, more),
-                None => return,
+                None => break,
             },
             () = told.next() => running.signal(signals.next().unwrap_or(Signal::SIGKILL)),
             () = &mut kill, if !is_killed => {
@@ -257,6 +260,7 @@ async fn finish(
             }
         }
     }
+    rest.write_within(LAST_LINES).await;
 }
 
 fn add(tally: &mut Tally, more: Tally) {

@@ -34,6 +34,7 @@ use std::thread::Builder;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::unix::pipe;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -94,8 +95,14 @@ async fn subscribe(given: &Given<'_>, args: &SubscribeArgs) -> Result<Exit, Fail
     };
     let is_command = args.exec.is_some();
     match &why {
-        Why::Told => stop.stop(),
-        Why::Time(_) if is_command => stop.stop(),
+        Why::Told => {
+            stop.stop();
+            running.give_up();
+        }
+        Why::Time(_) if is_command => {
+            stop.stop();
+            running.give_up();
+        }
         _ => {}
     }
     // What was received before it failed is not lost; else only a command that runs is waited for, within the time.
@@ -144,8 +151,8 @@ fn start(
 ) -> io::Result<oneshot::Receiver<Tally>> {
     let (ended, done) = oneshot::channel();
     let (output, utc) = (if args.json { Output::Json } else { args.output }, args.utc);
-    let running = running.clone();
-    let exec = args.exec.clone().map(|command| Exec { command, sayer, running });
+    let (running, runtime) = (running.clone(), Handle::current());
+    let exec = args.exec.clone().map(|command| Exec { command, sayer, running, runtime });
     Builder::new().spawn(move || {
         let tally = match exec {
             Some(mut exec) => work.run(&mut exec),

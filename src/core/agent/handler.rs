@@ -11,11 +11,12 @@
 use super::outbox::{Cursor, Outbox};
 use crate::core::backoff;
 use crate::core::chance::chance;
-use crate::core::exec::{self, Facts, Running};
+use crate::core::exec::{Facts, Job, Running};
 use crate::core::follow::Room;
 use crate::core::limits::{HANDLER_ATTEMPTS, HANDLER_TIME};
 use nix::sys::signal::Signal;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -77,15 +78,15 @@ impl Handler {
 
     /// Handles one; whether to go on.
     async fn event(&self, line: &[u8], stop: &mut watch::Receiver<bool>) -> bool {
-        let Some((seq, ts, id)) = Facts::of(line).map(|facts| (facts.seq, facts.ts, facts.id.into_owned()))
-        else {
+        let Some(facts) = Facts::of(line) else {
             tracing::warn!("something that is no event was received and left out");
             return true;
         };
+        let (seq, ts, id) = (facts.seq, facts.ts, facts.id.clone().into_owned());
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let Err(how) = self.attempt(line, stop).await else {
+            let Err(how) = self.attempt(line, &facts, stop).await else {
                 self.tally.0.0.fetch_add(1, Ordering::Relaxed);
                 break;
             };
@@ -115,17 +116,24 @@ impl Handler {
         true
     }
 
-    /// Runs the command once; why it failed. When the agent is told to end it has [`HANDLER_TIME`] to.
-    async fn attempt(&self, line: &[u8], stop: &mut watch::Receiver<bool>) -> Result<(), String> {
-        let (running, command, line) = (Running::default(), self.command.clone(), line.to_vec());
-        let in_thread = running.clone();
-        let mut done = tokio::task::spawn_blocking(move || match Facts::of(&line) {
-            Some(facts) => exec::run(&command, &facts, &line, &in_thread),
-            None => Err(io::ErrorKind::InvalidData.into()),
-        });
+    /// Runs the command once; why it failed. When the agent is told to end it has [`HANDLER_TIME`] to, and is not begun any
+    /// more.
+    async fn attempt(
+        &self,
+        line: &[u8],
+        facts: &Facts<'_>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), String> {
+        let (running, command, seq) = (Running::default(), self.command.as_str(), facts.seq);
+        let short = |error: &io::Error| {
+            tracing::warn!(%error, seq, "the handler cannot be started now for event {seq}; trying again");
+        };
+        let job = Job { command, facts, more: &[], line, running: &running, short: &short };
+        let mut done = pin!(job.run());
         let status = tokio::select! {
             status = &mut done => status,
             () = told(stop) => {
+                running.give_up();
                 let mut signals = [(HANDLER_TIME, Signal::SIGTERM), (LAST_WORDS, Signal::SIGKILL)].into_iter();
                 loop {
                     let Some((time, signal)) = signals.next() else { break done.await };
@@ -137,9 +145,9 @@ impl Handler {
             }
         };
         match status {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(format!("ended with {status}")),
-            Ok(Err(error)) => Err(format!("cannot be run ({error})")),
+            Ok(Some(status)) if status.success() => Ok(()),
+            Ok(Some(status)) => Err(format!("ended with {status}")),
+            Ok(None) => Err("was not begun".to_owned()),
             Err(error) => Err(format!("cannot be run ({error})")),
         }
     }

@@ -189,6 +189,11 @@ impl Delivery {
         self.held.say(Say::Nack(Nack::term(reason)))
     }
 
+    /// Says nothing: it goes to another member when this one leaves.
+    pub(crate) fn put_back(mut self) {
+        self.held.is_said = true;
+    }
+
     /// It takes longer: the time to answer begins anew.
     pub fn in_progress(&self) -> Answer {
         self.held.caller.say(Say::InProgress, None)
