@@ -240,9 +240,9 @@ pub const METRICS_CONNECTIONS: usize = 16;
 pub const METRICS_REQUEST_BYTES: usize = 8 * 1024;
 /// A request has so long to come, its answer to be made and the peer to take it, each.
 pub const METRICS_TIME: Duration = Duration::from_secs(5);
-/// Topics that metrics have by name, those that were published to first; all others count as `other`.
+/// Topics that metrics have by name, those that were published to first; all others count as `$other`.
 pub const METRICS_TOPICS: usize = 100;
-/// Consumer groups that metrics have by name, those that were there first; all others count as `other`.
+/// Consumer groups that metrics have by name, those that were there first; all others count as `$other`.
 pub const METRICS_GROUPS: usize = 50;
 /// Consumer groups that status shows, those that are furthest behind; how many there are is said.
 pub const GROUPS_SHOWN: usize = 64;

@@ -36,6 +36,7 @@ mod logging;
 mod logs;
 mod metrics;
 mod metrics_groups;
+mod metrics_prometheus;
 mod package;
 mod publish;
 mod publish_cli;

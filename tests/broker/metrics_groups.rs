@@ -86,8 +86,8 @@ fn groups_have_names_up_to_fifty() {
     };
     let delivered = of("events_delivered_total");
     assert_eq!((delivered.len(), delivered.iter().sum::<f64>()), (51, 60.0));
-    assert_eq!(now[r#"events_delivered_total{topic="t",group="other"}"#], 10.0);
-    assert_eq!(now[r#"events_inflight{group="other"}"#], 10.0);
+    assert_eq!(now[r#"events_delivered_total{topic="t",group="$other"}"#], 10.0);
+    assert_eq!(now[r#"events_inflight{group="$other"}"#], 10.0);
     assert_eq!((of("castra_group_lag_events").len(), now["castra_groups"]), (51, 60.0));
 }
 
@@ -124,7 +124,7 @@ fn the_name_of_a_group_that_is_removed_is_free_and_no_count_is_lost() {
     let after = names.map(sum);
     assert_eq!(before[..2], after[..2]);
     assert!((before[2] - after[2]).abs() < 1e-9, "{before:?} {after:?}");
-    assert_eq!(metrics(&at)[r#"events_acked_total{topic="t",group="other"}"#], 50.0);
+    assert_eq!(metrics(&at)[r#"events_acked_total{topic="t",group="$other"}"#], 50.0);
     let made = other.ask(r#"{"type":"group_create","topic":"t","group":"new"}"#);
     assert_eq!(made["status"], "ok", "{made}");
     assert_eq!(metrics(&at)[r#"castra_group_dead_letters_total{group="new"}"#], 0.0);
@@ -152,5 +152,5 @@ fn groups_of_the_host_have_names_before_those_of_guests() {
     );
     assert_eq!(broker.stop().0, Some(0));
     let (_broker, at): (Broker, String) = start(dir.path());
-    assert_eq!(["ops", "other"].map(|group| has(&at, group)), [true, true]);
+    assert_eq!(["ops", "$other"].map(|group| has(&at, group)), [true, true]);
 }

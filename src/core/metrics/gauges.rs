@@ -25,7 +25,7 @@ pub(super) struct Published(pub Arc<Topics>);
 impl Collector for Published {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let help =
-            "Events that were published and are durable, by topic; 'other' beyond the first 100 topics.";
+            "Events that were published and are durable, by topic; '$other' beyond the first 100 topics.";
         Out(encoder).counts("events_published", help, "topic", self.0.published())
     }
 }

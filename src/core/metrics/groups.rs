@@ -1,11 +1,11 @@
 //! What metrics count of consumer groups, by topic and group.
 //!
 //! Always holds: no more than [`METRICS_GROUPS`] groups have a name: those of the host, then those that were there first;
-//! all others are one, `other`; topics as in `topics.rs`. What was counted under a name that is given away goes to
-//! `other`, in one: no sum over groups ever goes back. What members hold, and how far a group is, is looked up when
+//! all others are one, [`OTHER`]; topics as in `topics.rs`. What was counted under a name that is given away goes to
+//! [`OTHER`], in one: no sum over groups ever goes back. What members hold, and how far a group is, is looked up when
 //! somebody asks. Owner: [`super::Metrics`]; `delivery/groups/counting.rs` counts, one thread at a time for each group.
 
-use super::topics::Topics;
+use super::topics::{OTHER, Topics};
 use super::{SECONDS, Sources};
 use crate::core::limits::{METRICS_GROUPS, METRICS_TOPICS};
 use prometheus_client::collector::Collector;
@@ -16,8 +16,6 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-const OTHER: &str = "other";
 
 /// What is counted of each topic.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +80,7 @@ impl Sums {
 pub struct Counts {
     /// The topics that have a name.
     pub topics: Arc<Topics>,
-    /// None: all that is counted here, and was, is counted by `other`.
+    /// None: all that is counted here, and was, is counted by [`OTHER`].
     sums: Mutex<Option<Sums>>,
     /// None: this is it.
     other: Option<Arc<Counts>>,
@@ -136,7 +134,7 @@ impl Counts {
         self.count(|sums| sums.handlers.observe(seconds));
     }
 
-    /// From here on `other` counts, what was counted here as well.
+    /// From here on [`OTHER`] counts, what was counted here as well.
     fn give_up(&self) {
         let sums = self.lock().take();
         if let (Some(sums), Some(other)) = (sums, &self.other) {
@@ -196,7 +194,7 @@ impl Table {
         named.0.remove(group).into_iter().for_each(|one| one.counts.give_up());
     }
 
-    /// What was counted, all at one time; `other` is the last.
+    /// What was counted, all at one time; [`OTHER`] is the last.
     fn all(&self) -> Vec<(Box<str>, Sums)> {
         let named = self.lock();
         let sums = |counts: &Counts| counts.lock().clone().unwrap_or_else(Sums::new);
@@ -250,7 +248,7 @@ impl Collector for Grouped {
             let mut head = out.encode_descriptor(name, help, None, MetricType::Histogram)?;
             for (group, counts) in &groups {
                 let Times { sum, buckets } = get(counts);
-                let bounds = SECONDS.into_iter().chain([f64::MAX]);
+                let bounds = SECONDS.into_iter().chain([f64::INFINITY]);
                 let buckets: Vec<(f64, u64)> = bounds.zip(*buckets).collect();
                 let count = buckets.iter().map(|(_, count)| count).sum();
                 let labels = [("group", &**group)];
@@ -276,7 +274,7 @@ impl Grouped {
             *members += group.members;
             *lag = (*lag).max(group.lag);
         }
-        let lag = "Events between what a group has done and the newest one; of 'other' the most.";
+        let lag = "Events between what a group has done and the newest one; of '$other' the most.";
         for (n, (name, help)) in [
             ("events_inflight", "Events that members of a group hold."),
             ("castra_group_members", "Members of a group."),
