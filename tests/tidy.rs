@@ -211,6 +211,29 @@ fn pure_modules_are_pure() {
     ban(is_pure, &words, "a pure module opens no file and no socket and reads no clock: make it an argument");
 }
 
+/// A pause of the process is not time that a peer was silent.
+#[test]
+fn deadlines_are_in_awake_time() {
+    let uses = |code: &str| {
+        let imports = code.strip_prefix("use tokio::time::").unwrap_or_default();
+        let words = imports.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let imported = words.into_iter().any(|word| word.starts_with("timeout") || word == "sleep_until");
+        imported || ["time::timeout", "tokio::time::sleep_until"].iter().any(|word| code.contains(word))
+    };
+    // Until when a load lasts, and a command's own time limit: nobody is judged by them.
+    let allowed = ["src/core/awake.rs", "src/core/bench/mod.rs", "src/app/subscribe/mod.rs"];
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|source| !allowed.contains(&source.path.as_str())) {
+        let lines = source.code.iter().filter(|(_, code)| uses(code));
+        broken.extend(lines.map(|(n, code)| format!("{}:{n}: {code}", source.path)));
+    }
+    assert!(
+        broken.is_empty(),
+        "a pause of the process would end these early: use core::awake instead\n{}",
+        broken.join("\n")
+    );
+}
+
 #[test]
 fn printing_is_for_the_commands() {
     let words = [

@@ -11,7 +11,6 @@ use bytes::BytesMut;
 use serde::Deserialize;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::time::timeout;
 
 /// The broker answers within a few seconds, or something is wrong with it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,7 +44,7 @@ impl Asked {
     pub fn connect(root: &StateRoot) -> Result<Self, Failure> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
-        let client = runtime.block_on(async { timeout(PATIENCE, host::connect(root)).await });
+        let client = runtime.block_on(async { host::within(PATIENCE, host::connect(root)).await });
         let (sender, receiver) = client.map_err(|_| late(PATIENCE))??.split();
         Ok(Asked { runtime, sender, receiver })
     }
@@ -82,7 +81,7 @@ impl Asked {
                 }
             }
         };
-        runtime.block_on(async { timeout(patience, asked).await }).map_err(|_| late(patience))?
+        runtime.block_on(async { host::within(patience, asked).await }).map_err(|_| late(patience))?
     }
 }
 

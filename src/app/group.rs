@@ -12,7 +12,6 @@ use crate::core::client::{Bus, Error, Group};
 use crate::core::state_root::StateRoot;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::time::timeout;
 
 /// The broker answers at once, or something is wrong with it. A look for a time or an id may take a while.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -31,7 +30,7 @@ pub fn run(root: &StateRoot, command: &GroupCommand) -> Result<Exit, Failure> {
             GroupCommand::Lag(args) => lag(&bus, args).await,
         }
     };
-    let (text, exit) = runtime.block_on(async { timeout(PATIENCE, asked).await }).map_err(|_| {
+    let (text, exit) = runtime.block_on(async { host::within(PATIENCE, asked).await }).map_err(|_| {
         let why = format!("no answer within {PATIENCE:?}; 'castra status' says how the broker is");
         Failure::new(Exit::Timeout, "timeout", why)
     })??;

@@ -5,14 +5,26 @@
 
 use super::failure::{Exit, Failure};
 use super::given::check_root;
+use crate::core::awake::{self, Elapsed};
 use crate::core::client::{Bus, Client, ClientError, Error, Target, Times};
 use crate::core::door::unix::PATH_BYTES;
 use crate::core::state_root::{Holder, StateRoot};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the host says of itself.
 pub const HELLO: &str = "hello vm:host capabilities=bus-v1,host-bus";
+
+/// Runs an exchange with the broker for `limit` at most. Time in which this process was stopped does not count.
+///
+/// # Errors
+/// [`Elapsed`].
+pub async fn within<F: Future>(limit: Duration, exchange: F) -> Result<F::Output, Elapsed> {
+    let _watch = awake::watch();
+    awake::timeout(limit, exchange).await
+}
 
 /// Connects to the broker of `root`.
 ///

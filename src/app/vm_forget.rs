@@ -80,7 +80,7 @@ fn ask(root: &StateRoot, name: &str) -> Result<(), Failure> {
         client.send(body.as_bytes()).await.map_err(lost)?;
         client.receive().await.map_err(lost)
     };
-    let reply = runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await }).map_err(|_| {
+    let reply = runtime.block_on(async { host::within(PATIENCE, asked).await }).map_err(|_| {
         let why = format!("no answer within {PATIENCE:?}; 'castra status' says how the broker is");
         Failure::new(Exit::Timeout, "timeout", why)
     })??;

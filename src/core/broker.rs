@@ -9,6 +9,7 @@
 //! Always holds: no door listens before recovery and the logs are done (invariant 2); after a failed fsync
 //! the process ends (invariant 3). Owner: `app/broker.rs` calls [`run`].
 
+use super::awake::{self, Instant, timeout, timeout_at};
 use super::bus::{Bus, Ending};
 use super::config::topics::{Keep, TopicSetting};
 use super::delivery::Delivery;
@@ -42,7 +43,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout, timeout_at};
 
 /// What a broker is told.
 #[derive(Debug)]
@@ -127,6 +127,7 @@ pub async fn run(
     supervisor: Arc<dyn Supervisor>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), BrokerError> {
+    let _watch = awake::watch();
     let mut config = config;
     if config.metrics.is_some() {
         // A listener, and who asks there.

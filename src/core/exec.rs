@@ -12,6 +12,7 @@
 //! descriptor for longer than [`EXEC_LINGER`]. A signal that this program handles has its default action in the command;
 //! this program ignores none but SIGPIPE, which std resets. Owner: whoever handles events.
 
+use super::awake::{Instant, timeout_at};
 use crate::core::backoff;
 use crate::core::chance::chance;
 use crate::core::limits::{EXEC_LINGER, EXEC_LINGERING};
@@ -29,7 +30,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// A line of a command's stderr is passed on in pieces of so many bytes at the most.

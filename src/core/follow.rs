@@ -15,6 +15,7 @@
 
 pub(in crate::core) mod state;
 
+use super::awake::{self, Instant, sleep_until, timeout};
 use super::backoff;
 use super::chance::chance;
 use super::client::{Client, ClientError, Sender, Target};
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval_at, sleep};
 
 /// The subscription's name.
 const SUB: &str = "cli";
@@ -162,12 +163,14 @@ impl Follow {
     /// # Errors
     /// There is no session, or not within the time.
     pub async fn connect(&self) -> Result<Client, ClientError> {
+        let _watch = awake::watch();
         let connected = timeout(self.times.connect, Client::connect(&self.target, &self.hello)).await;
         connected.unwrap_or_else(|_| Err(ClientError::Connect(std::io::ErrorKind::TimedOut.into())))
     }
 
     /// Follows, beginning with the session of `client`, until that is not possible any more.
     pub async fn run(&self, mut client: Client, room: &Room, mut news: impl FnMut(News<'_>)) -> Failed {
+        let _watch = awake::watch();
         let (mut state, mut attempt) = (Following::default(), 0);
         loop {
             let since = Instant::now();
@@ -226,7 +229,7 @@ impl Follow {
         state.begin();
         self.subscribe(&mut sender, state).await?;
         let (mut mode, mut heard) = (Mode::Asked, Instant::now());
-        let mut beat = interval_at(heard + self.times.heartbeat, self.times.heartbeat);
+        let mut beat = interval_at((heard + self.times.heartbeat).timer(), self.times.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {

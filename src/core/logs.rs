@@ -115,7 +115,7 @@ impl Logs {
         }
         self.shared.lock().hurry = true;
         self.shared.changed.notify_all();
-        tokio::time::timeout(limit, watch.wait_for(|logs_seq| *logs_seq >= seq))
+        super::awake::timeout(limit, watch.wait_for(|logs_seq| *logs_seq >= seq))
             .await
             .is_ok_and(|seen| seen.is_ok())
     }

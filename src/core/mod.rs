@@ -32,13 +32,15 @@
 //! 7. *Slow means disk.* A subscriber that cannot keep up reads the journal at its own pace. It never grows memory and
 //!    never delays anybody else.
 //! 8. *Status never asks.* `castra status` reads what the broker maintains; it never waits for it.
-//! 9. *Timers are monotonic.* Wall time is data; a clock step disconnects nobody.
+//! 9. *Timers are monotonic.* Wall time is data; a clock step disconnects nobody, and a pause of the process
+//!    extends every deadline ([`awake`]).
 //! 10. *An identity is proven or it is only a name.*
 //! 11. *Views may fail, the journal goes on.* A view that cannot be written is counted, said, and rebuilt; it
 //!     never stops a commit.
 
 #[cfg(feature = "agent")]
 pub mod agent;
+pub mod awake;
 pub mod backoff;
 pub mod backup;
 pub mod bench;

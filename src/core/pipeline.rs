@@ -11,6 +11,7 @@
 //! is no slow consumer; at the end every line is settled, or known as not stored, or known as unknown. Owner: the
 //! command that publishes lines.
 
+use super::awake::{self, Instant, sleep_until, timeout};
 use super::burst::{Burst, Sent};
 use super::client::{Client, ClientError, Receiver, Sender};
 use super::limits::PIPELINE_BYTES;
@@ -20,7 +21,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
 
 /// A session that is idle says that it lives so often; a broker ends it after 60 s, or what its operator set.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -122,6 +122,7 @@ pub async fn run(
     stall: Duration,
     settled: impl FnMut(Vec<Settled>),
 ) -> End {
+    let _watch = awake::watch();
     let (mut sender, mut receiver) = client.split();
     let state = State::default();
     let (sending, receiving) =

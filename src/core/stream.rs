@@ -2,9 +2,9 @@
 //!
 //! Always holds: an end takes as long as the limits say at most. Owner: whoever holds the connection.
 
+use super::awake::{Instant, timeout_at};
 use super::limits::Limits;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
 
 /// A socket's reading half.
 pub type Reader = Box<dyn AsyncRead + Send + Unpin>;

@@ -2,7 +2,8 @@
 
 use crate::fake_broker::FakeBroker;
 use crate::program::{Agent, at};
-use crate::support::eventually;
+use crate::support::{Broker, eventually};
+use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
 const SHORT: [&str; 4] = ["--heartbeat", "200ms", "--silence", "1s"];
@@ -101,4 +102,29 @@ fn heartbeats_that_come_together_have_one_answer_and_what_nobody_knows_ends_noth
     }
     assert!(answers < 2000, "{answers}");
     assert!(!agent.said().contains("is not bus-v1"), "{}", agent.said());
+}
+
+/// An agent that was stopped finds its host silent for as long: what waits in the socket, or comes at once, counts.
+#[test]
+fn an_agent_that_was_stopped_keeps_its_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    let broker = Broker::start(&root);
+    let agent = Agent::start(dir.path(), &at(&root), &["--heartbeat", "500ms", "--silence", "2s"]);
+    agent.wait_for("connected to");
+    agent.program().publish(r#"{"topic":"t","id":"a0"}"#);
+    agent.drained();
+    agent.signal(Signal::SIGSTOP);
+    // The pause itself.
+    std::thread::sleep(Duration::from_secs(5));
+    agent.signal(Signal::SIGCONT);
+    agent.program().publish(r#"{"topic":"t","id":"a1"}"#);
+    agent.drained();
+    agent.wait_for("was paused");
+    assert!(!agent.said().contains("was not heard"), "{}", agent.said());
+    assert_eq!(broker.status()["broker"]["counters"]["sessions_opened"], 1);
+    // And a host that is silent from here on is gone.
+    broker.signal(Signal::SIGSTOP);
+    agent.wait_for("the host was not heard on");
+    broker.signal(Signal::SIGCONT);
 }

@@ -14,6 +14,7 @@ use crate::core::agent::dial::System;
 use crate::core::agent::local::Door;
 use crate::core::agent::outbox::{Opened, Outbox, OutboxError};
 use crate::core::agent::{self, Plan, Standing, Tally};
+use crate::core::awake;
 use service::Service;
 use std::io;
 use std::path::Path;
@@ -49,6 +50,7 @@ pub fn run(mut args: AgentArgs, json: &mut bool) -> Result<Exit, Failure> {
 }
 
 async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) -> Result<Exit, Failure> {
+    let _watch = awake::watch();
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt()).map_err(Failure::system)?,
         signal(SignalKind::terminate()).map_err(Failure::system)?,

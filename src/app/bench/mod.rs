@@ -13,6 +13,7 @@ use super::status;
 use super::terminal::{Progress, print_all};
 use super::words::grouped;
 use crate::cli::{BenchArgs, BenchCommand};
+use crate::core::awake;
 use crate::core::bench::idle::idle;
 use crate::core::bench::load::{Audience, Load, deliver, load};
 use crate::core::bench::stamp::{PAYLOAD_MIN, STAMPED_MIN, Template};
@@ -57,7 +58,10 @@ pub fn run(root: &StateRoot, command: &BenchCommand) -> Result<Exit, Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::system)?;
     let drive = Drive { root, plan: &plan, stop };
-    let printed = runtime.block_on(drive.run(command))?;
+    let printed = runtime.block_on(async {
+        let _watch = awake::watch();
+        drive.run(command).await
+    })?;
     let mut out = if args.json { format!("{}\n", printed.json) } else { printed.text };
     if drive.is_interrupted() && !args.json {
         out.push_str("interrupted: these are the figures so far\n");

@@ -9,7 +9,7 @@ use super::lines::{Said, read_events};
 use super::print::{Printer, Tally};
 use super::{open, unreadable};
 use crate::app::failure::{Exit, Failure};
-use crate::app::host::connect;
+use crate::app::host::{connect, within};
 use crate::cli::PublishArgs;
 use crate::core::burst::Burst;
 use crate::core::client::ClientError;
@@ -23,7 +23,6 @@ use std::path::Path;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 /// Bursts that were read ahead.
 const READ_AHEAD: usize = 2;
@@ -37,7 +36,7 @@ pub fn run(root: &StateRoot, args: &PublishArgs, defaults: Defaults) -> Result<E
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     let client = runtime
-        .block_on(async { timeout(args.timeout, connect(root)).await })
+        .block_on(async { within(args.timeout, connect(root)).await })
         .unwrap_or_else(|_| Err(no_answer(args.timeout, None)))?;
     let (window, printer) = (Window::new(), Printer::new(args.json));
     let (bursts, ahead) = mpsc::channel(READ_AHEAD);

@@ -8,7 +8,7 @@ mod jsonl;
 mod lines;
 mod print;
 
-use super::host::connect;
+use super::host::{connect, within};
 use super::{Exit, Failure};
 use crate::cli::PublishArgs;
 use crate::core::chance::chance;
@@ -27,7 +27,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::time::timeout;
 
 pub fn run(root: &StateRoot, mut args: PublishArgs) -> Result<Exit, Failure> {
     let topic = args.topic.take().or(args.topic_flag.take());
@@ -131,7 +130,7 @@ fn ask(root: &StateRoot, body: &[u8], id: &str, limit: Duration) -> Result<Reply
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     runtime
-        .block_on(async { timeout(limit, publish).await })
+        .block_on(async { within(limit, publish).await })
         .unwrap_or_else(|_| Err(no_answer(limit, sent.get().then_some(id))))
 }
 

@@ -16,6 +16,7 @@ use crate::app::failure::{Exit, Failure};
 use crate::app::host;
 use crate::app::words::list;
 use crate::cli::{Output, SubscribeArgs};
+use crate::core::awake::timeout;
 use crate::core::client::{Bus, ClientError, Consumer, Delivery, Error};
 use nix::sys::signal::Signal;
 use std::future::{pending, ready};
@@ -23,7 +24,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// What a member holds that runs commands, if it does not say: then others have the rest.
 const COMMANDS: u32 = 1;

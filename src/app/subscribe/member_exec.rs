@@ -6,6 +6,7 @@
 use super::exec::{how_it_ended, say_short};
 use super::say::Sayer;
 use super::work::Tally;
+use crate::core::awake::timeout;
 use crate::core::client::{Context, Delivery};
 use crate::core::exec::{Facts, Job, Listener, Running};
 use nix::sys::signal::Signal;
@@ -18,7 +19,7 @@ use std::thread::Builder;
 use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::oneshot;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// What waits to be written to stderr, in lines; then commands wait that write to theirs.
 const LINES: usize = 64;

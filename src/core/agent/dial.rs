@@ -5,12 +5,12 @@
 
 use super::discover::Way;
 use super::port;
+use crate::core::awake::timeout;
 use crate::core::client::Target;
 use crate::core::stream::{Reader, Writer};
 use std::future::Future;
 use std::io;
 use std::time::Duration;
-use tokio::time::timeout;
 
 /// A vsock without a listener may say so only after 2 s.
 const VSOCK: Duration = Duration::from_secs(3);

@@ -9,6 +9,7 @@
 //! ended with 0, or failed 5 times; what was not done is begun again after a restart. Owner: `mod.rs`.
 
 use super::outbox::{Cursor, Outbox};
+use crate::core::awake::timeout;
 use crate::core::backoff;
 use crate::core::chance::chance;
 use crate::core::exec::{Facts, Job, Running};
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// The subscription's name.
 pub const SUB: &str = "agent";

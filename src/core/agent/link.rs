@@ -22,6 +22,7 @@ use super::pipe::{Pipe, Step};
 use super::pulse::Times;
 use super::retry::{Came, Retry};
 use super::session::{Ended, Session};
+use crate::core::awake::{Instant, sleep_until, timeout};
 use crate::core::chance::chance;
 use crate::core::client::{Client, ClientError};
 use crate::core::follow::may_pass;
@@ -30,7 +31,7 @@ use bytes::BytesMut;
 use std::io;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::sleep;
 
 /// A hello has its answer within this time.
 const GREETING: Duration = Duration::from_secs(10);

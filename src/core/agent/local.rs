@@ -10,6 +10,7 @@
 //! takes no answers is cut off (invariant 6). Owner: the agent.
 
 use super::outbox::{Kept, Outbox, Put, Receipt};
+use crate::core::awake::timeout;
 use crate::core::chance::chance;
 use crate::core::clock;
 use crate::core::door::unix;
@@ -29,7 +30,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// Where the agent listens if nothing else is said.
 pub const SOCKET: &str = "/run/castra/agent.sock";

@@ -10,6 +10,7 @@ use super::handler::told;
 use super::outbox::{Outbox, OutboxError};
 use super::pipe::{Pipe, Step};
 use super::pulse::{Clocks, Due, Pulse, Times};
+use crate::core::awake::{Instant, at_once, sleep_until, timeout};
 use crate::core::chance::chance;
 use crate::core::clock;
 use crate::core::limits::{DRAIN_BYTES, HOST_STUCK};
@@ -18,7 +19,6 @@ use serde_json::Value;
 use std::io;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
 
 const HEARTBEAT: &[u8] = b"{\"type\":\"heartbeat\"}";
 /// A subscription that is refused is asked for again after so long.
@@ -148,7 +148,13 @@ impl<'a> Session<'a> {
                 () = resumed => if let Some(frame) = self.feed.as_deref_mut().map(Feed::resume) {
                     self.push(&frame);
                 },
-                () = sleep_until(due) => self.due().await?,
+                () = sleep_until(due) => {
+                    // What the connection has or takes by now counts before it is judged.
+                    if let Some(step) = at_once(self.pipe.step()).await {
+                        self.stepped(step.map_err(Ended::Lost)?).await?;
+                    }
+                    self.due().await?;
+                }
                 step = self.pipe.step() => self.stepped(step.map_err(Ended::Lost)?).await?,
             }
         }

@@ -4,11 +4,12 @@
 
 use super::link::{Link, Said};
 use super::{BenchError, Plan, Term, connect_all, subscriber_names};
+use crate::core::awake::timeout;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 /// At the end a session has so long to answer.
 const LAST_ANSWER: Duration = Duration::from_secs(5);

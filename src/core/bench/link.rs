@@ -3,6 +3,7 @@
 //! Always holds: a frame that is handed out was whole, and lies in a buffer that is used again; the broker's
 //! heartbeats are answered; a session that says nothing else says one of its own. Owner: the session's task.
 
+use crate::core::awake::{Instant, sleep_until, timeout};
 use crate::core::client::{Client, ClientError, Target};
 use crate::core::event::{Text, string_body};
 use crate::core::stream::{Reader, Writer};
@@ -11,7 +12,6 @@ use bytes::{Buf, BytesMut};
 use serde::Deserialize;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until, timeout};
 
 /// A session that sent nothing for so long says that it lives; a broker that asks for it does so earlier.
 const BEAT: Duration = Duration::from_secs(30);

@@ -9,11 +9,12 @@ use super::link::{Link, Said};
 use super::pace::{Alarm, Pace};
 use super::stamp::Template;
 use super::{Meter, Term};
+use crate::core::awake;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 /// So much is gathered at the most before it is written, in bytes.
 const GATHER: usize = 64 * 1024;
@@ -125,7 +126,7 @@ impl Publisher<'_> {
         alarm: &mut Alarm,
         mut over: std::pin::Pin<&mut F>,
     ) -> Option<String> {
-        let mut drained: Option<Instant> = None;
+        let mut drained: Option<awake::Instant> = None;
         loop {
             let wait = match drained {
                 None if link.is_written() => self.fill(link.out()),
@@ -137,7 +138,7 @@ impl Publisher<'_> {
                 biased;
                 () = &mut over, if drained.is_none() => {
                     self.stop();
-                    drained = Some(Instant::now() + DRAIN);
+                    drained = Some(awake::Instant::now() + DRAIN);
                     continue;
                 }
                 stepped = link.step() => stepped,
@@ -148,7 +149,7 @@ impl Publisher<'_> {
                     }
                 }
                 () = sleep(LOOK), if matches!(wait, Wait::Lead) => continue,
-                () = sleep_until(drained.unwrap_or_else(Instant::now)), if drained.is_some() => return None,
+                () = awake::sleep_until(drained.unwrap_or_else(awake::Instant::now)), if drained.is_some() => return None,
             };
             if let Err(why) = stepped.and_then(|()| self.take_acks(link)) {
                 return Some(why);

@@ -8,10 +8,11 @@ use super::link::{Link, Said};
 use super::seen::Seen;
 use super::stamp::Template;
 use super::{Meter, Term};
+use crate::core::awake;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 /// What events usually begin with.
 const EVENT: &[u8] = b"{\"type\":\"event\"";
@@ -44,31 +45,32 @@ pub async fn receive(
 ) -> Received {
     link.expect_much();
     let mut done = Received::default();
-    let (mut wanted, mut until) = (None, Instant::now());
+    let (mut wanted, mut until) = (None, awake::Instant::now());
     let known = total.wait_for(Option::is_some);
     tokio::pin!(known);
     loop {
         if wanted.is_some_and(|wanted| done.seen.events >= wanted) {
             break;
         }
+        let last = done.last;
         let stepped = tokio::select! {
             biased;
             stepped = link.step() => stepped,
             published = &mut known, if wanted.is_none() => {
                 // A publisher that is gone without a word published nothing more.
                 wanted = Some(published.ok().and_then(|total| *total).unwrap_or(0));
-                until = Instant::now() + QUIET;
+                until = awake::Instant::now() + QUIET;
                 continue;
             }
-            () = sleep_until(until), if wanted.is_some() => break,
+            () = awake::sleep_until(until), if wanted.is_some() => break,
         };
         if let Err(why) = stepped.and_then(|()| take(&mut link, template, &mut done, term, meter)) {
             done.ended = Some(why);
             meter.lose(done.seen.events);
             break;
         }
-        if wanted.is_some() {
-            until = done.last.unwrap_or(until).max(until - QUIET) + QUIET;
+        if wanted.is_some() && done.last > last {
+            until = awake::Instant::now() + QUIET;
         }
     }
     done

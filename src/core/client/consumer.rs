@@ -8,6 +8,7 @@ use super::event::Event;
 use super::nack::Nack;
 use super::queue::{Queue, Unanswered};
 use super::word::{Say, Word};
+use crate::core::awake::timeout;
 use serde_json::Value;
 use std::fmt::Display;
 use std::future::Future;
@@ -17,7 +18,6 @@ use std::task::{Context as Waker, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::timeout;
 
 /// What a group said when somebody became a member of it, or made it.
 #[derive(Clone, Debug, PartialEq, Eq)]

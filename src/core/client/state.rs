@@ -54,6 +54,14 @@ impl State {
         self.closing.is_some() && is_idle && self.members.is_empty()
     }
 
+    /// An error once the broker has closed the session.
+    pub fn still_open(&self) -> Result<(), ClientError> {
+        match &self.closed {
+            Some((error, _)) => Err(ClientError::Closed(error.to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// There is a new session: all that was not answered is sent.
     pub fn begin(&mut self) {
         self.out.clear();

@@ -8,6 +8,7 @@ use super::error::Error;
 use super::state::State;
 use super::target::Target;
 use super::word::{Command, Word};
+use crate::core::awake::{self, Instant, at_once, sleep_until, timeout};
 use crate::core::backoff;
 use crate::core::chance::chance;
 use crate::core::follow::{Times, may_pass};
@@ -17,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
+use tokio::time::{MissedTickBehavior, interval_at, sleep};
 
 /// A session that lasted so long was a good one: the next wait is a short one again.
 const GOOD: Duration = Duration::from_secs(5);
@@ -50,12 +51,14 @@ enum Ended {
 impl Task {
     /// Says hello.
     pub async fn connect(target: &Target, hello: &str, times: &Times) -> Result<Client, ClientError> {
+        let _watch = awake::watch();
         let connected = timeout(times.connect, Client::connect(target, hello)).await;
         connected.unwrap_or_else(|_| Err(ClientError::Connect(io::ErrorKind::TimedOut.into())))
     }
 
     /// Goes on, beginning with the session of `client`, for as long as somebody wants it.
     pub async fn run(mut self, client: Client) {
+        let _watch = awake::watch();
         let mut state = State::default();
         let why = self.all(client, &mut state).await;
         // Whoever asks from here on is told by the end of the channels.
@@ -119,7 +122,7 @@ impl Task {
         let (mut sender, mut receiver) = client.split();
         let (mut out, mut words) = (BytesMut::new(), Vec::with_capacity(TOGETHER));
         let mut heard = Instant::now();
-        let mut beat = interval_at(heard + self.times.heartbeat, self.times.heartbeat);
+        let mut beat = interval_at((heard + self.times.heartbeat).timer(), self.times.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         state.begin();
         loop {
@@ -134,9 +137,7 @@ impl Task {
                 came = receiver.bodies(|body| state.take(body)) => {
                     heard = Instant::now();
                     came?;
-                    if let Some((error, _)) = &state.closed {
-                        return Err(ClientError::Closed(error.to_string()));
-                    }
+                    state.still_open()?;
                 }
                 sent = sender.write_some(&out), if !out.is_empty() => out.advance(sent?),
                 n = self.words.recv_many(&mut words, TOGETHER) => match n {
@@ -149,6 +150,13 @@ impl Task {
                 },
                 _ = beat.tick() => state.beat(),
                 () = sleep_until(silence) => {
+                    // What lies in the socket already counts before it is judged.
+                    if let Some(came) = at_once(receiver.bodies(|body| state.take(body))).await {
+                        heard = Instant::now();
+                        came?;
+                        state.still_open()?;
+                        continue;
+                    }
                     let time = humantime::format_duration(self.times.silence);
                     let why = format!("nothing came for {time}");
                     return Err(ClientError::Lost(io::Error::new(io::ErrorKind::TimedOut, why)));

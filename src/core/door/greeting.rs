@@ -4,11 +4,11 @@
 //! door, once per connection.
 
 use super::{NEVER, Outcome, VERSION};
+use crate::core::awake::{Instant, timeout_at};
 use crate::core::bus::Bus;
 use crate::core::stream::{Reader, Writer};
 use crate::core::wire::handshake::{Hello, HelloError, parse_hello, skip_to_hello, take_line};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
 
 /// A handshake that came to no hello.
 pub(super) struct Refused {

@@ -32,6 +32,7 @@ use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
 use super::throttle::Throttle;
 use super::wire::handshake::{self, BUS_V1, HEARTBEAT, HOST_BUS, Hello};
+use crate::core::awake::{Instant, timeout};
 use greeting::{Refused, hear_hello};
 use nix::sys::socket::{Backlog, listen};
 pub use places::Place;
@@ -44,7 +45,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::sleep;
 
 /// After an accept that failed (no descriptors) a door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);

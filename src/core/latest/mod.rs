@@ -283,7 +283,7 @@ impl Latest {
         }
         self.shared.lock().hurry = true;
         self.shared.changed.notify_all();
-        let waited = tokio::time::timeout(limit, watch.wait_for(|own| *own >= seq)).await;
+        let waited = crate::core::awake::timeout(limit, watch.wait_for(|own| *own >= seq)).await;
         waited.is_ok_and(|seen| seen.is_ok())
     }
 

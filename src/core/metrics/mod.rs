@@ -21,6 +21,7 @@ pub mod text;
 pub mod timed_disk;
 pub mod topics;
 
+use super::awake::timeout;
 use super::bus::Ending;
 use super::clock;
 use super::delivery::groups::Groups;
@@ -45,7 +46,7 @@ use std::sync::{Arc, OnceLock};
 use text::Form;
 use timed_disk::TimedDisk;
 use tokio::sync::{Mutex, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use topics::Topics;
 
 /// The bounds of the histograms' buckets: events of a commit …

@@ -6,6 +6,7 @@
 
 use super::Metrics;
 use super::request::{self, Page, Refused, Request};
+use crate::core::awake::timeout;
 use crate::core::door::listen::ListenError;
 use crate::core::door::tcp;
 use crate::core::limits::{Limits, METRICS_CONNECTIONS, METRICS_REQUEST_BYTES, METRICS_TIME};
@@ -18,7 +19,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 /// After an accept that failed (no descriptors) it rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);

@@ -27,6 +27,7 @@ use super::signals::Signal;
 use super::status::{Presence, Vm};
 use super::stream::{Reader, Writer, linger};
 use super::wire::frame;
+use crate::core::awake::{Instant, sleep_until};
 use asking::Asking;
 use grouping::Grouping;
 use output::{Output, SLICES};
@@ -43,7 +44,7 @@ use std::time::Duration;
 use subscribing::Subscribing;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{self, Sleep};
 
 /// The read buffer begins so small, and grows with a busy peer.
 const READ_MIN: usize = 4 * 1024;
@@ -160,7 +161,7 @@ impl<'a> Session<'a> {
     async fn serve(&mut self, turn: Option<&Place>) -> End {
         let (mut ending, outlet) = (self.ending.clone(), self.subscribing.outlet.clone());
         let ended = ended(&mut ending);
-        let alarm = sleep_until(self.begun + LONG);
+        let alarm = time::sleep_until((self.begun + LONG).timer());
         tokio::pin!(ended, alarm);
         loop {
             // Publishes may wait here for a place.
@@ -226,7 +227,7 @@ impl<'a> Session<'a> {
 
     /// Sets the alarm when something is due before it rings, or it rang.
     fn arm(&self, mut alarm: Pin<&mut Sleep>) {
-        let due = self.begun + self.pulse.next().min(LONG);
+        let due = (self.begun + self.pulse.next().min(LONG)).timer();
         if due < alarm.deadline() || alarm.is_elapsed() {
             alarm.as_mut().reset(due);
         }
@@ -297,7 +298,7 @@ impl<'a> Session<'a> {
 
     /// Writes all of the output, before `until`.
     async fn flush(&mut self, until: Instant) -> Result<(), End> {
-        let alarm = sleep_until(self.begun + LONG);
+        let alarm = time::sleep_until((self.begun + LONG).timer());
         tokio::pin!(alarm);
         // Nothing is read any more: only the socket's steps are due.
         self.pulse.reads(false, self.now());

@@ -4,6 +4,7 @@
 //! is not read on while it is at its bound (invariant 6). Owner: the session.
 
 use super::Session;
+use crate::core::awake::Instant;
 use crate::core::clock;
 use crate::core::end::End;
 use crate::core::event::Batch;
@@ -21,7 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::oneshot;
 use tokio::task::coop::consume_budget;
-use tokio::time::Instant;
 
 /// A round stops growing at so many frames, however small they are.
 const ROUND_EVENTS: usize = 512;

@@ -16,6 +16,7 @@ use super::notes::Known;
 use super::passing::Awaited;
 use super::taken::{Found, Taken, id_of};
 use super::writer::Dirty;
+use crate::core::awake::Instant;
 use crate::core::clock::wall_ms;
 use crate::core::delivery::group::progress::Failure;
 use crate::core::delivery::group::{self, Group};
@@ -33,7 +34,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::time::Instant;
 
 /// A group.
 pub(super) struct Handle {

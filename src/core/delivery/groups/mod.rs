@@ -29,6 +29,7 @@ mod task;
 mod writer;
 
 use super::Delivery;
+use crate::core::awake::Instant;
 use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
 use crate::core::identity::VmName;
@@ -48,7 +49,6 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::time::Instant;
 pub use writer::Dirty;
 
 use super::outlet::Outlet;

@@ -215,7 +215,7 @@ mod tests {
             ends: Arc::default(),
             runs,
             counts: None,
-            begun: tokio::time::Instant::now(),
+            begun: crate::core::awake::Instant::now(),
         });
         (
             Handle::begins("g".into(), spec, &patterns, "v", 1, shared),

@@ -6,13 +6,14 @@
 use super::Groups;
 use super::handle::Handle;
 use super::intake::Intake;
+use crate::core::awake::{Instant, sleep_until};
 use crate::core::journal::Outcome;
 use crate::core::wire::subscribe::From;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{MissedTickBehavior, interval_at};
 
 /// So often it is looked whether events of other topics have passed.
 const QUIET: Duration = Duration::from_secs(30);
@@ -45,7 +46,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
         handle.shared.held.clone(),
         handle.cursor() + 1,
     );
-    let mut quiet = interval_at(Instant::now() + QUIET, QUIET);
+    let mut quiet = interval_at((Instant::now() + QUIET).timer(), QUIET);
     quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut letter: Option<(u64, oneshot::Receiver<Outcome>)> = None;
     // After a failure the same is not tried before this: a letter, and reading; what has expired is said once a while.
