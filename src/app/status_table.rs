@@ -22,6 +22,8 @@ const NEEDED: usize = 6;
 const TOPICS_WIDTH: std::ops::RangeInclusive<usize> = 12..=60;
 /// In less than so many columns the legend says nothing.
 const LEGEND_WIDTH: usize = 60;
+/// A pause of the broker is shown for so long, in milliseconds.
+const PAUSE_SHOWN_MS: i64 = 3_600_000;
 /// A VM's name takes so many columns at the most.
 const NAME_WIDTH: usize = 40;
 
@@ -80,6 +82,11 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     }
     if journal.ts_ahead_ms > 0 {
         warn(format!("the clock was set back: ts stands still for {}", age(journal.ts_ahead_ms as i64)))?;
+    }
+    let pauses = &report.broker.pauses;
+    if let Some(ago) = pauses.last_age_ms.filter(|ago| *ago < PAUSE_SHOWN_MS) {
+        let (count, last) = (pauses.count, age(pauses.last_ms));
+        warn(format!("the broker was paused for {last}, {} ago ({count} since its start)", age(ago)))?;
     }
     if report.broker.signals_dropped > 0 {
         warn(format!("{} records of signals were dropped", report.broker.signals_dropped))?;

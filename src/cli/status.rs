@@ -45,6 +45,10 @@ Fields of --json (ages are milliseconds, null when never):
     .stalled                   why they are not being written, or null
   broker.signals_dropped       handshakes, bus events and log lines that were not recorded:
                                too many at once, or the file could not be written
+  broker.pauses                times that the broker's process or its machine stood still for over
+                               a second (SIGSTOP, a suspended host); deadlines were extended:
+    .count, .total_ms          how many, and how long together
+    .last_ms, .last_age_ms     the length of the last one, and its age (null: there was none)
   broker.counters              since the broker started; those of the last one when offline:
     .handshakes                how many, by outcome: .granted, .denied, .timeout
     .sessions_opened           sessions that began

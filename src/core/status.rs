@@ -397,6 +397,7 @@ pub(super) mod tests {
             journal: JournalStatus::default(),
             signals_dropped: 0,
             counters: crate::core::counters::Counters::default(),
+            pauses: crate::core::awake::Pauses::NONE,
             logs_stalled: None,
             latest: None,
             groups_count: 0,

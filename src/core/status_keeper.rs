@@ -4,6 +4,7 @@
 //! anyway; whether that works stops nothing (invariant 11); it asks nobody who could keep it waiting.
 //! Owner: `broker.rs`; one thread writes.
 
+use super::awake::{self, Pauses};
 use super::clock;
 use super::counters::Counters;
 use super::delivery::groups::Groups;
@@ -83,6 +84,7 @@ impl StatusKeeper {
             journal,
             signals_dropped: 0,
             counters: Counters::default(),
+            pauses: Pauses::NONE,
             logs_stalled: None,
             latest: None,
             groups_count: 0,
@@ -185,6 +187,7 @@ impl StatusKeeper {
         }
         (snapshot.signals_dropped, snapshot.counters) =
             (self.recorder.dropped(), self.recorder.counters.read());
+        snapshot.pauses = awake::pauses();
         (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
         snapshot.vms = self.vms.records(snapshot.journal.head_seq);
         let written = writer.write(snapshot);

@@ -3,6 +3,7 @@
 //! Always holds: a broker that does not run, or does not answer, has no session and reaches no VM; nothing
 //! here reads a clock or a file. Pure. Owner: `app/status.rs`.
 
+use super::awake::Pauses;
 use super::counters::Counters;
 use super::delivery::groups::figures::Figures;
 use super::identity::Identity;
@@ -40,6 +41,17 @@ pub struct BrokerReport {
     pub latest: Option<LatestStatus>,
     pub signals_dropped: u64,
     pub counters: Counters,
+    pub pauses: PausesReport,
+}
+
+/// The pauses of the broker's process since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "documented where operators read it")]
+pub struct PausesReport {
+    pub count: u64,
+    pub total_ms: i64,
+    pub last_ms: i64,
+    pub last_age_ms: Option<i64>,
 }
 
 /// One VM of a [`Report`].
@@ -86,6 +98,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 latest: None,
                 signals_dropped: 0,
                 counters: Counters::default(),
+                pauses: PausesReport::default(),
             },
             reachable: false,
             last_handshake_vm: None,
@@ -110,9 +123,11 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
         .iter()
         .map(|vm| {
             let handshake = age(vm.handshake);
+            let silence = vm.handshake.map(|stamp| snapshot.age(stamp, now) - snapshot.paused_since(stamp));
             VmReport {
                 name: vm.name.clone(),
-                reachable: runs && (vm.sessions > 0 || handshake.is_some_and(|age| age <= REACHABLE_MS)),
+                reachable: runs
+                    && (vm.sessions > 0 || silence.is_some_and(|silence| silence <= REACHABLE_MS)),
                 last_handshake_age_ms: handshake,
                 capabilities: vm.capabilities.clone(),
                 identity: Identity::meant(&vm.identity).as_str(),
@@ -148,6 +163,11 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             latest: snapshot.latest.clone(),
             signals_dropped: snapshot.signals_dropped,
             counters: snapshot.counters.clone(),
+            pauses: {
+                let Pauses { count, total_ms, last_ms, ended_boot_ms } = snapshot.pauses;
+                let last_age_ms = (count > 0).then(|| snapshot.age(ended_boot_ms, now));
+                PausesReport { count, total_ms, last_ms, last_age_ms }
+            },
         },
         reachable: vms.iter().any(|vm| vm.reachable),
         last_handshake_vm: last.map(|vm| vm.name.clone()),
@@ -186,6 +206,15 @@ mod tests {
         assert_eq!(at(0, Holder::Beginning).0, State::Starting);
         // A full disk had no room for the pid.
         assert_eq!(at(0, Holder::Unknown).0, State::Running);
+        // The broker was paused for a minute, and could not hear anybody.
+        let paused = |stamp: i64| {
+            let now = Now { boot_ms: 1_000 + REACHABLE_MS + 60_000, wall_ms: 0, boot_id: "a".into() };
+            let pauses = Pauses { count: 1, total_ms: 60_000, last_ms: 60_000, ended_boot_ms: now.boot_ms };
+            let mut fresh = Snapshot { boot_ms: now.boot_ms, pauses, ..silent.clone() };
+            fresh.vms[0].handshake = Some(stamp);
+            report(Some(&fresh), Holder::Pid(7), &now).vms[0].reachable
+        };
+        assert_eq!((paused(1_000), paused(999)), (true, false));
         let late = |ms| {
             let now = Now { boot_ms: 1_000 + ms, wall_ms: 0, boot_id: "a".into() };
             report(Some(&silent), Holder::Pid(7), &now).broker.state

@@ -38,6 +38,7 @@ mod metrics;
 mod metrics_groups;
 mod metrics_prometheus;
 mod package;
+mod paused;
 mod publish;
 mod publish_cli;
 mod publish_jsonl;

@@ -81,6 +81,7 @@ fn a_running_broker_shows_itself_and_its_vms() {
             "latest",
             "listeners",
             "logs_stalled",
+            "pauses",
             "pid",
             "signals_dropped",
             "started_at",

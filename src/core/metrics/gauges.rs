@@ -5,6 +5,7 @@
 
 use super::topics::Topics;
 use super::{Sources, UNKNOWN};
+use crate::core::awake;
 use crate::core::counters::{Counters, Disconnects, Handshakes};
 use crate::core::end::End;
 use crate::core::status::State;
@@ -50,6 +51,8 @@ impl Collector for Gauges {
         out.counters(&sources.recorder.counters.read())?;
         let dropped = "Handshakes, signals and log lines that were not recorded.";
         out.count("castra_signals_dropped", dropped, sources.recorder.dropped())?;
+        let pauses = "Times that the broker's process or its machine stood still for over a second.";
+        out.count("castra_pauses", pauses, awake::pauses().count)?;
         let head_seq = sources.running.get().map_or(0, |running| running.journal.map().durable_seq());
         let all = sources.vms.totals(head_seq);
         out.gauge("castra_vms", "VMs that are remembered.", all.vms)?;

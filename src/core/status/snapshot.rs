@@ -4,6 +4,7 @@
 //! stamps. Pure. Owner: `status_keeper.rs` writes it, `status_report.rs` reads it.
 
 use super::{LatestStatus, VmRecord};
+use crate::core::awake::Pauses;
 use crate::core::counters::Counters;
 use crate::core::delivery::groups::figures::Figures;
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,9 @@ pub struct Snapshot {
     /// What it counted since it started. An older broker counted nothing.
     #[serde(default)]
     pub counters: Counters,
+    /// The pauses of its process. An older broker noticed none.
+    #[serde(default)]
+    pub pauses: Pauses,
     /// Why the logs are not being written, if so.
     pub logs_stalled: Option<String>,
     /// The newest events per key, where they are kept.
@@ -120,6 +124,11 @@ pub struct Now {
 }
 
 impl Snapshot {
+    /// How long the broker was paused since a stamp; it heard nobody in that time. Of several pauses the last one.
+    pub fn paused_since(&self, stamp: i64) -> i64 {
+        if stamp < self.pauses.ended_boot_ms { self.pauses.last_ms } else { 0 }
+    }
+
     /// How old a stamp of this snapshot is; by wall time when the machine was restarted since.
     pub fn age(&self, stamp: i64, now: &Now) -> i64 {
         let since = if self.boot_id == now.boot_id {
