@@ -24,8 +24,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::ops::Range;
-use string::check_id;
 pub use string::string_body;
+use string::{check_id, check_text};
 
 /// A string that borrows from the frame unless it has escapes.
 #[derive(Debug, Deserialize)]
@@ -110,6 +110,8 @@ impl Batch {
         publish: &Publish<'_>,
         new_id: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), Refusal> {
+        // Not of what the broker wraps: what an older one stored is passed on as it is.
+        publish.payload.map_or(Ok(()), |payload| check_text(payload.get()))?;
         let topic = match &publish.topic {
             None => Topic::BROADCAST,
             Some(text) if letter::is_end(vm, publish) => {

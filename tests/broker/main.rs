@@ -28,6 +28,7 @@ mod groups_bounds;
 mod groups_edges;
 mod groups_killed;
 mod groups_retention;
+mod half_characters;
 mod handshake;
 mod instance;
 mod latest;
