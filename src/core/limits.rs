@@ -68,7 +68,7 @@ pub const GROUPS_BYTES_HELD: usize = 256 * 1024 * 1024;
 pub const GROUPS_QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Groups that sessions of one VM began and that are there; the host may begin more.
 pub const GROUPS_PER_VM: usize = 256;
-/// Answers of one group that wait for the journal; then what wants one is refused.
+/// Answers of groups to one session that wait for the journal; then the session is read no further.
 pub const GROUP_ANSWERS: usize = 4096;
 /// What all groups write at a time, in bytes; a group more at the most.
 pub const GROUP_NOTE_BYTES: usize = 256 * 1024;

@@ -1,10 +1,11 @@
 //! What all groups have together is bounded: how many there are, and the memory that they hold.
 
 use crate::groups::{code, join};
-use crate::support::{Broker, Guest, LocalGuest, eventually, frame, rss_kib};
+use crate::support::{Broker, Guest, LocalGuest, eventually, frame, rss_kib, skip, slow_disk};
 use castra::core::limits::{CATCH_UP_BYTES, GROUP_BYTES_HELD, GROUPS, GROUPS_BYTES_HELD};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::time::Duration;
 
 const HOST: &str = "hello vm:host capabilities=bus-v1,host-bus\n";
 
@@ -105,4 +106,49 @@ fn what_all_groups_hold_together_is_bounded_and_each_one_gets_on() {
     let all = look(&mut publisher);
     println!("{MANY} groups hold {} MiB", bytes(&all) >> 20);
     assert!(bytes(&all) > GROUPS_BYTES_HELD as u64 / 10 * 8, "{all:?}");
+}
+
+#[test]
+fn acks_that_are_sent_ahead_of_a_slow_disk_are_all_taken() {
+    const EVENTS: usize = 8000;
+    if std::process::Command::new("strace").arg("-V").output().is_err() {
+        return skip("acks_that_are_sent_ahead_of_a_slow_disk_are_all_taken", "needs strace");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    // The broker takes all of them in much less time than the disk takes for one.
+    let broker = Broker::start_with(dir.path(), slow_disk("fdatasync", Duration::from_secs(1), "1+"), &[]);
+    let mut guest = broker.guest("dev");
+    let events = vec![r#"{"topic":"t"}"#; 1000].join(",");
+    for _ in 0..8 {
+        guest.send(format!(r#"{{"type":"publish","events":[{events}]}}"#));
+    }
+    (0..8).for_each(|_| assert_eq!(guest.receive().unwrap()["status"], "ok"));
+    join(&mut guest, r#""topic":"t","group":"g","from":"earliest","batch":1000,"max_in_flight":8000"#);
+    (0..EVENTS).for_each(|_| assert_eq!(guest.receive().unwrap()["group"], "g"));
+    let ack = |seq: usize| frame(format!(r#"{{"type":"ack","group":"g","seq":{seq},"confirm":true}}"#));
+    let acks: Vec<u8> = (1..=EVENTS).flat_map(ack).collect();
+    guest.stream.get_mut().write_all(&acks).unwrap();
+    for n in 1..=EVENTS {
+        let answer = guest.receive().unwrap();
+        assert_eq!((&answer["ack"], &answer["status"]), (&json!("ack"), &json!("ok")), "{n}: {answer}");
+    }
+    // What comes behind them is taken as before.
+    assert_eq!(guest.ask(r#"{"type":"group","group":"g"}"#)["cursor"], EVENTS);
+}
+
+#[test]
+fn a_seek_that_is_sent_behind_another_one_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut guest = broker.guest("dev");
+    (0..3).for_each(|n| drop(guest.ask(format!(r#"{{"type":"publish","topic":"t","id":"e{n}"}}"#))));
+    assert_eq!(guest.ask(r#"{"type":"group_create","group":"g","topic":"t"}"#)["status"], "ok");
+    let seek = |id: &str| frame(format!(r#"{{"type":"group_seek","group":"g","from":{{"id":"{id}"}}}}"#));
+    guest.stream.get_mut().write_all(&[seek("e2"), seek("e0"), seek("e1")].concat()).unwrap();
+    let cursors = [(); 3].map(|()| {
+        let answer = guest.receive().unwrap();
+        assert_eq!(answer["status"], "ok", "{answer}");
+        answer["cursor"].as_u64().unwrap()
+    });
+    assert_eq!(cursors, [3, 1, 2]);
 }

@@ -11,6 +11,7 @@
 //! Owner: the session; the router has it as long as it subscribes.
 
 use super::interest::Chunk;
+use crate::core::limits::GROUP_ANSWERS;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -36,6 +37,32 @@ pub struct Outlet {
     most_events: usize,
     most_bytes: usize,
     room: Arc<Room>,
+    /// Answers that wait for the disk before they come here.
+    awaited: AtomicUsize,
+}
+
+/// The place of an answer that waits for the disk. Until it is dropped it counts against its session.
+#[derive(Debug)]
+pub struct PendingAnswer {
+    outlet: Arc<Outlet>,
+    answers: usize,
+}
+
+impl PendingAnswer {
+    /// The session's queue.
+    pub fn outlet(&self) -> &Outlet {
+        &self.outlet
+    }
+}
+
+impl Drop for PendingAnswer {
+    fn drop(&mut self) {
+        let before = self.outlet.awaited.fetch_sub(self.answers, Relaxed);
+        if (GROUP_ANSWERS..GROUP_ANSWERS + self.answers).contains(&before) {
+            // The session may be read on.
+            self.outlet.wake();
+        }
+    }
 }
 
 /// What waits in all queues together.
@@ -69,7 +96,14 @@ struct Queue {
 impl Outlet {
     /// An empty queue for so many events and bytes, which takes of `room` what waits in it.
     pub fn new(most_events: usize, most_bytes: usize, room: Arc<Room>) -> Self {
-        Outlet { queue: Mutex::default(), ready: Notify::new(), most_events, most_bytes, room }
+        Outlet {
+            queue: Mutex::default(),
+            ready: Notify::new(),
+            most_events,
+            most_bytes,
+            room,
+            awaited: AtomicUsize::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -172,6 +206,26 @@ impl Outlet {
     /// More waits than anybody hands out at a time: whoever sends for more is taken from no longer.
     pub fn is_stuffed(&self) -> bool {
         self.lock().bytes > 2 * self.most_bytes
+    }
+
+    /// An answer waits for the disk.
+    pub fn awaits(self: &Arc<Self>) -> PendingAnswer {
+        self.awaits_as(1)
+    }
+
+    /// An answer that all further frames of the session wait for.
+    pub fn awaits_first(self: &Arc<Self>) -> PendingAnswer {
+        self.awaits_as(GROUP_ANSWERS)
+    }
+
+    fn awaits_as(self: &Arc<Self>, answers: usize) -> PendingAnswer {
+        self.awaited.fetch_add(answers, Relaxed);
+        PendingAnswer { outlet: self.clone(), answers }
+    }
+
+    /// So many answers wait for the disk that the session is not read on.
+    pub fn awaits_enough(&self) -> bool {
+        self.awaited.load(Relaxed) >= GROUP_ANSWERS
     }
 
     /// Events that wait.

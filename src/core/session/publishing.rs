@@ -76,6 +76,7 @@ impl Session<'_> {
         self.has_window()
             && !self.is_output_full()
             && !self.subscribing.outlet.is_stuffed()
+            && !self.subscribing.outlet.awaits_enough()
             && !self.subscribing.is_looking_up()
             && !self.asking.is_full()
     }

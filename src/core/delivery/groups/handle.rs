@@ -21,7 +21,7 @@ use crate::core::clock::wall_ms;
 use crate::core::delivery::group::progress::Failure;
 use crate::core::delivery::group::{self, Group};
 use crate::core::delivery::interest::Interest;
-use crate::core::delivery::outlet::Outlet;
+use crate::core::delivery::outlet::{Outlet, PendingAnswer};
 use crate::core::event::string_body;
 use crate::core::metrics::groups::Table;
 use crate::core::retention::Retention;
@@ -100,7 +100,7 @@ pub(super) struct State {
     pub(super) counting: Option<Box<Counting>>,
     pub(super) members: BTreeMap<u64, Member>,
     /// For whom, once what they say is durable.
-    pub(super) answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
+    pub(super) answers: Vec<(PendingAnswer, u64, Vec<u8>)>,
     /// Events that are given up, while the last attempts are not written …
     pub(super) dying: Vec<(u64, Vec<Failure>)>,
     /// … while they are being written …

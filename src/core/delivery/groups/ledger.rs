@@ -11,7 +11,7 @@ use super::handle::{Handle, Stage, State};
 use super::letters;
 use super::notes::{Record, What};
 use crate::core::delivery::group::progress::CHANGE_BYTES;
-use crate::core::delivery::outlet::Outlet;
+use crate::core::delivery::outlet::PendingAnswer;
 use crate::core::event::Batch;
 use crate::core::limits::GROUP_NOTE_BYTES;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(super) struct Unwritten {
     pub records: Vec<Record>,
-    pub answers: Vec<(Arc<Outlet>, u64, Vec<u8>)>,
+    pub answers: Vec<(PendingAnswer, u64, Vec<u8>)>,
 }
 
 impl Handle {

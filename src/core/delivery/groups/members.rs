@@ -8,7 +8,7 @@ use crate::core::clock::wall_ms;
 use crate::core::delivery::group::answers::{Refused, Which as These};
 use crate::core::delivery::outlet::Outlet;
 use crate::core::delivery::redelivery::Delay;
-use crate::core::limits::{GROUP_ANSWERS, GROUP_MEMBER_BYTES};
+use crate::core::limits::GROUP_MEMBER_BYTES;
 use crate::core::metrics::groups::What;
 use crate::core::refusal::Refusal;
 use crate::core::wire::group::{Say, Spec, Which, Word, join_ack, refused, word_ack};
@@ -76,12 +76,6 @@ impl Handle {
     pub fn say(self: &Arc<Self>, number: u64, word: Word) -> Vec<(Option<u64>, Refusal)> {
         let now = self.now();
         let mut state = self.lock();
-        if word.confirm && word.say != Say::InProgress && state.answers.len() >= GROUP_ANSWERS {
-            let why = format!(
-                "{GROUP_ANSWERS} answers of the group wait for the disk; nothing was done: say it again later"
-            );
-            return vec![(None, Refusal::new("disk-full", why))];
-        }
         let seqs = match word.which {
             Which::Seqs(seqs) => seqs,
             Which::Through(seq) => match state.machine.held_through(number, seq) {
@@ -133,7 +127,7 @@ impl Handle {
                 // Nothing of it is written: it can be said again and again, and waits for nobody.
                 Some(outlet) if word.say == Say::InProgress => drop(outlet.hold(0, out.into(), 0)),
                 // It comes also when the membership has ended by then.
-                Some(outlet) => state.answers.push((outlet, 0, out)),
+                Some(outlet) => state.answers.push((outlet.awaits(), 0, out)),
                 None => {}
             }
         }

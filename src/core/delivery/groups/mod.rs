@@ -275,8 +275,11 @@ impl Groups {
             return Ok(());
         }
         let (looked_up, outlet) = (self.delivery.look_up(from), outlet.clone());
+        // Another seek that the session sent behind this one is not refused: it is read when this one is done.
+        let awaited = outlet.awaits_first();
         tokio::spawn(async move {
             handle.end_seek(looked_up.await.map(|beginning| beginning.next - 1), &outlet);
+            drop(awaited);
         });
         Ok(())
     }

@@ -50,7 +50,7 @@ impl Handle {
     pub fn begin_seek(&self) -> Result<(), Refusal> {
         let mut state = self.lock();
         if std::mem::replace(&mut state.is_seeking, true) {
-            let why = format!("it is being looked for where the group '{}' is to go on already", self.name);
+            let why = format!("another session seeks the group '{}' already", self.name);
             return Err(Refusal::new("seek-under-way", why));
         }
         Ok(())
@@ -87,7 +87,7 @@ impl Handle {
         state.seek = Some(cursor + 1);
         let mut out = Vec::new();
         report(&mut out, "group_seek", &json!({"group": self.name, "cursor": cursor}));
-        state.answers.push((outlet.clone(), 0, out));
+        state.answers.push((outlet.awaits(), 0, out));
         self.stir(&mut state);
     }
 
@@ -120,7 +120,7 @@ impl Handle {
         }
         let mut out = Vec::new();
         report(&mut out, "group_remove", &json!({"group": self.name}));
-        state.answers.push((outlet.clone(), 0, out));
+        state.answers.push((outlet.awaits(), 0, out));
         self.list(&mut state);
         self.rouse(&mut state);
     }

@@ -100,8 +100,8 @@ pub(super) async fn run(groups: Arc<Groups>) {
             return;
         }
         handles.iter().for_each(|handle| handle.written());
-        for (outlet, member, out) in answers {
-            outlet.hold(member, out.into(), 0);
+        for (awaited, member, out) in answers {
+            awaited.outlet().hold(member, out.into(), 0);
         }
         // Whatever is left, or was listed meanwhile, may be theirs.
         match left.is_empty() && groups.shared.dirty.is_clean() {
