@@ -24,7 +24,8 @@ Exit codes:
   65   what was given is wrong: no JSON, a bad topic, too large
   69   no agent answers
   74   stdin could not be read, or stdout not written
-  75   not kept: outbox-full, outbox-disk-full, outbox-failed, the agent is ending; try again
+  75   not kept: outbox-full, outbox-disk-full, outbox-busy, outbox-failed, the agent is
+      ending; try again
   77   refused: a topic of the broker's own, or a socket this user may not use
   124  the agent did not answer in time"#;
 

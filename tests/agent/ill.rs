@@ -7,6 +7,7 @@ use crate::support::{Broker, eventually};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
 
 const NOWHERE: &str = "unix:/nowhere/castra.sock";
 
@@ -216,4 +217,85 @@ fn a_power_cut_repeats_no_more_than_the_broker_remembers() {
     assert!(repeats <= 192, "{repeats} repeats");
     assert!(came.iter().map(|id| id.parse::<u32>().unwrap()).is_sorted(), "in order");
     drop(agent);
+}
+
+/// A second process that holds `outbox.db`, until it is dropped.
+struct Lock(rusqlite::Connection);
+
+impl Lock {
+    fn take(agent: &Agent) -> Self {
+        let db = rusqlite::Connection::open(agent.state.join("outbox.db")).unwrap();
+        db.busy_timeout(crate::support::PATIENCE).unwrap();
+        db.execute_batch("BEGIN EXCLUSIVE").unwrap();
+        Lock(db)
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.execute_batch("ROLLBACK");
+    }
+}
+
+#[test]
+fn an_outbox_that_somebody_else_has_locked_is_said_at_once_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    let agent = Agent::start(dir.path(), &at(&root), &[]);
+    let mut local = agent.program();
+    // The broker is away: these are pending.
+    (0..3).for_each(|n| local.publish(&line(&format!("a{n}"), 10)));
+    let lock = Lock::take(&agent);
+    let begun = Instant::now();
+    assert_eq!(local.ask(&line("refused", 10))["code"], "outbox-busy");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // From here on nobody waits for the lock: fifty would be fifty seconds.
+    for n in 0..50 {
+        assert_eq!(local.ask(&line(&format!("refused{n}"), 10))["code"], "outbox-busy");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(agent.said().matches("ERROR outbox-busy: another process has locked").count(), 1);
+    let begun = Instant::now();
+    let purged = agent.castra(&["outbox", "purge", "--error"]);
+    assert_eq!(purged.status.code(), Some(75), "{purged:?}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    // It can be read, and what is in it is sent.
+    assert_eq!(agent.outbox().len(), 4);
+    let broker = Broker::start(&root);
+    eventually("the events", || (broker.status()["broker"]["journal"]["head_seq"] == 3).then_some(()));
+    drop(lock);
+    agent.wait_for("the outbox works again");
+    local.publish(&line("b0", 10));
+    agent.drained();
+    // The log is written behind the acks.
+    let ids = || -> Vec<Value> { broker.log("web").iter().map(|event| event["id"].clone()).collect() };
+    eventually("the log", || (ids().len() >= 4).then_some(()));
+    assert_eq!(ids(), ["a0", "a1", "a2", "b0"]);
+}
+
+#[test]
+fn an_agent_ends_while_somebody_else_has_its_outbox_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("state");
+    let broker = Broker::start(&root);
+    let agent = Agent::start(dir.path(), &at(&root), &[]);
+    agent.program().publish(&line("a0", 10));
+    agent.drained();
+    let lock = Lock::take(&agent);
+    let mut local = agent.program();
+    assert_eq!(local.ask(&line("refused", 10))["code"], "outbox-busy");
+    let begun = Instant::now();
+    assert_eq!(agent.stop(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // One that begins while it is locked says so as well, and ends as soon.
+    let agent = Agent::start(dir.path(), &at(&root), &[]);
+    assert_eq!(agent.program().ask(&line("refused", 10))["code"], "outbox-busy");
+    let begun = Instant::now();
+    assert_eq!(agent.stop(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    drop(lock);
+    let agent = Agent::start(dir.path(), &at(&root), &[]);
+    agent.program().publish(&line("a1", 10));
+    agent.drained();
+    eventually("both in the log", || (broker.log("web").len() == 2).then_some(()));
 }

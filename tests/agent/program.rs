@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 pub struct Agent {
     child: Child,
     dir: PathBuf,
-    state: PathBuf,
+    pub state: PathBuf,
     said: Arc<Mutex<String>>,
 }
 

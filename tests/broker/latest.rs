@@ -444,3 +444,28 @@ fn a_backup_of_a_file_of_version_1_has_it() {
     let rows: i64 = db.query_row("SELECT count(*) FROM latest", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, 1);
 }
+
+/// A `sqlite3` shell or a backup tool: it is said, the rest goes on, and the broker ends in time.
+#[test]
+fn a_file_that_somebody_else_has_locked_is_said_and_holds_up_no_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &["s.>"]);
+    let mut guest = broker.guest("p");
+    put(&mut guest, "s.a", "k", json!(1));
+    assert_eq!(latest(&mut guest, "s.a").len(), 1);
+    let lock = rusqlite::Connection::open(broker.root.join("latest.db")).unwrap();
+    lock.busy_timeout(crate::support::PATIENCE).unwrap();
+    lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    put(&mut guest, "s.a", "k", json!(2));
+    let shown = |broker: &Broker| broker.status()["broker"]["latest"]["stalled"].clone();
+    let why = eventually("it is said", || Some(shown(&broker)).filter(|why| !why.is_null()));
+    assert!(why.as_str().unwrap().contains("locked"), "{why}");
+    // Publishing goes on, and so does everything else that needs no newest event.
+    put(&mut guest, "s.a", "k", json!(3));
+    let (code, time) = broker.stop();
+    assert!(code == Some(0) && time < std::time::Duration::from_secs(5), "{code:?} {time:?}");
+    drop(lock);
+    let broker = compacting(dir.path(), &["s.>"]);
+    let newest = latest(&mut broker.guest("q"), "s.a");
+    assert_eq!(newest, [("k".to_owned(), json!(3))]);
+}

@@ -42,7 +42,7 @@ fn find(state_dir: &Path) -> Result<PathBuf, Failure> {
 fn failed(path: &Path) -> impl Fn(Refusal) -> Failure {
     move |refusal| {
         let exit = match refusal.code {
-            "outbox-disk-full" => Exit::TryAgain,
+            "outbox-disk-full" | "outbox-busy" => Exit::TryAgain,
             "outbox-damaged" => Exit::BadData,
             _ => Exit::Io,
         };

@@ -18,8 +18,9 @@ use std::time::Duration;
 const APPLICATION: i32 = 0x636f_7574;
 /// The version of the tables.
 const VERSION: i32 = 1;
-/// A command that changes something holds the database for less.
-const BUSY: Duration = Duration::from_secs(5);
+/// A command that changes something, and a commit of the agent, hold the database for less. Whoever finds it locked for
+/// longer says so.
+pub(super) const BUSY: Duration = Duration::from_secs(1);
 /// What is kept of the write-ahead log between two checkpoints, in bytes.
 const WAL_BYTES: i64 = 4 * 1024 * 1024;
 

@@ -11,11 +11,13 @@
 
 use super::age::Age;
 use super::facts::{COUNTERS, counter, read_age, read_number, write_age, write_fact};
+use super::open::BUSY;
 use super::{Bounds, Counts, Cursor, Entry, Kept, Put, Sent};
 use crate::core::clock;
 use crate::core::limits::OUTBOX_SENT;
 use crate::core::refusal::Refusal;
 use rusqlite::{Connection, OptionalExtension, params};
+use std::time::Duration;
 
 /// What a row takes besides its frame, as the bounds count it, in bytes.
 pub const ROW_BYTES: u64 = 128;
@@ -59,6 +61,8 @@ pub(super) struct Store {
     written: Counts,
     /// Whether a commit is synced.
     durable: bool,
+    /// How long it waits for a lock.
+    patience: Duration,
 }
 
 impl Store {
@@ -66,7 +70,8 @@ impl Store {
     pub fn new(db: Connection) -> rusqlite::Result<Self> {
         let (tally, written) = (Tally::default(), Counts::default());
         let age = read_age(&db)?;
-        let mut store = Store { db, tally, age, version: 0, before: tally, written, durable: true };
+        let mut store =
+            Store { db, tally, age, version: 0, before: tally, written, durable: true, patience: BUSY };
         store.look()?;
         Ok(store)
     }
@@ -76,6 +81,15 @@ impl Store {
         if self.durable != durable {
             self.db.pragma_update(None, "synchronous", if durable { "FULL" } else { "NORMAL" })?;
             self.durable = durable;
+        }
+        Ok(())
+    }
+
+    /// Sets how long statements wait while another process has the database locked.
+    pub fn wait_for_lock(&mut self, time: Duration) -> rusqlite::Result<()> {
+        if self.patience != time {
+            self.db.busy_timeout(time)?;
+            self.patience = time;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ const LEAST_ROOM: u64 = 64 * 1024;
 pub(super) fn trouble(error: &rusqlite::Error, path: &Path) -> Refusal {
     match error.sqlite_error_code() {
         Some(DiskFull) => disk_full(),
+        Some(DatabaseBusy | DatabaseLocked) => busy(path),
         Some(SystemIoFailure | CannotOpen) if is_full(path) => disk_full(),
         _ if is_damage(error) => Refusal::new("outbox-damaged", format!("the outbox is damaged: {error}")),
         _ => Refusal::new("outbox-failed", format!("the outbox's database failed: {error}")),
@@ -29,6 +30,18 @@ pub(super) fn disk_full() -> Refusal {
     let why = "the disk of the outbox is full; free space there, publishing resumes by itself";
     Refusal::new("outbox-disk-full", why)
 }
+
+/// Another process has the database.
+fn busy(path: &Path) -> Refusal {
+    let why = format!(
+        "another process has locked {}; end what it does with it ('fuser' shows who it is), the outbox works again by itself",
+        path.display()
+    );
+    Refusal::new(BUSY_CODE, why)
+}
+
+/// The code of a database that another process has locked.
+pub(super) const BUSY_CODE: &str = "outbox-busy";
 
 /// Whether the file itself is wrong.
 pub(super) fn is_damage(error: &rusqlite::Error) -> bool {

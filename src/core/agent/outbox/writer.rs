@@ -8,10 +8,11 @@
 use super::folded::Folded;
 use super::folder::Folder;
 use super::marks::Fate;
+use super::open::BUSY;
 use super::reopen::file_of;
 use super::request::Request;
 use super::store::{Gone, Store};
-use super::trouble::is_full;
+use super::trouble::{BUSY_CODE, is_full};
 use super::{Bounds, Entry, OutboxError, Shared};
 use crate::core::refusal::Refusal;
 use std::collections::BTreeMap;
@@ -245,6 +246,7 @@ impl Writer {
         durable: bool,
         work: impl FnOnce(&mut Store, &Bounds, &mut Gone) -> rusqlite::Result<()>,
     ) -> Result<(), Refusal> {
+        let patience = self.patience();
         if self.store.is_some() && self.file != file_of(&self.state_dir) {
             let why = "outbox.db was removed or replaced while the agent ran; what was in it is lost";
             return Err(self.fall_ill(Refusal::new("outbox-failed", why), true));
@@ -254,6 +256,7 @@ impl Writer {
         };
         let mut gone = Gone::default();
         let run = || {
+            store.wait_for_lock(patience)?;
             store.set_durable(durable)?;
             store.begin()?;
             work(store, &self.bounds, &mut gone)?;
@@ -280,6 +283,13 @@ impl Writer {
         }
     }
 
+    /// How long to wait for a lock. Once it is known that somebody has it, a look at it is enough: nobody waits for an
+    /// answer, and the end of the agent does not either.
+    fn patience(&self) -> Duration {
+        let is_busy = self.ill.as_ref().is_some_and(|ill| ill.code == BUSY_CODE);
+        if is_busy { Duration::ZERO } else { BUSY }
+    }
+
     /// Tells the handles how it stands.
     pub(super) fn publish(&self) {
         if let Some(store) = &self.store {
@@ -303,8 +313,11 @@ impl Writer {
     }
 
     fn look<T>(&mut self, read: impl FnOnce(&mut Store) -> rusqlite::Result<T>) -> Result<T, Refusal> {
+        let patience = self.patience();
         match &mut self.store {
-            Some(store) => read(store).map_err(|error| self.failed(&error)),
+            Some(store) => {
+                store.wait_for_lock(patience).and_then(|()| read(store)).map_err(|error| self.failed(&error))
+            }
             None => Err(self.ill.clone().unwrap_or_else(super::closed)),
         }
     }
