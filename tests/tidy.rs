@@ -256,6 +256,16 @@ fn printing_is_for_the_commands() {
 }
 
 #[test]
+fn one_thread_waits_for_stderr() {
+    // What is over soon may wait itself.
+    let allowed = ["src/app/stderr.rs", "src/app/config_check.rs"];
+    let words =
+        ["io::stderr().write", "write!(io::stderr", "writeln!(io::stderr", "io::stderr().lock", "eprint"];
+    let elsewhere = |s: &Source| !allowed.contains(&s.path.as_str());
+    ban(elsewhere, &words, "a stderr that nobody reads blocks: say it with app/stderr.rs");
+}
+
+#[test]
 fn nothing_panics() {
     let words = [
         ".unwrap()",

@@ -6,10 +6,10 @@
 use super::config::Config as Configured;
 use super::reload::{self, Reloader};
 use super::service::{self, Service};
-use super::{Exit, Failure, logging};
+use super::{Exit, Failure, logging, stderr};
 use crate::cli::BrokerArgs;
 use crate::core::broker::{self, BrokerError, Config};
-use crate::core::config::Settings;
+use crate::core::config::{LogFormat, Settings};
 use crate::core::door::listen::Handed;
 use crate::core::door::tcp::BindError;
 use crate::core::events::Recorder;
@@ -33,6 +33,11 @@ pub fn print_config(root: &StateRoot, config: &Configured) -> Result<Exit, Failu
 pub fn run(root: StateRoot, config: Configured, args: BrokerArgs) -> Result<Exit, Failure> {
     // First: this changes the environment.
     let handed = service::handed()?;
+    let json = config.settings.log_format == LogFormat::Json;
+    stderr::start(json, |lost| {
+        tracing::info!(target: logging::LOG_ONLY, lost, "stderr: it is read again");
+    })
+    .map_err(Failure::system)?;
     let service = Arc::new(Service::start(config.settings.log_format)?);
     let ended = serve(root, config, args, handed, &service);
     service.end(ended.as_ref().err());

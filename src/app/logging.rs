@@ -1,11 +1,13 @@
 //! The broker's own lines: all to `logs/broker.log`, warnings and errors to stderr as well.
 //!
-//! Always holds: a line is whole, and whoever logs never waits for the disk. Owner: `app/broker.rs`.
+//! Always holds: a line is whole, and whoever logs waits neither for the disk nor for stderr. Owner: `app/broker.rs`.
 
+use super::stderr;
 use crate::core::config::{LogFormat, LogLevel};
 use crate::core::events::Recorder;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
@@ -45,9 +47,12 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        let counters = &self.recorder.counters;
         if self.aloud {
-            // Nobody may be reading; the log has it.
-            let _ = io::stderr().write_all(&self.bytes);
+            // The log has it.
+            if !stderr::write(&self.bytes) && counters.stderr_dropped.fetch_add(1, Relaxed) == 0 {
+                tracing::warn!(target: LOG_ONLY, "stderr: nobody reads it; lines are dropped there, not here");
+            }
         }
         self.recorder.log_line(std::mem::take(&mut self.bytes));
     }

@@ -50,6 +50,7 @@ mod status;
 mod status_groups;
 #[cfg(feature = "broker")]
 mod status_table;
+mod stderr;
 #[cfg(feature = "broker")]
 mod subscribe;
 #[cfg(feature = "broker")]
@@ -65,7 +66,6 @@ mod words;
 
 use crate::cli::{Cli, Command};
 use failure::{Exit, Failure};
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// Runs what was typed to its end.
@@ -90,20 +90,23 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "broker")]
         Command::Host(command) => operator::run(command, cli.state_root, cli.config, &mut json),
     };
-    match ended {
+    let code = match ended {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => end(&failure, json),
-    }
+    };
+    stderr::finish();
+    code
 }
 
 /// Says why, and ends with its code.
 fn end(failure: &Failure, json: bool) -> ExitCode {
     if failure.exit != Exit::Ok {
-        // A closed stderr leaves the exit code.
-        let _ = match json {
-            true => writeln!(io::stderr(), "{}", failure.json()),
-            false => failure.message.lines().try_for_each(|line| writeln!(io::stderr(), "castra: {line}")),
-        };
+        match json {
+            true => {
+                stderr::write(format!("{}\n", failure.json()).as_bytes());
+            }
+            false => failure.message.lines().for_each(stderr::say),
+        }
     }
     ExitCode::from(failure.exit as u8)
 }

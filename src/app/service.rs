@@ -7,14 +7,14 @@
 //! Always holds: without a service manager nothing is sent and no thread is there; one that does not read delays
 //! nobody but that thread; it is told that the start takes longer as long as it does. Owner: `app/broker.rs`.
 
-use super::{Exit, Failure};
+use super::{Exit, Failure, stderr};
 use crate::core::config::LogFormat;
 use crate::core::door::listen::Handed;
 use crate::core::service::Supervisor;
 use crate::core::status::{Snapshot, State};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
-use std::io::{self, Write};
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -108,15 +108,14 @@ impl Service {
 impl Supervisor for Service {
     fn ready(&self, listeners: &[String]) {
         let text = format!("broker running, listening on {}", listeners.join(" "));
-        // Nobody may be reading; the broker runs all the same.
-        let _ = match self.format {
-            LogFormat::Text => writeln!(io::stderr(), "castra: {text}"),
+        match self.format {
+            LogFormat::Text => stderr::say(&text),
             LogFormat::Json => {
                 let now = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
                 let line = serde_json::json!({"timestamp": now, "level": "INFO", "message": text, "listeners": listeners});
-                writeln!(io::stderr(), "{line}")
+                stderr::write(format!("{line}\n").as_bytes());
             }
-        };
+        }
         self.tell(|| Told::Ready);
     }
 

@@ -6,6 +6,7 @@
 use super::failure::{Exit, Failure};
 use super::given::vm_name;
 use super::status_table::{self, Look};
+use super::stderr::{self, say};
 use crate::cli::StatusArgs;
 use crate::core::clock;
 use crate::core::state_root::{Holder, StateRoot};
@@ -19,6 +20,9 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_secs(1);
 
 pub fn run(root: &StateRoot, args: &StatusArgs) -> Result<Exit, Failure> {
+    if args.watch {
+        stderr::start(args.json, |_| ()).map_err(Failure::system)?;
+    }
     let mut first = true;
     loop {
         let mut report = look_all_the_same(root, first)?;
@@ -54,8 +58,7 @@ fn look_all_the_same(root: &StateRoot, first: bool) -> Result<Report, Failure> {
         Err(failure) if failure.exit == Exit::BadData && holder(root)? == Holder::Nobody => {
             let why = "the VMs that the last broker knew are not shown; the next start begins anew";
             if first {
-                // Nobody may be reading.
-                let _ = writeln!(io::stderr(), "castra: {}; {why}", failure.message);
+                say(&format!("{}; {why}", failure.message));
             }
             Ok(report(None, Holder::Nobody, &now()))
         }

@@ -91,6 +91,12 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     if report.broker.signals_dropped > 0 {
         warn(format!("{} records of signals were dropped", report.broker.signals_dropped))?;
     }
+    if report.broker.counters.stderr_dropped > 0 {
+        let lines = report.broker.counters.stderr_dropped;
+        warn(format!(
+            "{lines} log lines were dropped from stderr: nobody read it; logs/broker.log has them"
+        ))?;
+    }
     if let Some(text) = lost(report) {
         writeln!(out, "{}", cut(&text, width))?;
     }

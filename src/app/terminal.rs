@@ -3,6 +3,7 @@
 //! Always holds: where there is no terminal there is no colour, no progress and no cut line; NO_COLOR and
 //! `TERM=dumb` are obeyed. Owner: the commands.
 
+use super::stderr;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,7 @@ pub struct Progress {
 impl Progress {
     /// Shows nothing yet.
     pub fn new() -> Self {
-        let width = if io::stderr().is_terminal() { width_of(io::stderr()).or(Some(80)) } else { None };
+        let width = if stderr::is_terminal() { width_of(io::stderr()).or(Some(80)) } else { None };
         Progress { width, drawn: None, begun: Instant::now() }
     }
 
@@ -72,15 +73,13 @@ impl Progress {
             return;
         }
         self.drawn = Some(Instant::now());
-        // Nobody may be reading.
-        let _ = write!(io::stderr(), "\r\x1b[K{}", cut(&line(), width.saturating_sub(1)));
-        let _ = io::stderr().flush();
+        stderr::write(format!("\r\x1b[K{}", cut(&line(), width.saturating_sub(1))).as_bytes());
     }
 
     /// Takes the line away, so that something else can be said.
     pub fn clear(&mut self) {
         if self.drawn.take().is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
+            stderr::write(b"\r\x1b[K");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! exit 0 means that nothing is damaged. Owner: `app/mod.rs` calls [`run`]; `backup.rs` prints its report with this.
 
 use super::failure::of_io;
+use super::stderr::say;
 use super::terminal::{Progress, print_all};
 use super::words::{count, percent, size};
 use super::{Exit, Failure, broker};
@@ -97,7 +98,7 @@ pub fn say_more(report: &Report, repaired: bool) {
     }
     for note in notes {
         // Nobody may be reading.
-        let _ = writeln!(io::stderr(), "castra: {note}");
+        say(&note);
     }
 }
 

@@ -64,6 +64,8 @@ Fields of --json (ages are milliseconds, null when never):
                                whose token was wrong
     .signals_folded            signals that were not said at once: the same of a session is
                                said every 5 min at most
+    .stderr_dropped            warnings and errors that were not written to stderr, because
+                               nobody read it; logs/broker.log has them
     .delivered_live, .delivered_from_journal
                                events that went to subscribers, by where they came from
     .gaps                      ranges that subscribers were told are gone

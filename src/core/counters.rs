@@ -36,6 +36,8 @@ pub struct Counters<N = u64> {
     pub wrong_tokens: N,
     /// Signals that were not said at once.
     pub signals_folded: N,
+    /// Warnings and errors that were not written to stderr, because nobody read it.
+    pub stderr_dropped: N,
     /// Events that went to a subscriber as they were published.
     pub delivered_live: N,
     /// Events that went to a subscriber from the journal.
@@ -152,6 +154,7 @@ impl Counting {
             refused: read(&self.refused),
             wrong_tokens: read(&self.wrong_tokens),
             signals_folded: read(&self.signals_folded),
+            stderr_dropped: read(&self.stderr_dropped),
             delivered_live: read(&self.delivered_live),
             delivered_from_journal: read(&self.delivered_from_journal),
             gaps: read(&self.gaps),

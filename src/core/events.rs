@@ -22,7 +22,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// The end waits so long for what was signalled to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// One handshake, as `handshake-events.jsonl` has it.
 #[derive(Debug, Serialize)]
@@ -214,12 +218,18 @@ impl Recorder {
         let _ = self.queue.try_send(Job::Wake);
     }
 
-    /// Writes what was signalled so far and ends the thread. Blocks.
+    /// Writes what was signalled so far and ends the thread. Blocks, for a second at most.
     pub fn stop(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            let _ = self.queue.send(Job::Stop);
-            let _ = thread.join();
+            // A disk that hangs does not hold up the end.
+            let until = Instant::now() + LAST_LINES;
+            while self.queue.try_send(Job::Stop).is_err() && Instant::now() < until {
+                std::thread::sleep(LAST_LINES / 100);
+            }
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::sleep(LAST_LINES / 100);
+            }
         }
     }
 }

@@ -24,3 +24,4 @@ mod outbox;
 mod program;
 mod serial;
 mod started;
+mod stderr_full;

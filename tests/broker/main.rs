@@ -53,6 +53,7 @@ mod start;
 mod status;
 mod status_cli;
 mod status_groups;
+mod stderr_full;
 mod subscribe;
 mod subscribe_cli;
 mod subscribe_cli_broker;

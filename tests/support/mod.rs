@@ -4,6 +4,8 @@
 //! pid when its handle is dropped; waiting means looking for what is waited for, with a limit.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::print_stderr)]
 
+pub mod unread;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ mod outbox;
 mod publish;
 mod service;
 
+use super::stderr::{self, Stderr};
 use super::{Exit, Failure};
 use crate::cli::{AgentArgs, AgentCommand};
 use crate::core::agent::dial::System;
@@ -16,7 +17,6 @@ use crate::core::agent::outbox::{Opened, Outbox, OutboxError};
 use crate::core::agent::{self, Plan, Standing, Tally};
 use crate::core::awake;
 use service::Service;
-use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,6 +36,7 @@ pub fn run(mut args: AgentArgs, json: &mut bool) -> Result<Exit, Failure> {
         None => {}
     }
     let (plan, bounds) = (given::plan(&args)?, given::bounds(&args)?);
+    stderr::start(false, |_| ()).map_err(Failure::system)?;
     log(&args.log_level);
     let service = Service::start().map_err(Failure::system)?;
     // That a damaged one was put aside is said where it is done.
@@ -92,7 +93,7 @@ async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) ->
 fn log(level: &str) {
     let level = LevelFilter::from_str(level).unwrap_or(LevelFilter::INFO);
     let lines = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_target(false);
-    let lines = lines.with_writer(io::stderr);
+    let lines = lines.with_writer(|| Stderr);
     // A second call would be a second agent in this process, which keeps the first one's.
     let _ = match std::env::var_os("JOURNAL_STREAM") {
         Some(_) => tracing::subscriber::set_global_default(lines.without_time().finish()),

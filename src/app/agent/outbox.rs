@@ -4,6 +4,7 @@
 //! [`super::run`].
 
 use crate::app::failure::{Exit, Failure};
+use crate::app::stderr;
 use crate::cli::{OutboxArgs, OutboxCommand, OutboxLsArgs, OutboxPurgeArgs, OutboxRetryArgs, OutboxState};
 use crate::core::agent::outbox::edit::{self, Retried, Row, State, Summary, Which};
 use crate::core::refusal::Refusal;
@@ -212,9 +213,8 @@ fn say(
         writeln!(out, "{object}")?;
     } else {
         writeln!(out, "{words}")?;
-        // A closed stderr leaves the exit code.
         for id in unknown {
-            let _ = writeln!(io::stderr(), "castra: no event {place} has the id {id}");
+            stderr::say(&format!("no event {place} has the id {id}"));
         }
     }
     let is_nothing = counts.iter().all(|(_, number)| *number == 0);

@@ -9,9 +9,9 @@ mod print;
 use super::failure::{Exit, Failure};
 use super::given::check_root;
 use super::host::check_path;
-use super::status;
 use super::terminal::{Progress, print_all};
 use super::words::grouped;
+use super::{status, stderr};
 use crate::cli::{BenchArgs, BenchCommand};
 use crate::core::awake;
 use crate::core::bench::idle::idle;
@@ -47,6 +47,7 @@ pub fn common(command: &BenchCommand) -> &BenchArgs {
 
 pub fn run(root: &StateRoot, command: &BenchCommand) -> Result<Exit, Failure> {
     let args = common(command);
+    stderr::start(args.json, |_| ()).map_err(Failure::system)?;
     let (stop, stopped) = watch::channel(false);
     let plan = Plan {
         target: target(root, args)?,

@@ -9,6 +9,7 @@ mod retry;
 use super::asked::{Asked, PATIENCE};
 use super::failure::{Exit, Failure};
 use super::latest;
+use super::stderr;
 use super::tail::event_text::{clock_text, harmless};
 use super::words::count;
 use crate::cli::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs, Output};
@@ -249,7 +250,7 @@ fn say(
     } else {
         writeln!(out, "{} of {} {what}", count(done.len() as u64, "dead letter"), args.group)?;
         for (seq, _, reason) in left {
-            writeln!(io::stderr(), "castra: {seq}: {}", harmless(reason))?;
+            stderr::say(&format!("{seq}: {}", harmless(reason)));
         }
     }
     Ok(if left.is_empty() && !done.is_empty() { Exit::Ok } else { Exit::Degraded })

@@ -10,6 +10,7 @@ use super::print::{Printer, Tally};
 use super::{open, unreadable};
 use crate::app::failure::{Exit, Failure};
 use crate::app::host::{connect, within};
+use crate::app::stderr;
 use crate::cli::PublishArgs;
 use crate::core::burst::Burst;
 use crate::core::client::ClientError;
@@ -33,6 +34,7 @@ pub fn run(root: &StateRoot, args: &PublishArgs, defaults: Defaults) -> Result<E
     if args.dry_run {
         return check(path, input, &defaults, Printer::new(args.json));
     }
+    stderr::start(args.json, |_| ()).map_err(Failure::system)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     let client = runtime

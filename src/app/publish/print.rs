@@ -5,6 +5,7 @@
 
 use super::failure::exit_of;
 use crate::app::failure::{Exit, Failure};
+use crate::app::stderr;
 use crate::app::terminal::Progress;
 use crate::app::words::grouped;
 use crate::core::event::string_body;
@@ -117,11 +118,12 @@ impl Printer {
             progress.clear();
         }
         let failure = Failure::new(exit, code.to_owned(), format!("line {line}: {code}: {reason}"));
-        // A closed stderr leaves the exit code.
-        let _ = match self.json {
-            true => writeln!(io::stderr(), "{}", failure.with("line", line).json()),
-            false => writeln!(io::stderr(), "castra: {}", failure.message),
-        };
+        match self.json {
+            true => {
+                stderr::write(format!("{}\n", failure.with("line", line).json()).as_bytes());
+            }
+            false => stderr::say(&failure.message),
+        }
     }
 
     /// Writes what was gathered.

@@ -6,13 +6,14 @@
 use super::exec::{how_it_ended, say_short};
 use super::say::Sayer;
 use super::work::Tally;
+use crate::app::stderr;
 use crate::core::awake::timeout;
 use crate::core::client::{Context, Delivery};
 use crate::core::exec::{Facts, Job, Listener, Running};
 use nix::sys::signal::Signal;
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::io::{self, Write};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
@@ -88,8 +89,7 @@ impl Exec {
         // A reader of stderr that stops holds up the commands that write to it, and nothing else.
         Builder::new().spawn(move || {
             while let Some(line) = lines.blocking_recv() {
-                // Nobody may be reading.
-                let _ = io::stderr().write_all(&line);
+                stderr::write_waiting(&line);
             }
             let _ = is_written.send(());
         })?;

@@ -13,7 +13,7 @@ mod say;
 mod work;
 
 use super::words::list;
-use super::{Exit, Failure};
+use super::{Exit, Failure, stderr};
 use crate::cli::{Output, SubscribeArgs};
 use crate::core::exec::Running;
 use crate::core::follow::{News, Room};
@@ -47,6 +47,7 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 
 pub fn run(root: &StateRoot, args: &SubscribeArgs) -> Result<Exit, Failure> {
     let given = Given::new(root, args)?;
+    stderr::start(args.json, |_| ()).map_err(Failure::system)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::system)?;
     let result = match &args.group {

@@ -5,10 +5,9 @@
 
 use crate::app::failure::{Exit, Failure};
 use crate::app::group::may_pass;
-use crate::app::tail::standing::say;
+use crate::app::stderr::{self, say};
 use crate::core::follow::Failed;
 use serde_json::{Value, json};
-use std::io::{self, IsTerminal, Write};
 
 /// Says lines on stderr.
 #[derive(Clone, Copy)]
@@ -21,7 +20,7 @@ pub struct Sayer {
 impl Sayer {
     /// Says objects or sentences; `all`: also where stderr is no terminal.
     pub fn new(json: bool, all: bool) -> Self {
-        Sayer { json, all: all || io::stderr().is_terminal() }
+        Sayer { json, all: all || stderr::is_terminal() }
     }
 
     /// Something that should not be.
@@ -34,7 +33,7 @@ impl Sayer {
             object[*name] = Value::from(*value);
         }
         // Nobody may be reading.
-        let _ = writeln!(io::stderr(), "{object}");
+        stderr::write(format!("{object}\n").as_bytes());
     }
 
     /// Something that is as it should be.

@@ -9,6 +9,7 @@ pub mod range;
 pub mod standing;
 
 use super::status::look;
+use super::stderr::{self, say};
 use super::{Exit, Failure};
 use crate::cli::TailArgs;
 use crate::core::clock;
@@ -23,7 +24,7 @@ use cursor::Keeper;
 use event_text::Printer;
 use jiff::tz::TimeZone;
 use range::Range;
-use standing::{Standing, say};
+use standing::Standing;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -35,6 +36,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(1);
 
 pub fn run(root: &StateRoot, args: &TailArgs) -> Result<Exit, Failure> {
+    if args.follow {
+        stderr::start(false, |_| ()).map_err(Failure::system)?;
+    }
     let begun = Instant::now();
     let broken = |e: io::Error| Failure::unreadable(root.path(), &e);
     let mut keeper = args.cursor.as_deref().map(|path| Keeper::open(root, path)).transpose()?;

@@ -9,7 +9,6 @@ use crate::app::words::{age, list};
 use crate::core::state_root::StateRoot;
 use crate::core::status::State;
 use crate::core::status_report::Report;
-use std::io::{self, Write};
 
 /// What a line is about; its ages aside.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,10 +82,4 @@ impl Standing {
             format!("{name}: {reach}{off}, {sessions}, subscribed to {}, {publish}{behind}", list(&topics));
         (Stand::Vm { state, reachable: vm.reachable, sessions: vm.sessions, topics, logs }, line)
     }
-}
-
-/// Says a line beside the data.
-pub fn say(line: &str) {
-    // Nobody may be reading.
-    let _ = writeln!(io::stderr(), "castra: {line}");
 }

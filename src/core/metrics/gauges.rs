@@ -149,6 +149,7 @@ impl Out<'_> {
             refused,
             wrong_tokens,
             signals_folded,
+            stderr_dropped,
             delivered_live,
             delivered_from_journal,
             gaps,
@@ -183,6 +184,11 @@ impl Out<'_> {
             ("castra_write_retries", "Times that a socket which takes nothing was recorded.", write_retries),
             ("castra_unsubscribed", "Subscriptions that a change of castra.toml ended.", unsubscribed),
             ("castra_signals_folded", "Signals that were not said at once.", signals_folded),
+            (
+                "castra_stderr_dropped",
+                "Log lines that were not written to stderr, because nobody read it.",
+                stderr_dropped,
+            ),
             ("castra_gaps", "Ranges that subscribers were told are gone.", gaps),
             ("castra_duplicates", "Events that were sent again with their id, and stored once.", duplicates),
         ] {
