@@ -15,6 +15,7 @@
 //! `redelivery.rs` when it goes out again, `group/progress.rs` what is written. Owner: the task of the group.
 
 pub mod answers;
+mod deliveries;
 pub mod figures;
 pub mod members;
 mod outcome;
@@ -77,6 +78,10 @@ struct Event {
     bytes: usize,
     /// Deliveries in vain.
     failed: u32,
+    /// Its member said that it began it.
+    is_begun: bool,
+    /// Which of its member's deliveries it is.
+    number: u64,
     place: Place,
 }
 
@@ -88,6 +93,7 @@ enum Place {
     },
     /// Waits for another of its key.
     Behind,
+    /// The time is not over before `until`; its member may have restarted it since.
     Held {
         member: MemberId,
         until: Duration,
@@ -171,15 +177,22 @@ impl Group {
         self.members.go_on(member);
     }
 
-    /// A member goes; what it held is a delivery in vain each, and waits for another at once.
+    /// The member, which joined, says which events it begins: the others are in its buffer, and cost no attempt.
+    pub fn tells(&mut self, member: MemberId) {
+        self.members.tells(member);
+    }
+
+    /// A member goes; what it held waits for another at once. What it had begun is a delivery in vain.
     pub fn leave(&mut self, member: MemberId, now: Duration) {
         self.clock(now);
-        for seq in self.members.leave(member).unwrap_or_default() {
-            if let Some(event) = self.events.get_mut(&seq)
+        let Some((held, begun)) = self.members.leave(member) else { return };
+        for seq in held {
+            if let Some(event) = self.events.get(&seq)
                 && let Place::Held { until, .. } = event.place
             {
+                let is_begun = event.is_begun || Some(event.number) == begun;
                 self.timers.clear(until, seq);
-                self.fail(seq, Cause::Gone, Some(member));
+                self.let_wait(seq, member, is_begun.then_some(Cause::Gone));
             }
         }
     }
@@ -214,7 +227,7 @@ impl Group {
             Place::Waiting { late: None }
         };
         let first = self.events.is_empty();
-        self.events.insert(seq, Event { key, bytes, failed, place });
+        self.events.insert(seq, Event { key, bytes, failed, is_begun: false, number: 0, place });
         if first {
             self.advance(false);
         }
@@ -252,12 +265,13 @@ impl Group {
                 self.queue.pop();
                 continue;
             };
-            let Some(member) = self.members.give(seq, event.bytes) else { break };
+            let Some((member, number)) = self.members.give(seq, event.bytes) else { break };
             self.queue.pop();
             if let Place::Waiting { late: Some(other) } = event.place {
                 self.members.not_late(other, seq);
             }
             let until = self.now.saturating_add(self.options.ack_timeout);
+            (event.number, event.is_begun) = (number, false);
             event.place = Place::Held { member, until };
             self.timers.set(until, seq);
             effects.push(Effect::Deliver { member, seq, attempt: event.failed.saturating_add(1) });
@@ -267,12 +281,21 @@ impl Group {
 
     /// What is due: deadlines and ends of delays.
     fn ring(&mut self) {
+        let mut over = Vec::new();
         while let Some(seq) = self.timers.due(self.now) {
             let Some(event) = self.events.get_mut(&seq) else { continue };
             match event.place {
                 Place::Held { member, .. } => {
-                    self.members.release(member, seq, event.bytes);
-                    self.fail(seq, Cause::Timeout, Some(member));
+                    let restarted = self.members.restarted(member, event.number);
+                    let until = restarted.map(|since| since.saturating_add(self.options.ack_timeout));
+                    if let Some(until) = until.filter(|until| *until > self.now) {
+                        event.place = Place::Held { member, until };
+                        self.timers.set(until, seq);
+                        continue;
+                    }
+                    // Known before anything is released: behind the oldest, none becomes the oldest by that.
+                    let is_oldest = self.members.has_begun(member, event.number);
+                    over.push((seq, member, is_oldest));
                 }
                 Place::Delayed { .. } => {
                     event.place = Place::Waiting { late: None };
@@ -281,6 +304,15 @@ impl Group {
                 }
                 Place::Waiting { .. } | Place::Behind | Place::Dead => {}
             }
+        }
+        for (seq, member, is_oldest) in over {
+            let Some(event) = self.events.get(&seq) else { continue };
+            let is_begun = event.is_begun || is_oldest;
+            self.members.release(member, (seq, event.number), event.bytes);
+            if is_oldest {
+                self.members.spare(member);
+            }
+            self.let_wait(seq, member, is_begun.then_some(Cause::Timeout));
         }
     }
 
@@ -468,7 +500,8 @@ mod tests {
         AckThrough(MemberId, u64),
         Nack(usize, u64),
         Term(usize),
-        InProgress(usize),
+        /// And whether it says that it begins.
+        InProgress(usize, bool),
         Bury,
         Write(bool),
         /// The wall clock goes elsewhere meanwhile, so many milliseconds.
@@ -490,7 +523,7 @@ mod tests {
             2 => (1u64..=3, seq.clone()).prop_map(|(m, s)| Input::AckThrough(m, s)),
             4 => (0usize..12, 0u64..300).prop_map(|(i, ms)| Input::Nack(i, ms)),
             1 => (0usize..12).prop_map(Input::Term),
-            1 => (0usize..12).prop_map(Input::InProgress),
+            4 => (0usize..12, any::<bool>()).prop_map(|(i, begins)| Input::InProgress(i, begins)),
             3 => Just(Input::Bury),
             3 => any::<bool>().prop_map(Input::Write),
             1 => prop_oneof![Just(0), -500i64..500, Just(i64::MIN), Just(1 << 40)].prop_map(Input::Crash),
@@ -515,11 +548,23 @@ mod tests {
     enum State {
         Ahead,
         Waiting { again: bool, late: Option<MemberId> },
-        Held { member: MemberId, until: Duration },
+        Held { member: MemberId, until: Duration, number: u64, is_begun: bool },
         Delayed { until: Duration },
         Dead { told: bool },
         Done,
     }
+
+    /// A member: what it takes, how many deliveries it had, and which of them are behind one that timed out.
+    #[derive(Clone, Copy, Debug)]
+    struct Part {
+        most: usize,
+        bytes: usize,
+        delivered: u64,
+        spared: u64,
+    }
+
+    /// This one says what it begins.
+    const TELLING: MemberId = 3;
 
     type Written = (Vec<bool>, Vec<u32>, BTreeSet<u64>, Vec<Option<(u64, u64)>>);
 
@@ -534,7 +579,7 @@ mod tests {
         due: Vec<Option<(u64, u64)>>,
         /// Which were done, how often each failed, what was given up, and what is due, when it was last written.
         written: Written,
-        members: BTreeMap<MemberId, (usize, usize)>,
+        members: BTreeMap<MemberId, Part>,
         /// What the group was told of, and the stream was read.
         looked: u64,
         fed: u64,
@@ -558,6 +603,48 @@ mod tests {
 
         fn held_by(&self, member: MemberId) -> Vec<u64> {
             self.seqs(|state| matches!(state, State::Held { member: m, .. } if m == member))
+        }
+
+        fn number(&self, seq: u64) -> Option<u64> {
+            match self.state[seq as usize] {
+                State::Held { number, .. } => Some(number),
+                _ => None,
+            }
+        }
+
+        /// Whether a delivery is an attempt: its member said so, or it is the oldest of those that it has.
+        fn has_begun(&self, seq: u64) -> bool {
+            self.is_oldest(seq) || matches!(self.state[seq as usize], State::Held { is_begun: true, .. })
+        }
+
+        fn is_oldest(&self, seq: u64) -> bool {
+            let State::Held { member, number, .. } = self.state[seq as usize] else { return false };
+            let oldest = self.held_by(member).into_iter().filter_map(|seq| self.number(seq)).min();
+            member != TELLING && oldest == Some(number) && number >= self.members[&member].spared
+        }
+
+        /// The member cannot have begun those of its deliveries before now that begin with this one.
+        fn restart(&mut self, member: MemberId, from: u64) {
+            if member == TELLING {
+                return;
+            }
+            let anew = self.now + self.options.ack_timeout;
+            self.members.get_mut(&member).into_iter().for_each(|part| part.spared = 0);
+            for seq in self.held_by(member) {
+                if let State::Held { until, number, .. } = self.at(seq)
+                    && *number >= from
+                {
+                    *until = anew;
+                }
+            }
+        }
+
+        /// It is with nobody any more, and was in vain or not.
+        fn let_wait(&mut self, seq: u64, member: MemberId, is_begun: bool) {
+            match is_begun {
+                true => self.fail(seq, Duration::ZERO, Some(member)),
+                false => *self.at(seq) = State::Waiting { again: true, late: Some(member) },
+            }
         }
 
         fn blocked(&self, seq: u64) -> bool {
@@ -603,7 +690,9 @@ mod tests {
                 State::Held { member: m, .. } if m == member => Ok(true),
                 State::Waiting { late: Some(m), .. } if m == member => Ok(false),
                 State::Dead { .. } => Err(Refused::GivenUp),
-                State::Waiting { .. } if self.failed[seq as usize] == 0 => Err(Refused::NotDelivered),
+                State::Waiting { late: None, .. } if self.failed[seq as usize] == 0 => {
+                    Err(Refused::NotDelivered)
+                }
                 _ => Err(Refused::NotHeld),
             }
         }
@@ -615,10 +704,16 @@ mod tests {
         }
 
         fn step(&mut self, group: &mut Group) {
+            let all = self.seqs(|_| true);
+            let begun: BTreeSet<u64> = all.iter().copied().filter(|seq| self.has_begun(*seq)).collect();
+            let oldest: BTreeSet<u64> = all.iter().copied().filter(|seq| self.is_oldest(*seq)).collect();
             for seq in self.seqs(|_| true) {
                 match self.state[seq as usize] {
-                    State::Held { member, until } if until <= self.now => {
-                        self.fail(seq, Duration::ZERO, Some(member))
+                    State::Held { member, until, .. } if until <= self.now => {
+                        if let Some(part) = self.members.get_mut(&member).filter(|_| oldest.contains(&seq)) {
+                            part.spared = part.delivered;
+                        }
+                        self.let_wait(seq, member, begun.contains(&seq));
                     }
                     State::Delayed { until } if until <= self.now => {
                         *self.at(seq) = State::Waiting { again: true, late: None };
@@ -642,20 +737,22 @@ mod tests {
                     Effect::Deliver { member, seq, attempt } => {
                         assert_eq!(Some(seq), self.next());
                         let held = self.held_by(member);
-                        let (most, most_bytes) = self.members[&member];
+                        let Part { most, bytes: most_bytes, delivered, .. } = self.members[&member];
                         let bytes: usize = held.iter().map(|seq| self.stream[*seq as usize].bytes).sum();
                         let fits = held.len() < most && bytes + self.stream[seq as usize].bytes <= most_bytes;
                         assert!(held.is_empty() || fits, "{member} has no room for {seq}");
                         assert_eq!(attempt, self.failed[seq as usize] + 1);
                         assert!(attempt <= self.options.max_attempts);
-                        *self.at(seq) = State::Held { member, until: self.now + self.options.ack_timeout };
+                        let until = self.now + self.options.ack_timeout;
+                        *self.at(seq) = State::Held { member, until, number: delivered, is_begun: false };
+                        self.members.get_mut(&member).unwrap().delivered += 1;
                         self.history.push((member, seq));
                     }
                 }
             }
             if group.next() != Some(Duration::ZERO) {
                 assert!(self.seqs(|state| state == State::Dead { told: false }).is_empty());
-                for (member, (most, bytes)) in &self.members {
+                for (member, Part { most, bytes, .. }) in &self.members {
                     let held = self.held_by(*member).len();
                     let full = held >= *most || (held > 0 && *bytes < usize::MAX);
                     assert!(full || self.next().is_none(), "{member} could take something");
@@ -664,7 +761,9 @@ mod tests {
                     State::Held { until, .. } | State::Delayed { until } => Some(until),
                     _ => None,
                 };
-                assert_eq!(group.next(), self.seqs(|_| true).iter().filter_map(until).min());
+                let first = self.seqs(|_| true).iter().filter_map(until).min();
+                // A time that was restarted is known when it would have been over.
+                assert!(group.next() <= first && group.next().is_some() == first.is_some());
             }
         }
 
@@ -737,6 +836,8 @@ mod tests {
             for &seq in seqs {
                 match self.judge(member, seq) {
                     Ok(_) => {
+                        let number = self.number(seq);
+                        self.restart(member, number.map_or(0, |number| number + 1));
                         self.done(seq);
                         expected.taken.push(seq);
                     }
@@ -776,14 +877,20 @@ mod tests {
                 }
                 Input::Join(member, most, bytes) => {
                     group.join(member, most, bytes);
-                    self.members.insert(member, (most as usize, bytes));
+                    if member == TELLING {
+                        group.tells(member);
+                    }
+                    let part = Part { most: 0, bytes: 0, delivered: 0, spared: 0 };
+                    let part = self.members.entry(member).or_insert(part);
+                    (part.most, part.bytes) = (most as usize, bytes);
                 }
                 Input::Leave(member) => {
                     group.leave(member, self.now);
-                    self.members.remove(&member);
-                    for seq in self.held_by(member) {
-                        self.fail(seq, Duration::ZERO, Some(member));
+                    let held = self.held_by(member).into_iter();
+                    for (seq, is_begun) in held.map(|seq| (seq, self.has_begun(seq))).collect::<Vec<_>>() {
+                        self.let_wait(seq, member, is_begun);
                     }
+                    self.members.remove(&member);
                 }
                 Input::Ack(back) => {
                     let (member, seq) = self.pick(back);
@@ -819,6 +926,8 @@ mod tests {
                     match self.judge(member, seq) {
                         Ok(true) => {
                             let after = MS(if self.failed[seq as usize] == 0 { ms } else { 2 * ms });
+                            let number = self.number(seq).unwrap();
+                            self.restart(member, number + 1);
                             self.fail(seq, after, None);
                             let dead = matches!(*self.at(seq), State::Dead { .. });
                             assert_eq!(nacked, Ok(if dead { Fate::Dead } else { Fate::Again { after } }));
@@ -833,17 +942,27 @@ mod tests {
                         self.judge(member, seq).and_then(|held| held.then_some(()).ok_or(Refused::NotHeld));
                     assert_eq!(group.term(member, seq, "", self.now), held);
                     if held.is_ok() {
+                        let number = self.number(seq).unwrap();
+                        self.restart(member, number + 1);
                         self.fail(seq, Duration::ZERO, None);
                         *self.at(seq) = State::Dead { told: false };
                         self.given_up.insert(seq);
                     }
                 }
-                Input::InProgress(back) => {
+                Input::InProgress(back, begins) => {
                     let (member, seq) = self.pick(back);
-                    let answered = group.in_progress(member, &[seq], self.now);
+                    let answered = match begins {
+                        true => group.begin(member, &[seq], self.now),
+                        false => group.in_progress(member, &[seq], self.now),
+                    };
                     assert_eq!(answered.taken == [seq], self.judge(member, seq) == Ok(true));
                     if !answered.taken.is_empty() {
-                        *self.at(seq) = State::Held { member, until: self.now + self.options.ack_timeout };
+                        let number = self.number(seq).unwrap();
+                        self.restart(member, number);
+                        let anew = self.now + self.options.ack_timeout;
+                        if let State::Held { until, is_begun, .. } = self.at(seq) {
+                            (*until, *is_begun) = (anew, *is_begun || begins);
+                        }
                     }
                 }
                 Input::Bury => {
@@ -877,6 +996,7 @@ mod tests {
                     self.due.fill(None);
                     self.given_up.clear();
                     (self.looked, self.fed) = (cursor, cursor);
+                    self.members.values_mut().for_each(|part| part.spared = 0);
                 }
                 Input::Lapse(before) => {
                     let waits = |state| matches!(state, State::Waiting { .. } | State::Delayed { .. });

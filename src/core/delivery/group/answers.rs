@@ -69,8 +69,10 @@ impl Group {
         let mut answered = Answered::default();
         for seq in seqs {
             match self.judge(member, seq) {
-                Ok(_) => {
+                Ok(held) => {
+                    let number = held.and(self.events.get(&seq)).map(|event| event.number);
                     self.finish(seq);
+                    self.goes_on(member, number);
                     answered.taken.push(seq);
                 }
                 Err(refused) => answered.refused.push((seq, refused)),
@@ -100,7 +102,7 @@ impl Group {
         self.clock(now);
         let attempt = self.let_go(member, seq)?;
         let after = delay.after(attempt);
-        self.fail_for(seq, Cause::Nack, reason, after, wall_ms);
+        self.fail(seq, Cause::Nack, reason, after, wall_ms);
         let dead = matches!(self.events.get(&seq), Some(Event { place: Place::Dead, .. }));
         Ok(if dead { Fate::Dead } else { Fate::Again { after } })
     }
@@ -112,8 +114,17 @@ impl Group {
     pub fn term(&mut self, member: MemberId, seq: u64, reason: &str, now: Duration) -> Result<(), Refused> {
         self.clock(now);
         self.let_go(member, seq)?;
-        self.fail_for(seq, Cause::Term, reason, Duration::ZERO, 0);
+        self.fail(seq, Cause::Term, reason, Duration::ZERO, 0);
         Ok(())
+    }
+
+    /// The member has these begun, and each is an attempt from now on: the deadlines begin anew.
+    pub fn begin(&mut self, member: MemberId, seqs: &[u64], now: Duration) -> Answered {
+        let answered = self.in_progress(member, seqs, now);
+        for seq in &answered.taken {
+            self.events.get_mut(seq).into_iter().for_each(|event| event.is_begun = true);
+        }
+        answered
     }
 
     /// The member is still at it: the deadlines begin anew.
@@ -128,6 +139,8 @@ impl Group {
                     self.timers.set(anew, seq);
                     if let Some(event) = self.events.get_mut(&seq) {
                         event.place = Place::Held { member, until: anew };
+                        // What was delivered behind it is not begun yet.
+                        self.members.restart(member, event.number, self.now);
                     }
                     answered.taken.push(seq);
                 }
@@ -137,13 +150,22 @@ impl Group {
         answered
     }
 
+    /// The member is done with a delivery, and begins one behind it. Without a number it had timed out, and what it holds
+    /// was delivered later.
+    fn goes_on(&mut self, member: MemberId, number: Option<u64>) {
+        let next = number.map_or(0, |number| number.saturating_add(1));
+        self.members.restart(member, next, self.now);
+    }
+
     /// Takes `seq` from the member that holds it. Which attempt that was.
     fn let_go(&mut self, member: MemberId, seq: u64) -> Result<u32, Refused> {
         let until = self.holds(member, seq)?;
         let event = self.events.get(&seq).ok_or(Refused::AlreadyDone)?;
+        let (number, attempt) = (event.number, event.failed.saturating_add(1));
         self.timers.clear(until, seq);
-        self.members.release(member, seq, event.bytes);
-        Ok(event.failed.saturating_add(1))
+        self.members.release(member, (seq, number), event.bytes);
+        self.goes_on(member, Some(number));
+        Ok(attempt)
     }
 
     /// Until when the member holds it.
@@ -161,7 +183,7 @@ impl Group {
             Place::Held { member: holder, until } if holder == member => Ok(Some(until)),
             Place::Waiting { late: Some(last) } if last == member => Ok(None),
             Place::Dead => Err(Refused::GivenUp),
-            Place::Waiting { .. } | Place::Behind if event.failed == 0 => Err(Refused::NotDelivered),
+            Place::Waiting { late: None } | Place::Behind if event.failed == 0 => Err(Refused::NotDelivered),
             _ => Err(Refused::NotHeld),
         }
     }
@@ -206,7 +228,7 @@ mod tests {
         assert_eq!(ack(&mut group, 2, 1), Err(Refused::NotHeld));
         assert_eq!(ack(&mut group, 1, 1), Ok(()));
         group.join(2, 1, 0);
-        assert_eq!(delivered(&group.step(MS(30_001))), [(2, 2, 2)]);
+        assert_eq!(delivered(&group.step(MS(30_001))), [(2, 2, 1)], "it was behind the first");
         assert_eq!(ack(&mut group, 1, 2), Err(Refused::NotHeld));
     }
 
@@ -218,7 +240,7 @@ mod tests {
         assert_eq!(delivered(&group.step(MS(30_000))), [(1, 1, 2)]);
         let answered = group.ack(1, Which::Through(3), MS(30_000));
         assert_eq!(answered, Answered { taken: vec![1, 2, 3], refused: vec![] });
-        assert_eq!(delivered(&group.step(MS(30_000))), [(1, 4, 2)]);
+        assert_eq!(delivered(&group.step(MS(30_000))), [(1, 4, 1)]);
         let answered = group.ack(1, Which::Through(3), MS(30_000));
         assert_eq!(answered.refused, [(3, Refused::AlreadyDone)]);
     }

@@ -28,19 +28,26 @@ impl Group {
         self.events.iter().filter(move |(_, event)| waits(event)).map(|(seq, _)| *seq)
     }
 
-    /// A delivery of `seq`, which no timer and no member has any more, was in vain.
-    pub(super) fn fail(&mut self, seq: u64, cause: Cause, late: Option<MemberId>) {
-        self.fail_for(seq, cause, "", Duration::ZERO, 0);
-        if let Some(member) = late
-            && let Some(Event { place: Place::Waiting { late }, .. }) = self.events.get_mut(&seq)
-        {
+    /// `seq`, which no timer and not this member has any more, waits for another member. Without a `cause` the delivery
+    /// was not in vain: the member had not begun it.
+    pub(super) fn let_wait(&mut self, seq: u64, member: MemberId, cause: Option<Cause>) {
+        match (cause, self.events.get_mut(&seq)) {
+            (Some(cause), _) => self.fail(seq, cause, "", Duration::ZERO, 0),
+            (None, Some(event)) => {
+                event.place = Place::Waiting { late: None };
+                self.queue.again(seq);
+            }
+            (None, None) => {}
+        }
+        if let Some(Event { place: Place::Waiting { late }, .. }) = self.events.get_mut(&seq) {
             *late = Some(member);
             self.members.late(member, seq);
         }
     }
 
-    /// The same for a reason, and it waits for `delay` from `wall_ms` on.
-    pub(super) fn fail_for(&mut self, seq: u64, cause: Cause, reason: &str, delay: Duration, wall_ms: u64) {
+    /// A delivery of `seq`, which no timer and no member has any more, was in vain; it waits for `delay` from `wall_ms`
+    /// on.
+    pub(super) fn fail(&mut self, seq: u64, cause: Cause, reason: &str, delay: Duration, wall_ms: u64) {
         let Some(event) = self.events.get_mut(&seq) else { return };
         let is_last = event.failed.saturating_add(1) >= self.options.max_attempts.max(1);
         let is_dead = cause == Cause::Term || is_last;
@@ -89,7 +96,7 @@ impl Group {
         match event.place {
             Place::Held { member, until } => {
                 self.timers.clear(until, seq);
-                self.members.release(member, seq, event.bytes);
+                self.members.release(member, (seq, event.number), event.bytes);
             }
             Place::Waiting { late } => {
                 self.queue.remove(seq);
@@ -134,7 +141,7 @@ impl Group {
 
 #[cfg(test)]
 mod tests {
-    use super::super::answers::{Fate, Refused};
+    use super::super::answers::{Fate, Refused, Which};
     use super::super::progress::Failure;
     use super::super::tests::{MS, WALL, ack, delivered, group};
     use super::super::{Effect, Options};
@@ -151,6 +158,8 @@ mod tests {
         assert_eq!(ack(&mut group, 1, 1), Err(Refused::NotHeld));
         assert_eq!((group.step(MS(499)), group.next()), (vec![], Some(MS(500))));
         assert_eq!(delivered(&group.step(MS(500))), [(1, 1, 2)]);
+        assert_eq!(ack(&mut group, 1, 2), Ok(()));
+        assert!(group.offer(3, None, 10));
         group.join(2, 1, 0);
         group.leave(1, MS(600));
         assert_eq!(delivered(&group.step(MS(600))), [(2, 1, 3)], "what went out before goes first");
@@ -163,12 +172,12 @@ mod tests {
             again: None,
         });
         assert_eq!(effects[0], Effect::Dead { seq: 1, attempts: attempts.to_vec() });
-        assert_eq!(delivered(&effects), [(2, 2, 2)]);
+        assert_eq!(delivered(&effects), [(2, 3, 1)]);
         assert_eq!((group.counts().cursor, group.counts().dead), (0, 1));
         group.buried(2);
         group.buried(1);
         group.buried(1);
-        assert_eq!((group.counts().cursor, group.counts().dead), (1, 0));
+        assert_eq!((group.counts().cursor, group.counts().dead), (2, 0));
     }
 
     #[test]
@@ -186,5 +195,77 @@ mod tests {
         assert_eq!(delivered(&effects), [(1, 1, 1)]);
         again.buried(2);
         assert_eq!((ack(&mut again, 1, 1), again.counts().cursor), (Ok(()), 3));
+    }
+
+    /// Failures of each event that has some.
+    fn failures(group: &Group) -> Vec<(u64, u32)> {
+        let failed = |seq| Some((seq, group.saved().failures(seq).last()?.attempt));
+        (1..=300).filter_map(failed).collect()
+    }
+
+    #[test]
+    fn a_member_that_crashes_fails_at_what_it_began() {
+        let mut group = group(Options::default(), &[], 300);
+        for member in 1..=4 {
+            group.join(member, 1000, usize::MAX);
+            group.step(MS(member));
+            // It has done with one of them, and dies of the next; another one said by itself that it began it.
+            if member == 1 {
+                assert_eq!(ack(&mut group, member, 1), Ok(()));
+                group.begin(member, &[9], MS(member));
+            }
+            group.leave(member, MS(member));
+        }
+        assert_eq!(failures(&group), [(2, 4), (9, 1)]);
+    }
+
+    #[test]
+    fn a_member_that_says_what_it_begins_fails_at_that_only() {
+        let mut group = group(Options::default(), &[], 300);
+        for member in 1..=4 {
+            group.join(member, 1000, usize::MAX);
+            group.tells(member);
+            group.step(MS(member));
+            group.begin(member, &[50 + member], MS(member));
+            group.leave(member, MS(member));
+        }
+        assert_eq!(failures(&group), [(51, 1), (52, 1), (53, 1), (54, 1)]);
+    }
+
+    #[test]
+    fn a_slow_member_that_answers_one_after_the_other_loses_nothing() {
+        let mut group = group(Options::default(), &[(1, 1000)], 300);
+        let given = delivered(&group.step(MS(0)));
+        assert_eq!(given.len(), 100);
+        for (at, (_, seq, _)) in (1..).zip(given) {
+            let now = MS(29_000 * at);
+            assert_eq!(delivered(&group.step(now)).iter().filter(|(_, _, attempt)| *attempt > 1).count(), 0);
+            assert_eq!(group.ack(1, Which::Seqs(vec![seq]), now).taken, [seq]);
+        }
+        assert_eq!((group.counts().cursor, failures(&group)), (100, vec![]));
+    }
+
+    #[test]
+    fn a_worker_that_hangs_fails_at_one_event_and_does_not_keep_the_others() {
+        let mut group = group(Options { batch: 2, ..Options::default() }, &[(1, 1000)], 6);
+        // They are not all delivered at the same time, so that their time is not over at the same time either.
+        [0, 1, 2].into_iter().for_each(|ms| _ = group.step(MS(ms)));
+        assert_eq!(ack(&mut group, 1, 2), Ok(()));
+        let mut given = Vec::new();
+        for ms in 30_000..30_004 {
+            given.extend(delivered(&group.step(MS(ms))));
+        }
+        given.sort_unstable();
+        assert_eq!(given, [(1, 1, 2), (1, 3, 1), (1, 4, 1), (1, 5, 1), (1, 6, 1)]);
+        // Of what was delivered since then it is taken to have begun one again, until that is dead.
+        let mut dead = Vec::new();
+        for second in 31..=900 {
+            let of = |effect| match effect {
+                Effect::Dead { seq, .. } => Some(seq),
+                Effect::Deliver { .. } => None,
+            };
+            dead.extend(group.step(MS(1000 * second)).into_iter().filter_map(of));
+        }
+        assert_eq!(dead, [1, 3, 4, 5, 6]);
     }
 }

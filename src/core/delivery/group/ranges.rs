@@ -1,7 +1,7 @@
 //! Seqs as ranges: what of a group is done beyond its cursor, what a member holds, what is due at one time.
 //!
 //! Always holds: no two ranges touch or overlap; every operation costs the logarithm of how many there are, and what
-//! it takes out. Pure. Owner: `progress.rs`, `members.rs` and `redelivery.rs`, each its own.
+//! it takes out. Pure. Owner: `progress.rs`, `members.rs`, `deliveries.rs` and `redelivery.rs`, each its own.
 
 use std::collections::BTreeMap;
 
@@ -65,6 +65,19 @@ impl Ranges {
         true
     }
 
+    /// Returns the first seq.
+    pub fn first(&self) -> Option<u64> {
+        self.0.first_key_value().map(|(first, _)| *first)
+    }
+
+    /// Returns the first seq from `seq` on.
+    pub fn next(&self, seq: u64) -> Option<u64> {
+        if self.contains(seq) {
+            return Some(seq);
+        }
+        self.0.range(seq..).next().map(|(first, _)| *first)
+    }
+
     /// Takes the first seq out.
     pub fn pop_seq(&mut self) -> Option<u64> {
         let first = *self.0.first_key_value()?.0;
@@ -122,6 +135,7 @@ mod tests {
                     set = set.split_off(&(last + 1));
                 }
                 prop_assert_eq!(ranges.remove(one), set.remove(&one));
+                prop_assert_eq!((ranges.first(), ranges.next(one)), (set.first().copied(), set.range(one..).next().copied()));
                 prop_assert!(ranges.through(one).eq(set.range(..=one).copied()));
                 if one > 80 {
                     prop_assert_eq!(ranges.pop_seq(), set.pop_first());
