@@ -102,7 +102,7 @@ pub struct SubscribeArgs {
     /// Be a member of this group: its events are shared, each acked once handled; not with -c
     #[arg(long, value_name = "GROUP", help_heading = "With a group")]
     pub group: Option<String>,
-    /// Hold so many events at the most; with --exec run so many commands at once [default: 1000, with --exec 1]
+    /// Hold so many events at the most; with --exec run so many commands at once [default: 256, with --exec 1]
     #[arg(long, value_name = "N", requires = "group", help_heading = "With a group", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub max_in_flight: Option<u32>,
     /// A new group delivers an event again that is not answered within this [default: 30s]

@@ -24,6 +24,7 @@ mod expiry;
 mod fake_broker;
 mod group_cli;
 mod groups;
+mod groups_begun;
 mod groups_bounds;
 mod groups_edges;
 mod groups_killed;

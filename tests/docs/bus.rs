@@ -210,7 +210,7 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
         return match ack["ack"].as_str().unwrap() {
             "subscribe" => {
                 let (cursor, created) = (ack["cursor"].as_u64().unwrap(), ack["created"].as_bool().unwrap());
-                group::join_ack(out, group, cursor, created, &[]);
+                group::join_ack(out, group, (cursor, created), &[], None);
             }
             kind => group::word_ack(out, kind, group, ack["events"].as_u64().unwrap() as usize),
         };

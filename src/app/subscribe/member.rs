@@ -19,7 +19,7 @@ use crate::cli::{Output, SubscribeArgs};
 use crate::core::awake::timeout;
 use crate::core::client::{Bus, ClientError, Consumer, Delivery, Error};
 use nix::sys::signal::Signal;
-use std::future::{pending, ready};
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,8 @@ use tokio::time::{Instant, sleep};
 
 /// What a member holds that runs commands, if it does not say: then others have the rest.
 const COMMANDS: u32 = 1;
-/// The same for one that prints.
-const LINES: u32 = 1000;
+/// The same for one that prints: as much as is flushed and acked together.
+const LINES: u32 = 256;
 
 /// What takes events.
 enum Taker {
@@ -94,16 +94,6 @@ pub async fn consume(given: &Given<'_>, group: &str, args: &SubscribeArgs) -> Re
     };
     // What its answers make room for would be delivered in vain.
     consumer.drain();
-    // What was delivered and not begun would come again as another attempt.
-    if let (Why::Told | Why::Time(_), Taker::Print(_)) = (&why, &taker) {
-        loop {
-            tokio::select! {
-                biased;
-                Ok(delivery) = consumer.next() => taker.take(delivery),
-                () = ready(()) => break,
-            }
-        }
-    }
     let is_out_of_time = matches!(why, Why::Time(_));
     finish(taker, &mut tallies, &mut tally, &mut told, is_out_of_time, sayer).await;
     // A broker that is gone knows that nobody is there.
@@ -164,6 +154,10 @@ async fn join(
     }
     if let Some(attempts) = args.max_attempts {
         wish = wish.max_attempts(attempts);
+    }
+    if args.exec.is_none() {
+        // What is printed or not was no attempt at it.
+        wish = wish.as_buffer();
     }
     let consumer = wish.await.map_err(|error| over(given, error))?;
     let joined = consumer.joined();

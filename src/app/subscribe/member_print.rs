@@ -1,6 +1,6 @@
 //! Prints the events of a group, and acks what was printed.
 //!
-//! Always holds: what is acked was flushed. Owner: `member.rs`.
+//! Always holds: what is acked was flushed; what is not costs no attempt. Owner: `member.rs`.
 
 use super::print::Print;
 use super::say::Sayer;
@@ -27,11 +27,8 @@ pub fn start(
     Builder::new().spawn(move || {
         let mut tally = Tally::default();
         let (mut print, mut printed) = (Print::new(output, utc, sayer), Vec::new());
+        // What is printed and not flushed then goes to another member, or to the next one.
         tally.broken = all(&to_print, &mut print, &mut printed, &mut tally).err();
-        if let Some(error) = &tally.broken {
-            let why = format!("stdout: {error}");
-            printed.into_iter().for_each(|delivery: Delivery| drop(delivery.nack(&why)));
-        }
         // Nobody may be waiting any more.
         let _ = ended.send(tally);
     })?;

@@ -1,6 +1,6 @@
 //! Taking events of a group one by one, and saying what became of them.
 //!
-//! Always holds: whoever lets go of an event without a word has nacked it; no more are out than `max_in_flight`, those
+//! Always holds: whoever lets go of an event without a word has nacked it, if it was begun; no more are out than `max_in_flight`, those
 //! whose answer is not durable yet with them. Owner: whoever consumes.
 
 use super::error::Error;
@@ -48,6 +48,8 @@ pub struct Consumer {
     joined: Joined,
     queue: Arc<Queue>,
     room: Arc<Semaphore>,
+    /// It hands on what it takes, and begins nothing.
+    is_buffer: bool,
     words: UnboundedSender<Word>,
 }
 
@@ -89,6 +91,7 @@ pub(super) struct Held {
     queue: Arc<Queue>,
     permit: Option<OwnedSemaphorePermit>,
     is_said: bool,
+    is_begun: bool,
 }
 
 /// The broker's answer: what was said is durable. It was said already, whether this is awaited or not.
@@ -108,11 +111,12 @@ impl Consumer {
         number: u64,
         queue: Arc<Queue>,
         max_in_flight: usize,
+        is_buffer: bool,
         words: UnboundedSender<Word>,
     ) -> Self {
         let room = Arc::new(Semaphore::new(max_in_flight));
         let joined = Joined { cursor: 0, created: false, differs: Vec::new() };
-        Consumer { number, joined, queue, room, words }
+        Consumer { number, joined, queue, room, is_buffer, words }
     }
 
     pub(super) fn welcome(mut self, ack: &Value) -> Self {
@@ -125,7 +129,7 @@ impl Consumer {
         &self.joined
     }
 
-    /// Waits for the next event. When this is dropped before it is done, nothing is lost.
+    /// Waits for the next event, which is an attempt from then on. When this is dropped before it is done, nothing is lost.
     ///
     /// # Errors
     /// There will be none: the group was removed, the operator forbade its topics, the bus was closed.
@@ -134,11 +138,21 @@ impl Consumer {
         let arrived = self.queue.next().await?;
         let (member, words) = (self.number, self.words.clone());
         let caller = Caller { member, seq: arrived.event.seq, id: arrived.event.id.as_str().into(), words };
+        if !self.is_buffer {
+            let (seq, id) = (caller.seq, caller.id.clone());
+            let _ = self.words.send(Word::Begin { member, seq, id });
+        }
         Ok(Delivery {
             event: arrived.event,
             attempt: arrived.attempt,
             max_attempts: arrived.max_attempts,
-            held: Held { caller, queue: self.queue.clone(), permit: Some(permit), is_said: false },
+            held: Held {
+                caller,
+                queue: self.queue.clone(),
+                permit: Some(permit),
+                is_said: false,
+                is_begun: !self.is_buffer,
+            },
         })
     }
 
@@ -235,7 +249,10 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.is_said {
+        if !self.is_said && !self.is_begun {
+            let Caller { member, seq, id, words } = &self.caller;
+            let _ = words.send(Word::Forget { member: *member, seq: *seq, id: id.clone() });
+        } else if !self.is_said {
             let why =
                 if std::thread::panicking() { "the handler panicked" } else { "dropped without an answer" };
             drop(self.say(Say::Nack(Nack::new(why))));

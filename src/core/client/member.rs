@@ -6,7 +6,8 @@
 //!                └── the connection is lost: what was acked is kept as done, and acked when it comes again
 //! ```
 //!
-//! Always holds: an event is with the program once at a time, whatever is delivered again; what the program is done with
+//! What the program has not begun is extended for as long as it waits here. Always holds: an event is with the program
+//! once at a time, whatever is delivered again; what the program is done with
 //! it does not get again, as far as this process remembers; another event of the same seq (another journal) is another
 //! event. It waits for nothing. Owner: [`super::state`].
 
@@ -14,14 +15,21 @@ use super::error::Error;
 use super::event::Event;
 use super::queue::{Arrived, Queue, Unanswered};
 use super::word::{Joining, Say, To};
+use crate::core::awake::Instant;
 use crate::core::limits::ACK_SEQS;
 use crate::core::wire::codec::FrameCodec;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::codec::Encoder;
+
+/// What is not begun is extended so many times in the time that the group waits …
+const TIMES: u32 = 3;
+/// … and not more often than this.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 pub(super) struct Membership {
     pub number: u64,
@@ -38,6 +46,12 @@ pub(super) struct Membership {
     held: HashMap<u64, Held>,
     /// Acks that go into the next frame.
     acks: Vec<Said>,
+    /// The broker wants to know what is begun.
+    is_telling: bool,
+    /// What was begun goes into the next frame.
+    begun: Vec<u64>,
+    ack_timeout: Duration,
+    extends_at: Instant,
     asked: VecDeque<Asked>,
     /// Acked, and the broker may not know: the newest ones.
     done: VecDeque<Done>,
@@ -60,6 +74,8 @@ struct Held {
     id: Arc<str>,
     /// The session that it was delivered in last.
     session: u64,
+    /// The program has it.
+    is_begun: bool,
 }
 
 /// What the program is done with.
@@ -94,7 +110,7 @@ impl Said {
 
 impl Membership {
     pub fn new(joining: Joining, session: u64) -> Self {
-        let Joining { number, group, frame, queue, max_in_flight, answer } = joining;
+        let Joining { number, group, frame, queue, max_in_flight, ack_timeout, answer } = joining;
         Membership {
             number,
             group,
@@ -105,6 +121,10 @@ impl Membership {
             is_in: false,
             held: HashMap::new(),
             acks: Vec::new(),
+            is_telling: false,
+            begun: Vec::new(),
+            ack_timeout,
+            extends_at: Instant::now(),
             asked: VecDeque::new(),
             done: VecDeque::new(),
             max_in_flight,
@@ -116,6 +136,10 @@ impl Membership {
     /// It is a member, in this session.
     pub fn joined(&mut self, ack: Value, out: &mut BytesMut) {
         self.is_in = true;
+        self.is_telling = ack["begins"] == true;
+        // A broker that does not say it does not want to know what is begun either.
+        self.ack_timeout = ack["ack_timeout_ms"].as_u64().map_or(self.ack_timeout, Duration::from_millis);
+        self.extends_at = Instant::now() + self.extends_every();
         if let Some(welcome) = self.welcome.take()
             && welcome.send(Ok(ack)).is_err()
         {
@@ -175,11 +199,62 @@ impl Membership {
         }
         let session = self.session;
         match self.held.get_mut(&seq) {
-            Some(held) if *held.id == *id => held.session = session,
+            Some(held) if *held.id == *id => {
+                held.session = session;
+                if held.is_begun {
+                    self.begun.push(seq);
+                    self.flush(out);
+                }
+            }
             _ => {
-                self.held.insert(seq, Held { id: id.into(), session });
+                self.held.insert(seq, Held { id: id.into(), session, is_begun: false });
                 self.queue.push(arrived);
             }
+        }
+    }
+
+    /// The program has an event.
+    pub fn begin(&mut self, seq: u64, id: &str) {
+        if let Some(held) = self.held.get_mut(&seq)
+            && *held.id == *id
+        {
+            held.is_begun = true;
+            self.begun.push(seq);
+        }
+    }
+
+    /// The program let go of an event that it had not begun: it is not extended any more.
+    pub fn forget(&mut self, seq: u64, id: &str) {
+        if self.held.get(&seq).is_some_and(|held| *held.id == *id) {
+            self.held.remove(&seq);
+        }
+    }
+
+    fn extends_every(&self) -> Duration {
+        (self.ack_timeout / TIMES).max(SHORTEST)
+    }
+
+    /// Returns when what is not begun is to be extended.
+    pub fn extends_at(&self) -> Instant {
+        self.extends_at
+    }
+
+    /// Extends what is not begun, if it is time.
+    pub fn extend(&mut self, now: Instant, out: &mut BytesMut) {
+        if now < self.extends_at {
+            return;
+        }
+        self.extends_at = now + self.extends_every();
+        let waits = |held: &Held| held.session == self.session && !held.is_begun;
+        let waiting = self.held.iter().filter(|(_, held)| waits(held)).map(|(seq, _)| *seq);
+        self.say_of("in_progress", waiting.collect(), out);
+    }
+
+    /// Says something of events that needs no answer.
+    fn say_of(&self, kind: &str, mut seqs: Vec<u64>, out: &mut BytesMut) {
+        seqs.sort_unstable();
+        for seqs in seqs.chunks(ACK_SEQS) {
+            write(&json!({"type": kind, "group": self.group, "seqs": seqs}), out);
         }
     }
 
@@ -230,6 +305,11 @@ impl Membership {
             let said = std::mem::replace(&mut self.acks, rest);
             self.ask(said, out);
         }
+        // What is done already was begun.
+        let mut begun = std::mem::take(&mut self.begun);
+        let is_new = |seq: &u64| self.held.get(seq).is_some_and(|held| held.session == self.session);
+        begun.retain(|seq| self.is_telling && is_new(seq));
+        self.say_of("begin", begun, out);
         self.settle(out);
     }
 
@@ -315,6 +395,7 @@ impl Membership {
     pub fn lost(&mut self, session: u64) -> bool {
         self.session = session;
         self.is_in = false;
+        self.begun.clear();
         for seq in self.queue.clear() {
             self.held.remove(&seq);
         }

@@ -15,6 +15,7 @@ use super::member::{Membership, Said, write};
 use super::publish::Published;
 use super::queue::Arrived;
 use super::word::{Asking, Command, Joining, Publishing, Word};
+use crate::core::awake::Instant;
 use crate::core::event::Text;
 use crate::core::wire::received::{Ack, Received};
 use bytes::BytesMut;
@@ -139,6 +140,14 @@ impl State {
                         None => _ = answer.send(Err(Error::Closed)),
                     }
                 }
+                Word::Begin { member, seq, id } => {
+                    let member = self.members.iter_mut().find(|one| one.number == member);
+                    member.into_iter().for_each(|member| member.begin(seq, &id));
+                }
+                Word::Forget { member, seq, id } => {
+                    let member = self.members.iter_mut().find(|one| one.number == member);
+                    member.into_iter().for_each(|member| member.forget(seq, &id));
+                }
                 Word::Drain { member } => {
                     let member = self.members.iter_mut().find(|one| one.number == member);
                     member.into_iter().for_each(|member| member.drain(&mut self.out));
@@ -152,6 +161,16 @@ impl State {
             }
         }
         self.members.iter_mut().for_each(|member| member.flush(&mut self.out));
+    }
+
+    /// Returns when a member is to extend the time of what it holds and has not begun.
+    pub fn extends_at(&self) -> Option<Instant> {
+        self.members.iter().map(Membership::extends_at).min()
+    }
+
+    /// Extends that time where it is due.
+    pub fn extend(&mut self, now: Instant) {
+        self.members.iter_mut().for_each(|member| member.extend(now, &mut self.out));
     }
 
     /// Says that it lives.

@@ -60,6 +60,7 @@ pub struct Subscribe<'a, H> {
     headers: Vec<(String, String)>,
     tags: Vec<String>,
     max_in_flight: u32,
+    is_buffer: bool,
     how: H,
 }
 
@@ -77,6 +78,7 @@ impl<'a, H> Subscribe<'a, H> {
             headers: Vec::new(),
             tags: Vec::new(),
             max_in_flight: IN_FLIGHT,
+            is_buffer: false,
             how,
         }
     }
@@ -121,12 +123,13 @@ impl<'a, H> Subscribe<'a, H> {
         self
     }
 
-    /// How long a member may hold an event, then it is delivered again: up to a day; 30 s if nothing is said.
+    /// How long a member may hold an event that it began, then it is delivered again: up to a day; 30 s if nothing is
+    /// said. What waits for its turn with this member is extended by itself.
     pub fn ack_timeout(self, time: Duration) -> Self {
         self.option("ack_timeout_ms", u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into())
     }
 
-    /// How often an event is delivered at the most, then it is a dead letter: 1 to 100; 5 if nothing is said.
+    /// How often an event is begun at the most, then it is a dead letter: 1 to 100; 5 if nothing is said.
     pub fn max_attempts(self, attempts: u32) -> Self {
         self.option("max_attempts", attempts.into())
     }
@@ -158,6 +161,7 @@ impl<'a, H> Subscribe<'a, H> {
             ("topics", json!(self.topics)),
             ("from", place(&self.begin)),
             ("max_in_flight", json!(self.max_in_flight)),
+            ("begins", json!(true)),
             ("filter", json!({"headers": headers, "tags": self.tags})),
         ] {
             frame[name] = value;
@@ -170,16 +174,27 @@ impl<'a, H> Subscribe<'a, H> {
 
     async fn join(self) -> Result<(Consumer, H), Error> {
         let frame = self.frame("subscribe")?;
-        let Subscribe { bus, group, max_in_flight, how, .. } = self;
+        let ack_timeout = Duration::from_millis(self.options["ack_timeout_ms"].as_u64().unwrap_or(30_000));
+        let Subscribe { bus, group, max_in_flight, is_buffer, how, .. } = self;
         let (queue, number, max_in_flight) =
             (Arc::<Queue>::default(), bus.next_number(), max_in_flight as usize);
         let (answer, answered) = oneshot::channel();
         // From here on it leaves when nobody waits any more.
-        let consumer = Consumer::new(number, queue.clone(), max_in_flight, bus.words());
-        let joining = Joining { number, group: group.into(), frame, queue, max_in_flight, answer };
+        let consumer = Consumer::new(number, queue.clone(), max_in_flight, is_buffer, bus.words());
+        let group = group.into();
+        let joining = Joining { number, group, frame, queue, max_in_flight, ack_timeout, answer };
         bus.command(Command::Join(joining)).await?;
         let ack = answered.await.unwrap_or(Err(Error::Closed))?;
         Ok((consumer.welcome(&ack), how))
+    }
+}
+
+impl Subscribe<'_, Take> {
+    /// Events that are taken are not begun: this program only hands them on. They are extended for as long as it lives.
+    /// One that is dropped without an answer costs no attempt, and comes again when its time is over or this member left.
+    pub fn as_buffer(mut self) -> Self {
+        self.is_buffer = true;
+        self
     }
 }
 

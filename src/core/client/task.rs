@@ -14,6 +14,7 @@ use crate::core::chance::chance;
 use crate::core::follow::{Times, may_pass};
 use bytes::{Buf, BytesMut};
 use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,7 +133,7 @@ impl Task {
             if state.is_over() && out.is_empty() {
                 return Ok(());
             }
-            let silence = heard + self.times.silence;
+            let (silence, extends_at) = (heard + self.times.silence, state.extends_at());
             tokio::select! {
                 came = receiver.bodies(|body| state.take(body)) => {
                     heard = Instant::now();
@@ -149,6 +150,7 @@ impl Task {
                     None => return Ok(()),
                 },
                 _ = beat.tick() => state.beat(),
+                now = at(extends_at) => state.extend(now),
                 () = sleep_until(silence) => {
                     // What lies in the socket already counts before it is judged.
                     if let Some(came) = at_once(receiver.bodies(|body| state.take(body))).await {
@@ -165,4 +167,12 @@ impl Task {
             }
         }
     }
+}
+
+async fn at(time: Option<Instant>) -> Instant {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+    Instant::now()
 }

@@ -9,6 +9,7 @@ use super::queue::{Queue, Unanswered};
 use bytes::Bytes;
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Where an answer goes.
@@ -58,6 +59,8 @@ pub(super) struct Joining {
     pub frame: Bytes,
     pub queue: Arc<Queue>,
     pub max_in_flight: usize,
+    /// How long the group waits for an answer, if it does not say.
+    pub ack_timeout: Duration,
     pub answer: To<Value>,
 }
 
@@ -71,6 +74,18 @@ pub(super) enum Word {
         say: Say,
         answer: To<()>,
         unanswered: Option<Unanswered>,
+    },
+    /// The program has it.
+    Begin {
+        member: u64,
+        seq: u64,
+        id: Arc<str>,
+    },
+    /// The program let go of it and says nothing: it was not begun.
+    Forget {
+        member: u64,
+        seq: u64,
+        id: Arc<str>,
     },
     /// It takes what it has, and nothing more.
     Drain {

@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! offer ──▶ waiting ──step──▶ held ──ack─────────────────────────────────▶ done
-//!              ▲               │ nack, timeout, its member goes              ▲
-//!              ├──── delayed ◀─┤                                             │
+//!              ▲               │ timeout, its member goes: an attempt, if    ▲
+//!              ├───────────────┤ the member had begun it                     │
+//!              ├──── delayed ◀─┤ nack                                        │
 //!              └───────────────┴─ the last attempt, term ─▶ dead ──buried────┘
 //! ```
 //!
-//! Always holds: an event is held by one member at most; it is delivered [`Options::max_attempts`] times at most; the
-//! cursor passes no event that is not done; of one key only the oldest is under way, where the group is ordered by
-//! key. What is held is bounded by what members take, what waits by [`Group::room`]. Every input costs a logarithm of
-//! that. Pure: `now` is monotonic, since some start; effects are returned. `group/answers.rs` is what members say,
-//! `group/outcome.rs` what comes of it, `group/members.rs` whose turn it is, `group/queue.rs` what is next,
-//! `redelivery.rs` when it goes out again, `group/progress.rs` what is written. Owner: the task of the group.
+//! Always holds: an event is held by one member at most; it is dead when members began it [`Options::max_attempts`] times
+//! in vain, and what was only in a member's buffer costs no attempt; the cursor passes no event that is not done; of one
+//! key only the oldest is under way, where the group is ordered by key. What is held is bounded by what members take, what
+//! waits by [`Group::room`]. Every input costs a logarithm of that. Pure: `now` is monotonic, since some start; effects are
+//! returned. `group/answers.rs` is what members say, `group/outcome.rs` what comes of it, `group/members.rs` whose turn it
+//! is, `group/deliveries.rs` what a member has begun, `group/queue.rs` what is next, `redelivery.rs` when it goes out
+//! again, `group/progress.rs` what is written. Owner: the task of the group.
 
 pub mod answers;
 mod deliveries;
@@ -35,9 +37,9 @@ use std::time::Duration;
 /// What a group was made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// An event is dead after so many deliveries in vain; 0 is as good as 1.
+    /// An event is dead after so many attempts in vain; 0 is as good as 1.
     pub max_attempts: u32,
-    /// A delivery is in vain when nothing was heard of it for so long.
+    /// A delivery is over when nothing was heard of it for so long.
     pub ack_timeout: Duration,
     /// Of the events of one key the next is delivered only when the one before is done.
     pub ordered_by_key: bool,

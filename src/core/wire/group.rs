@@ -52,6 +52,8 @@ pub struct Join {
     pub from: From,
     /// What the member holds at the most.
     pub max_in_flight: u32,
+    /// It says which events it begins.
+    pub begins: bool,
 }
 
 /// Which of the events that a member holds.
@@ -75,6 +77,8 @@ pub enum Say {
         /// In milliseconds.
         delays: Vec<u64>,
     },
+    /// They are an attempt from now on.
+    Begin,
     /// They need more time.
     InProgress,
     /// They are given up.
@@ -102,9 +106,15 @@ impl Say {
         match self {
             Say::Ack => "ack",
             Say::Nack { .. } => "nack",
+            Say::Begin => "begin",
             Say::InProgress => "in_progress",
             Say::Term => "term",
         }
+    }
+
+    /// Whether it changes what the journal has: its answer waits for that.
+    pub fn is_written(&self) -> bool {
+        !matches!(self, Say::Begin | Say::InProgress)
     }
 }
 
@@ -132,6 +142,7 @@ struct Options<'a> {
     group: String,
     batch: Option<u32>,
     max_in_flight: Option<u32>,
+    begins: Option<bool>,
     ack_timeout_ms: Option<u64>,
     max_attempts: Option<u32>,
     ordered_by_key: Option<bool>,
@@ -197,6 +208,7 @@ pub fn parse_join(body: &str, patterns: Vec<Pattern>, from: From) -> Result<Join
         patterns,
         from,
         max_in_flight: count("max_in_flight", options.max_in_flight, 1000, GROUP_IN_FLIGHT)?,
+        begins: options.begins.unwrap_or(false),
     })
 }
 
@@ -295,13 +307,23 @@ fn begin(out: &mut Vec<u8>, ack: &str, status: &str, group: &str) {
 }
 
 /// Appends the ack of a member of a group that has done with everything up to `cursor`; `differs` are options that the
-/// group has otherwise than the member wished.
-pub fn join_ack(out: &mut Vec<u8>, group: &str, cursor: u64, created: bool, differs: &[&str]) {
+/// group has otherwise than the member wished. A member that says which events it begins is told how long the group waits
+/// for an answer, in milliseconds.
+pub fn join_ack(
+    out: &mut Vec<u8>,
+    group: &str,
+    (cursor, created): (u64, bool),
+    differs: &[&str],
+    begins: Option<u64>,
+) {
     framed(out, |out| {
         begin(out, "subscribe", "ok", group);
         out.extend_from_slice(format!(",\"cursor\":{cursor},\"created\":{created}").as_bytes());
         if !differs.is_empty() {
             out.extend_from_slice(format!(",\"differs\":[\"{}\"]", differs.join("\",\"")).as_bytes());
+        }
+        if let Some(ms) = begins {
+            out.extend_from_slice(format!(",\"begins\":true,\"ack_timeout_ms\":{ms}").as_bytes());
         }
         out.push(b'}');
     });
@@ -435,7 +457,7 @@ mod tests {
         fn frames_are_frames(group in "[a-z.\"\\\\]{1,100}", n in any::<u64>(), reason in "\\PC{0,50}") {
             let mut out = Vec::new();
             let why = Refusal::new("not-held", reason);
-            join_ack(&mut out, &group, n, true, &["batch", "topics"]);
+            join_ack(&mut out, &group, (n, true), &["batch", "topics"], Some(n));
             word_ack(&mut out, "nack", &group, n as usize);
             leave_ack(&mut out, &group, true);
             refused(&mut out, "ack", &group, Some(n), &why);

@@ -125,6 +125,8 @@ pub(super) struct State {
 pub(super) struct Member {
     pub(super) outlet: Arc<Outlet>,
     pub(super) max_in_flight: u32,
+    /// It says which events it begins.
+    pub(super) begins: bool,
     /// The options that the group has otherwise, until it is told: it waits for the group to begin.
     pub(super) differs: Option<Vec<&'static str>>,
     /// It is handed nothing more.

@@ -17,10 +17,16 @@ use std::sync::atomic::Ordering::Relaxed;
 
 impl Handle {
     /// Adds a member that wished for `wish`; false when the group is no more.
-    pub fn join(self: &Arc<Self>, number: u64, outlet: Arc<Outlet>, wish: &Spec, max_in_flight: u32) -> bool {
+    pub fn join(
+        self: &Arc<Self>,
+        number: u64,
+        outlet: Arc<Outlet>,
+        wish: &Spec,
+        (max_in_flight, begins): (u32, bool),
+    ) -> bool {
         let mut state = self.lock();
         let differs = Some(self.spec.differs(wish));
-        state.members.insert(number, Member { outlet, max_in_flight, differs, drains: false });
+        state.members.insert(number, Member { outlet, max_in_flight, begins, differs, drains: false });
         match state.stage {
             Stage::Durable => self.welcome(&mut state, false),
             Stage::Gone | Stage::Removed => return false,
@@ -35,9 +41,14 @@ impl Handle {
         for (number, member) in members {
             let Some(differs) = member.differs.take() else { continue };
             let mut out = Vec::new();
-            join_ack(&mut out, &self.name, machine.counts().cursor, is_created, &differs);
+            let begins = member.begins.then_some(self.spec.ack_timeout_ms);
+            let cursor = machine.counts().cursor;
+            join_ack(&mut out, &self.name, (cursor, is_created), &differs, begins);
             member.outlet.hold(*number, out.into(), 0);
             machine.join(*number, member.max_in_flight, GROUP_MEMBER_BYTES);
+            if member.begins {
+                machine.tells(*number);
+            }
             if member.drains {
                 machine.pause(*number);
             }
@@ -76,6 +87,9 @@ impl Handle {
     pub fn say(self: &Arc<Self>, number: u64, word: Word) -> Vec<(Option<u64>, Refusal)> {
         let now = self.now();
         let mut state = self.lock();
+        let is_one = matches!(&word.which, Which::Seqs(seqs) if seqs.len() == 1);
+        let is_one = is_one || matches!(word.which, Which::Id(_));
+        let tells = state.members.get(&number).is_some_and(|member| member.begins);
         let seqs = match word.which {
             Which::Seqs(seqs) => seqs,
             Which::Through(seq) => match state.machine.held_through(number, seq) {
@@ -103,6 +117,9 @@ impl Handle {
                 state.count_answered(What::Acked, answered.taken.iter().copied(), now);
                 answered.taken.into_iter().for_each(|seq| state.forget(seq));
             }
+            Say::Begin => refusals = machine.begin(number, &seqs, now).refused,
+            // Who does not say what it begins, and names one event, is at that.
+            Say::InProgress if is_one && !tells => refusals = machine.begin(number, &seqs, now).refused,
             Say::InProgress => refusals = machine.in_progress(number, &seqs, now).refused,
             Say::Term => each(&seqs, &mut |seq| machine.term(number, seq, &reason, now)),
             Say::Nack { delays } => {
@@ -125,7 +142,7 @@ impl Handle {
             word_ack(&mut out, kind, &self.name, taken);
             match state.members.get(&number).map(|member| member.outlet.clone()) {
                 // Nothing of it is written: it can be said again and again, and waits for nobody.
-                Some(outlet) if word.say == Say::InProgress => drop(outlet.hold(0, out.into(), 0)),
+                Some(outlet) if !word.say.is_written() => drop(outlet.hold(0, out.into(), 0)),
                 // It comes also when the membership has ended by then.
                 Some(outlet) => state.answers.push((outlet.awaits(), 0, out)),
                 None => {}

@@ -142,10 +142,10 @@ impl Groups {
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Membership, Refusal> {
         let number = self.members.fetch_add(1, Relaxed) + 1;
-        let (spec, max_in_flight) = (wish.spec.clone(), wish.max_in_flight);
+        let (spec, part) = (wish.spec.clone(), (wish.max_in_flight, wish.begins));
         // Under the lock of all, so that a group that fails to begin is not joined any more.
         let handle = self.find_or_begin(&mut self.lock(), wish, by, may, |handle| {
-            handle.join(number, outlet.clone(), &spec, max_in_flight);
+            handle.join(number, outlet.clone(), &spec, part);
         })?;
         Ok(Membership { handle, number })
     }

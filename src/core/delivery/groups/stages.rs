@@ -273,8 +273,8 @@ mod tests {
     #[tokio::test]
     async fn a_group_has_a_task_once_it_knows_where_it_begins_and_somebody_is_there() {
         let (group, outlet, mut to_run) = to_run();
-        group.join(1, outlet.clone(), &group.spec, 1);
-        group.join(2, outlet, &group.spec, 1);
+        group.join(1, outlet.clone(), &group.spec, (1, false));
+        group.join(2, outlet, &group.spec, (1, false));
         group.leave(2);
         assert!(to_run.try_recv().is_err(), "it would read the journal from its begin");
         group.begin(7);
@@ -284,7 +284,7 @@ mod tests {
         group.leave(1);
         assert!(to_run.try_recv().is_err() && group.rests());
         let outlet = Arc::new(Outlet::new(9, 999, Room::new(999)));
-        group.join(3, outlet, &group.spec, 1);
+        group.join(3, outlet, &group.spec, (1, false));
         assert!(to_run.try_recv().is_ok() && !group.rests());
     }
 }
