@@ -65,7 +65,9 @@ pub use config::{CheckArgs, ConfigCommand};
 #[cfg(feature = "broker")]
 pub use dlq::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs};
 #[cfg(feature = "broker")]
-pub use group::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupLsArgs, GroupSeekArgs};
+pub use group::{
+    GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupLsArgs, GroupRmArgs, GroupSeekArgs,
+};
 #[cfg(feature = "broker")]
 pub use host::{BusCommand, HostCommand};
 #[cfg(feature = "broker")]

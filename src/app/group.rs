@@ -5,9 +5,9 @@
 
 use super::failure::{Exit, Failure};
 use super::terminal::{cut, print_all, stdout_width};
-use super::words::list;
-use super::{given, host};
-use crate::cli::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupSeekArgs};
+use super::words::{count, list};
+use super::{dlq, given, host};
+use crate::cli::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupRmArgs, GroupSeekArgs};
 use crate::core::client::{Bus, Error, Group};
 use crate::core::state_root::StateRoot;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ pub fn run(root: &StateRoot, command: &GroupCommand) -> Result<Exit, Failure> {
             GroupCommand::Ls(args) => ls(&bus, args.json).await,
             GroupCommand::Show(args) => show(&bus, args).await,
             GroupCommand::Create(args) => create(&bus, args).await,
-            GroupCommand::Rm(args) => remove(&bus, args).await,
+            GroupCommand::Rm(args) => remove(&bus, &args.group).await,
             GroupCommand::Seek(args) => seek(&bus, args).await,
             GroupCommand::Lag(args) => lag(&bus, args).await,
         }
@@ -34,6 +34,10 @@ pub fn run(root: &StateRoot, command: &GroupCommand) -> Result<Exit, Failure> {
         let why = format!("no answer within {PATIENCE:?}; 'castra status' says how the broker is");
         Failure::new(Exit::Timeout, "timeout", why)
     })??;
+    let text = match command {
+        GroupCommand::Rm(args) => removed(root, args)?,
+        _ => text,
+    };
     print_all(text.as_bytes())?;
     Ok(exit)
 }
@@ -176,13 +180,22 @@ async fn create(bus: &Bus, args: &GroupCreateArgs) -> Said {
     })
 }
 
-async fn remove(bus: &Bus, args: &GroupArgs) -> Said {
-    let group = &args.group;
+async fn remove(bus: &Bus, group: &str) -> Said {
     bus.remove_group(group).await.map_err(refused)?;
-    ok(match args.json {
-        true => json!({"schema": 1, "removed": group}).to_string(),
-        false => format!("{group} is removed"),
-    })
+    ok("")
+}
+
+/// The group is gone; its dead letters go as well, if that is wanted.
+fn removed(root: &StateRoot, args: &GroupRmArgs) -> Result<String, Failure> {
+    let group = &args.group;
+    let letters = if args.dead_letters { dlq::purge_all(root, group)? } else { 0 };
+    let said = match (args.json, args.dead_letters) {
+        (true, true) => json!({"schema": 1, "removed": group, "dead_letters": letters}).to_string(),
+        (true, false) => json!({"schema": 1, "removed": group}).to_string(),
+        (false, true) => format!("{group} is removed, and {} of it", count(letters, "dead letter")),
+        (false, false) => format!("{group} is removed"),
+    };
+    Ok(said + "\n")
 }
 
 async fn seek(bus: &Bus, args: &GroupSeekArgs) -> Said {

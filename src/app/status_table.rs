@@ -171,12 +171,13 @@ fn hint(state: State, root: &Path) -> Option<String> {
 fn lost(report: &Report) -> Option<String> {
     report.broker.uptime_ms?;
     let ends = &report.broker.counters.disconnects;
-    let latest = report.broker.latest.as_ref().map_or(0, |latest| latest.lost);
+    let latest = report.broker.latest.as_ref().map_or((0, 0), |latest| (latest.lost, latest.letters_dropped));
     let counts = [
         ("slow consumers closed", ends.slow_consumer),
         ("sessions timed out", ends.heartbeat_timeout),
         ("gaps", report.broker.counters.gaps),
-        ("events lost to the newest per key", latest),
+        ("events lost to the newest per key", latest.0),
+        ("dead letters dropped", latest.1),
     ];
     let counted = counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{what} {n}"));
     let counted = counted.collect::<Vec<_>>().join(" · ");

@@ -78,9 +78,11 @@ schema, group, cursor."#;
 /// Behind `rm --help`.
 pub const RM_HELP: &str = "Examples:
   castra bus group rm mailers
+  castra bus group rm mailers --dead-letters
 
-Its members are told and get nothing more; its place is forgotten. Dead letters stay in the
-journal. With --json: schema, removed.";
+Its members are told and get nothing more; its place is forgotten. Its dead letters stay, and
+'castra bus dlq ls' shows them; --dead-letters purges them. With --json: schema, removed;
+with --dead-letters, dead_letters: how many were purged.";
 
 /// Behind `lag --help`.
 pub const LAG_HELP: &str = "Examples:
@@ -104,7 +106,7 @@ pub enum GroupCommand {
     Create(Box<GroupCreateArgs>),
     /// Remove a group, with its place
     #[command(after_help = RM_HELP)]
-    Rm(GroupArgs),
+    Rm(GroupRmArgs),
     /// Have a group go on somewhere else
     #[command(after_help = SEEK_HELP)]
     Seek(GroupSeekArgs),
@@ -123,7 +125,8 @@ impl GroupCommand {
     pub fn json(&self) -> bool {
         match self {
             GroupCommand::Ls(args) => args.json,
-            GroupCommand::Show(args) | GroupCommand::Rm(args) => args.json,
+            GroupCommand::Show(args) => args.json,
+            GroupCommand::Rm(args) => args.json,
             GroupCommand::Create(args) => args.json,
             GroupCommand::Seek(args) => args.json,
             GroupCommand::Lag(args) => args.json,
@@ -139,7 +142,21 @@ pub struct GroupLsArgs {
     pub json: bool,
 }
 
-/// `castra bus group show` and `rm`.
+/// `castra bus group rm`.
+#[derive(Args, Debug)]
+pub struct GroupRmArgs {
+    /// The group
+    #[arg(value_name = "GROUP")]
+    pub group: String,
+    /// Purge its dead letters as well; without this they stay
+    #[arg(long)]
+    pub dead_letters: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `castra bus group show`.
 #[derive(Args, Debug)]
 pub struct GroupArgs {
     /// The group

@@ -228,6 +228,14 @@ pub const LATEST_HOLDS: u64 = 2;
 pub const LATEST_ENDED: u64 = 100_000;
 /// … also when their lines take more bytes than this.
 pub const LATEST_ENDED_BYTES: u64 = 64 * 1024 * 1024;
+/// Dead letters of one group that are kept, …
+pub const LETTERS_OF_GROUP: u64 = 50_000;
+/// … and of all groups; the oldest of a group that has more go first, then the oldest of the group that has most.
+pub const LETTERS: u64 = 200_000;
+/// All dead letters take so small a part of `retain_bytes` at the most, and those of one group of that: the fourth …
+pub const LETTERS_SHARE: u64 = 4;
+/// … but in any case so much may be taken, in bytes.
+pub const LETTERS_BYTES_LEAST: u64 = 1024 * 1024;
 /// The largest castra.toml, in bytes.
 pub const CONFIG_BYTES: usize = 8 * 1024 * 1024;
 /// What a peer may have echoed in the answer to its hello, in bytes.

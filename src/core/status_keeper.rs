@@ -175,7 +175,15 @@ impl StatusKeeper {
                 || now.logs_seq != snapshot.journal.logs_seq
                 || state != snapshot.state;
             (snapshot.journal, snapshot.state, snapshot.logs_stalled) = (now, state, logs.stalled());
-            let view = |seq| LatestStatus { seq, lost: latest.lost(), stalled: latest.stalled() };
+            let kept = latest.letters();
+            let view = |seq| LatestStatus {
+                seq,
+                lost: latest.lost(),
+                letters: kept.letters,
+                letters_bytes: kept.bytes,
+                letters_dropped: kept.dropped,
+                stalled: latest.stalled(),
+            };
             snapshot.latest = latest.seq().map(view);
         }
         if !changed {

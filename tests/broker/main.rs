@@ -12,6 +12,7 @@ mod client;
 mod config;
 mod config_vms;
 mod dlq;
+mod dlq_bounds;
 mod doors;
 mod doors_config;
 mod doors_hybrid;

@@ -14,6 +14,7 @@ use super::tail::event_text::{clock_text, harmless};
 use super::words::count;
 use crate::cli::{DlqCommand, DlqLsArgs, DlqShowArgs, DlqWhichArgs, Output};
 use crate::core::state_root::StateRoot;
+use crate::core::tail::line::Stamp;
 use crate::core::wire::group::check_name;
 use jiff::tz::TimeZone;
 use letter::{Letter, end, topic};
@@ -39,6 +40,8 @@ struct Known {
     topic: String,
     keys: u64,
     changed: u64,
+    #[serde(default)]
+    dropped: u64,
 }
 
 pub fn run(root: &StateRoot, command: &DlqCommand) -> Result<Exit, Failure> {
@@ -72,14 +75,17 @@ fn groups(asked: &mut Asked, args: &DlqLsArgs) -> Result<Exit, Failure> {
         let frame = json!({"type": "latest_topics", "topic": "$dlq.>", "after": after});
         let body = asked.ask(&frame, PATIENCE)?;
         let page: Topics = serde_json::from_slice(&body).map_err(unreadable)?;
-        for Known { topic, keys, changed } in page.topics {
+        for Known { topic, keys, changed, dropped } in page.topics {
             let group = topic.trim_start_matches("$dlq.");
             match args.json {
                 true => writeln!(
                     out,
                     "{}",
-                    json!({"schema": 1, "group": group, "letters": keys, "changed_seq": changed})
+                    json!({"schema": 1, "group": group, "letters": keys, "changed_seq": changed, "dropped": dropped})
                 )?,
+                false if dropped > 0 => {
+                    writeln!(out, "{group}  {}, {dropped} older ones dropped", count(keys, "dead letter"))?;
+                }
                 false => writeln!(out, "{group}  {}", count(keys, "dead letter"))?,
             }
             printed += 1;
@@ -91,15 +97,38 @@ fn groups(asked: &mut Asked, args: &DlqLsArgs) -> Result<Exit, Failure> {
     }
 }
 
-/// The seqs of all events that a group gave up, in their order.
-fn all(asked: &mut Asked, group: &str) -> Result<Vec<u64>, Failure> {
+/// All events that a group gave up, in their order: their seqs, and those of their letters.
+fn all(asked: &mut Asked, group: &str) -> Result<Vec<(u64, u64)>, Failure> {
     let mut seqs = Vec::new();
-    latest::each(asked, &topic(group), &[], |key, _| {
-        seqs.extend(key.parse::<u64>());
+    latest::each(asked, &topic(group), &[], |key, line| {
+        seqs.extend(key.parse::<u64>().ok().zip(Stamp::of(line.as_bytes()).map(|stamp| stamp.seq)));
         Ok(())
     })?;
     seqs.sort_unstable();
     Ok(seqs)
+}
+
+/// Takes away all letters of a group; how many there were.
+///
+/// # Errors
+/// The broker does not answer, or refuses it.
+pub fn purge_all(root: &StateRoot, group: &str) -> Result<u64, Failure> {
+    let mut asked = Asked::connect(root)?;
+    let there = all(&mut asked, group)?;
+    take_away(&mut asked, group, &there)?;
+    Ok(there.len() as u64)
+}
+
+/// Ends these letters: the seqs of their events, and their own.
+fn take_away(asked: &mut Asked, group: &str, letters: &[(u64, u64)]) -> Result<(), Failure> {
+    for part in letters.chunks(TOGETHER) {
+        let ends: Vec<_> = part.iter().map(|(seq, own)| end(group, *seq, &format!("purged:{own}"))).collect();
+        match asked.ask(&json!({"type": "publish", "events": ends}), PATIENCE) {
+            Err(failure) if failure.code != "logs-behind" => return Err(failure),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Hands out the letters of these events, as their lines, in the order of the events.
@@ -204,7 +233,7 @@ fn text(out: &mut impl Write, letter: &Letter, args: &DlqShowArgs) -> io::Result
 
 fn which(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Vec<u64>, Failure> {
     if args.all {
-        return all(asked, &args.group);
+        return Ok(all(asked, &args.group)?.into_iter().map(|(seq, _)| seq).collect());
     }
     // Each once, in the order they were typed.
     let mut seen = HashSet::new();
@@ -212,8 +241,11 @@ fn which(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Vec<u64>, Failure> {
 }
 
 fn purge(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
-    let seqs = which(asked, args)?;
     let (mut there, mut left) = (Vec::new(), Vec::new());
+    if args.all {
+        there = all(asked, &args.group)?;
+    }
+    let seqs = if args.all { Vec::new() } else { which(asked, args)? };
     letters(asked, &args.group, &seqs, |_, seq, line| {
         match line.map(serde_json::from_str::<Letter>) {
             Some(Ok(letter)) => there.push((seq, letter.seq)),
@@ -222,14 +254,7 @@ fn purge(asked: &mut Asked, args: &DlqWhichArgs) -> Result<Exit, Failure> {
         }
         Ok(())
     })?;
-    for part in there.chunks(TOGETHER) {
-        let ends: Vec<_> =
-            part.iter().map(|(seq, own)| end(&args.group, *seq, &format!("purged:{own}"))).collect();
-        match asked.ask(&json!({"type": "publish", "events": ends}), PATIENCE) {
-            Err(failure) if failure.code != "logs-behind" => return Err(failure),
-            _ => {}
-        }
-    }
+    take_away(asked, &args.group, &there)?;
     let done: Vec<u64> = there.iter().map(|(seq, _)| *seq).collect();
     say(args, "purged", &done, &left)
 }

@@ -3,6 +3,7 @@
 //! Always holds: an answer has everything that was durable when it was asked, or it is refused; a few read at once, and
 //! each for one answer, so nobody's file is held open by a slow peer (invariant 7). Owner: the session that asked.
 
+use super::letters::group_of;
 use super::open::Wrong;
 use super::{Latest, pool};
 use crate::core::delivery::Beginning;
@@ -44,11 +45,16 @@ impl Latest {
             }
             Ask::Topics { topics, after } => {
                 let (this, topics, after) = (self.clone(), topics.clone(), after.clone());
+                let dropped = self.letters().dropped_of;
                 let has = move |name: &str| topics.matches(name) && this.compaction().has(name);
-                let (known, is_more) = match is_there {
+                let (mut known, is_more) = match is_there {
                     true => self.look(through, move |db| list(db, &after, has)).await?,
                     false => (Vec::new(), false),
                 };
+                for known in &mut known {
+                    let group = group_of(&known.topic);
+                    known.dropped = group.and_then(|group| dropped.get(group)).copied().unwrap_or(0);
+                }
                 topics_ack(&mut out, &known, is_more);
             }
             Ask::Snapshot(_) => {}
@@ -192,7 +198,7 @@ fn list(db: &Connection, after: &str, has: impl Fn(&str) -> bool) -> Result<(Vec
         if known.len() == TOPICS {
             return Ok((known, true));
         }
-        known.push(Known { topic, keys: keys as u64, changed: changed as u64 });
+        known.push(Known { topic, keys: keys as u64, changed: changed as u64, dropped: 0 });
     }
     Ok((known, false))
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `compaction.rs` says of which topics, `change.rs` what an event changes; `tables.rs` makes the tables, `open.rs` opens the file, `copy.rs` copies it; `floor.rs`
-//! says how far retention may go. Always holds: it is behind the commit and stops none (invariant 11); what is waiting for
+//! says how far retention may go; `letters.rs` bounds dead letters, `space.rs` gives back what they took. Always holds: it is behind the commit and stops none (invariant 11); what is waiting for
 //! it is bounded (invariant 6); retention removes nothing that it has not written durably, unless the journal has grown too
 //! large because of that; an answer has everything that was durable when it was asked. Without a compacted topic
 //! and without a dead letter there is no thread and no file. Owner: `broker.rs`.
@@ -16,10 +16,12 @@ mod change;
 pub mod compaction;
 pub mod copy;
 mod floor;
+mod letters;
 mod mapped;
 mod open;
 mod pool;
 pub mod snapshot;
+mod space;
 mod store;
 mod tables;
 mod work;
@@ -30,9 +32,10 @@ use super::journal::writer::Committed;
 use super::limits::{CATCH_UP_READS, LATEST_BYTES, LATEST_WAIT, Limits};
 use super::refusal::Refusal;
 use compaction::Compaction;
+use letters::Bounds;
 use mapped::Mapped;
 use pool::Pool;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{
@@ -64,6 +67,19 @@ struct Queue {
     stop: bool,
 }
 
+/// Dead letters, as somebody outside sees them.
+#[derive(Clone, Debug, Default)]
+pub struct LettersKept {
+    /// How many there are.
+    pub letters: u64,
+    /// What their events take, in bytes.
+    pub bytes: u64,
+    /// How many were dropped since the broker started, as there were too many.
+    pub dropped: u64,
+    /// The same of each group that has some left.
+    pub dropped_of: BTreeMap<Box<str>, u64>,
+}
+
 /// What the thread and the others share.
 struct Shared {
     path: PathBuf,
@@ -82,6 +98,10 @@ struct Shared {
     since: AtomicU64,
     /// … as keys were lost so many times while this process runs.
     losses: AtomicU64,
+    /// How many dead letters there may be …
+    bounds: Bounds,
+    /// … and are.
+    letters: Mutex<LettersKept>,
     pool: Pool,
     /// Behind what reads: it outlives that.
     mapped: Mutex<Mapped>,
@@ -90,6 +110,10 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn letters(&self) -> MutexGuard<'_, LettersKept> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It cannot be written: waits a while; false at the end.
@@ -179,6 +203,8 @@ impl Latest {
             lost: AtomicU64::new(0),
             since: AtomicU64::new(0),
             losses: AtomicU64::new(0),
+            bounds: Bounds::beside(limits.retain_bytes),
+            letters: Mutex::default(),
             mapped: Mutex::default(),
         };
         let latest = Arc::new(Latest {
@@ -250,6 +276,11 @@ impl Latest {
     /// Events that were gone before it had them.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Relaxed)
+    }
+
+    /// The dead letters that are kept, and those that were dropped.
+    pub fn letters(&self) -> LettersKept {
+        self.shared.letters().clone()
     }
 
     /// Why it is not being written, if so.

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// A copy that is being made holds the database for less. Of whoever has it locked for longer it is said that nothing is
 /// written, and the end of the broker waits no longer.
-const BUSY: Duration = Duration::from_secs(1);
+pub(super) const BUSY: Duration = Duration::from_secs(1);
 /// What is kept of the write-ahead log between two checkpoints, in bytes.
 const WAL_BYTES: i64 = 16 * 1024 * 1024;
 /// Pages of 4 KiB in the write-ahead log, then it is folded into the database.

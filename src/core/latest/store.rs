@@ -15,9 +15,11 @@
 //! may be taken again; when a tombstone goes, its topic's watermark moves in the same transaction; tombstones are
 //! bounded in number and bytes (invariant 6). Owner: `work.rs`, whose thread writes.
 
+use super::letters::{Bounds, Letters, group_of};
+use super::space;
 use crate::core::limits::{LATEST_ENDED, LATEST_ENDED_BYTES};
 use rusqlite::{Connection, OptionalExtension, Statement, Transaction, params};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What is kept of the database in memory, in KiB …
 pub(super) const CACHE_KIB: i64 = 8 * 1024;
@@ -82,14 +84,22 @@ pub(super) struct Store {
     ended: Ended,
     /// … and that there may be.
     most_ended: Ended,
+    /// Dead letters that there are.
+    pub letters: Letters,
 }
+
+/// So many dead letters are dropped in one transaction at the most, …
+const DROPS: usize = 4096;
+/// … and so many bytes of them.
+const DROPPED_BYTES: u64 = 8 * 1024 * 1024;
 
 impl Store {
     /// A view on a database that has the tables.
     pub fn new(db: Connection) -> rusqlite::Result<Self> {
         let seq = number(&db, "seq")?;
         let ended = count_ended(&db)?;
-        Ok(Store { db, topics: HashMap::new(), seq, ended, most_ended: MOST_ENDED })
+        let letters = count_letters(&db)?;
+        Ok(Store { db, topics: HashMap::new(), seq, ended, most_ended: MOST_ENDED, letters })
     }
 
     /// A state that is known from before this seq cannot be brought up to date.
@@ -140,6 +150,7 @@ impl Store {
         self.topics.clear();
         self.seq = seq;
         self.ended = count_ended(&self.db)?;
+        self.letters = count_letters(&self.db)?;
         Ok(())
     }
 
@@ -171,7 +182,13 @@ impl Store {
                     }
                 };
                 changed.insert(n, newest.seq);
-                rows.put(n, key, newest, &mut ended)?;
+                let (gone, is_in) = rows.put(n, key, newest, &mut ended)?;
+                if let Some(group) = group_of(topic) {
+                    gone.into_iter().for_each(|seq| self.letters.went(n, seq));
+                    if is_in && !newest.is_end {
+                        self.letters.came(n, group, newest.seq, newest.line.len() as u64);
+                    }
+                }
             }
             let mut touch =
                 transaction.prepare("UPDATE topic SET changed = max(changed, ?2) WHERE n = ?1")?;
@@ -196,6 +213,46 @@ impl Store {
         (pending.bytes, self.seq, self.ended) = (0, seq, ended);
         pending.rows.clear();
         Ok(())
+    }
+
+    /// Drops dead letters that are too many, as many as one transaction takes; how many, and whether there may be more.
+    /// A subscriber that has seen events up to `seen` may know them: it cannot be brought up to date.
+    ///
+    /// # Errors
+    /// The store is not to be used any more.
+    pub fn drop_letters(&mut self, bounds: &Bounds, seen: u64) -> rusqlite::Result<(u64, bool)> {
+        let (mut bytes, mut dropped, mut topics) = (0, Vec::new(), BTreeSet::new());
+        while bytes < DROPPED_BYTES
+            && dropped.len() < DROPS
+            && let Some((n, seq, of)) = self.letters.drop_next(bounds)
+        {
+            bytes += of;
+            dropped.push(seq);
+            topics.insert(n);
+        }
+        if dropped.is_empty() {
+            return Ok((0, false));
+        }
+        let transaction = self.db.transaction()?;
+        {
+            let mut remove = transaction.prepare("DELETE FROM latest WHERE seq = ?1")?;
+            dropped.iter().try_for_each(|seq| remove.execute([*seq as i64]).map(drop))?;
+            let mut move_on =
+                transaction.prepare("UPDATE topic SET forgotten = max(forgotten, ?2) WHERE n = ?1")?;
+            topics.iter().try_for_each(|n| move_on.execute(params![n, seen as i64 + 1]).map(drop))?;
+        }
+        transaction.commit()?;
+        Ok((dropped.len() as u64, bytes >= DROPPED_BYTES || dropped.len() >= DROPS))
+    }
+
+    /// Gives some of what is free back to the disk: whether it did, and whether there is more.
+    pub fn give_back(&self) -> rusqlite::Result<(bool, bool)> {
+        space::give_back(&self.db)
+    }
+
+    /// Empties the write-ahead log; false while somebody reads what is in it.
+    pub fn fold(&self) -> rusqlite::Result<bool> {
+        space::fold(&self.db)
     }
 
     /// Whether much is to be written: then more of the file is kept in memory.
@@ -231,7 +288,8 @@ impl<'a> Rows<'a> {
             ))
         };
         Ok(Rows {
-            remove: db.prepare("DELETE FROM latest WHERE topic = ?1 AND key = ?2 AND seq < ?3")?,
+            remove: db
+                .prepare("DELETE FROM latest WHERE topic = ?1 AND key = ?2 AND seq < ?3 RETURNING seq")?,
             revive: db.prepare(
                 "DELETE FROM ended WHERE topic = ?1 AND key = ?2 AND seq < ?3 RETURNING length(line)",
             )?,
@@ -240,9 +298,17 @@ impl<'a> Rows<'a> {
         })
     }
 
-    fn put(&mut self, topic: i64, key: &str, newest: &Newest, ended: &mut Ended) -> rusqlite::Result<()> {
+    /// The seq of the older row that is gone, and whether the new one is in.
+    fn put(
+        &mut self,
+        topic: i64,
+        key: &str,
+        newest: &Newest,
+        ended: &mut Ended,
+    ) -> rusqlite::Result<(Option<u64>, bool)> {
         let Newest { seq, line, is_end } = newest;
-        self.remove.execute(params![topic, key, *seq as i64])?;
+        let removed = self.remove.query_row(params![topic, key, *seq as i64], |row| row.get::<_, i64>(0));
+        let removed = removed.optional()?.map(|seq| seq as u64);
         let revived = self.revive.query_row(params![topic, key, *seq as i64], |row| row.get::<_, i64>(0));
         if let Some(bytes) = revived.optional()? {
             ended.take(bytes);
@@ -252,7 +318,7 @@ impl<'a> Rows<'a> {
         if *is_end && rows > 0 {
             *ended = Ended { rows: ended.rows + 1, bytes: ended.bytes + line.len() as u64 };
         }
-        Ok(())
+        Ok((removed, rows > 0))
     }
 }
 
@@ -286,6 +352,21 @@ fn count_ended(db: &Connection) -> rusqlite::Result<Ended> {
     Ok(Ended { rows: rows.unsigned_abs(), bytes: bytes.unsigned_abs() })
 }
 
+fn count_letters(db: &Connection) -> rusqlite::Result<Letters> {
+    let mut letters = Letters::default();
+    let mut rows = db.prepare(
+        "SELECT topic.n, topic.name, latest.seq, length(latest.line) FROM topic JOIN latest ON latest.topic = topic.n \
+         WHERE topic.name GLOB '$dlq.*'",
+    )?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let (n, topic): (i64, String) = (row.get(0)?, row.get(1)?);
+        let (seq, bytes): (i64, i64) = (row.get(2)?, row.get(3)?);
+        letters.came(n, group_of(&topic).unwrap_or_default(), seq as u64, bytes.unsigned_abs());
+    }
+    Ok(letters)
+}
+
 fn number(db: &Connection, name: &str) -> rusqlite::Result<u64> {
     Ok(fact(db, name)?.and_then(|text| text.parse().ok()).unwrap_or(0))
 }
@@ -310,6 +391,7 @@ fn topic_number(db: &Connection, topic: &str) -> rusqlite::Result<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::latest::letters::Size;
     use crate::core::latest::tables;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -331,6 +413,44 @@ mod tests {
         let (count, rows) = (rows.len(), BTreeMap::from_iter(rows));
         assert_eq!(rows.len(), count, "a key stands in one table");
         rows
+    }
+
+    proptest! {
+        /// However letters come, end and are dropped: what is known of them is what stands there, and the watermark covers
+        /// what was dropped.
+        #[test]
+        fn letters_are_counted_as_they_stand(
+            steps in proptest::collection::vec((0..3u8, 0..9u8, any::<bool>(), 1..40usize), 1..60),
+            (gulp, rows) in (1..9usize, 1..5u64),
+        ) {
+            let mut store = store(MOST_ENDED);
+            let most = |rows| Size { rows, bytes: 60 };
+            let bounds = Bounds { group: most(rows), all: most(2 * rows) };
+            let watermarks = |db: &Connection| -> i64 {
+                db.query_row("SELECT max(forgotten) FROM topic", [], |row| row.get(0)).unwrap()
+            };
+            for (part, steps) in steps.chunks(gulp).enumerate() {
+                let mut pending = Pending::default();
+                let seq = |i: usize| (part * gulp + i) as u64 + 1;
+                for (i, (group, key, is_end, bytes)) in steps.iter().enumerate() {
+                    pending.put(&format!("$dlq.g{group}"), &format!("{key}"), seq(i), &vec![b'x'; *bytes], *is_end);
+                }
+                let last = seq(steps.len() - 1);
+                store.write(&mut pending, last, &[]).unwrap();
+                let before = rows_of(&store.db);
+                let (dropped, is_more) = store.drop_letters(&bounds, last).unwrap();
+                prop_assert!(!is_more);
+                prop_assert_eq!(before - rows_of(&store.db), dropped);
+                prop_assert!(dropped == 0 || watermarks(&store.db) == last as i64 + 1);
+                let size = store.letters.size();
+                prop_assert_eq!(count_letters(&store.db).unwrap().size(), size);
+                prop_assert!(size.rows <= 2 * rows && size.bytes <= 60);
+            }
+        }
+    }
+
+    fn rows_of(db: &Connection) -> u64 {
+        db.query_row("SELECT count(*) FROM latest", [], |row| row.get::<_, i64>(0)).unwrap() as u64
     }
 
     proptest! {

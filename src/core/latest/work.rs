@@ -10,9 +10,9 @@
 //! Always holds: `seq` is what readers of the database see, and nothing stops a commit (invariant 11). Owner:
 //! [`super::Latest`].
 
-use super::open::{Viewed, Wrong, open, put_aside};
+use super::open::{Viewed, Wrong, open, put_aside, with};
 use super::store::{Pending, Store};
-use super::{Readers, Shared, change};
+use super::{RETRY, Readers, Shared, change};
 use crate::core::event::Event;
 use crate::core::journal::read::Read;
 use crate::core::journal::segment::Map;
@@ -35,6 +35,10 @@ const PIECE: usize = 1024 * 1024;
 /// What is written at a time while much is read, in bytes: each time pages of the index are written for keys anywhere in
 /// it, so seldom is better.
 const GULP: usize = 32 * 1024 * 1024;
+/// That dead letters were dropped is said at once, and further ones together after this.
+const SAY_DROPPED: Duration = Duration::from_secs(60);
+/// So much of the write-ahead log is kept when rows are gone, in bytes.
+const LOG_KEPT: u64 = 1024 * 1024;
 /// Whoever waits for a long reading is told so often.
 const SAY: Duration = Duration::from_secs(5);
 
@@ -113,6 +117,14 @@ struct View<'a> {
     seq: u64,
     marked: Instant,
     unmarked: usize,
+    /// Dead letters are too many, or pages are free: there is something to do when nothing else is.
+    is_untidy: bool,
+    /// The write-ahead log has pages that were given back.
+    is_unfolded: bool,
+    /// Dead letters that were dropped and not said yet …
+    unsaid: u64,
+    /// … since some were said.
+    said: Option<Instant>,
 }
 
 impl<'a> View<'a> {
@@ -122,6 +134,8 @@ impl<'a> View<'a> {
         // It may be further back than it was.
         shared.goes_back_to(store.seq, &work.map);
         shared.seq.send_replace(store.seq);
+        let mut store = store;
+        store.letters.remember(&shared.letters().dropped_of);
         Ok(View {
             work,
             shared,
@@ -132,6 +146,10 @@ impl<'a> View<'a> {
             pending: Pending::default(),
             marked: Instant::now(),
             unmarked: 0,
+            is_untidy: true,
+            is_unfolded: true,
+            unsaid: 0,
+            said: None,
         })
     }
 
@@ -152,9 +170,11 @@ impl<'a> View<'a> {
                     commit.events_from(skip).for_each(|event| self.take(&event));
                 }
             }
-            let end = commits.last().and_then(|commit| commit.last_seq()).unwrap_or(0);
+            let (end, is_quiet) =
+                (commits.last().and_then(|commit| commit.last_seq()).unwrap_or(0), commits.is_empty());
             drop(commits);
             self.write(stop)?;
+            self.tidy(is_quiet, stop)?;
             if end > self.seq {
                 self.catch_up()?;
             }
@@ -170,7 +190,13 @@ impl<'a> View<'a> {
         let quiet = |queue: &mut super::Queue| {
             queue.commits.is_empty() && !queue.stop && queue.snapped.is_empty() && !queue.is_damaged
         };
-        let due = MARK_TIME.saturating_sub(self.marked.elapsed()).max(GATHER);
+        let mark = MARK_TIME.saturating_sub(self.marked.elapsed()).max(GATHER);
+        let due = match (self.is_untidy, self.is_unfolded) {
+            (true, _) => GATHER,
+            // Somebody reads what is in it.
+            (false, true) => mark.min(RETRY),
+            (false, false) => mark,
+        };
         let queue = shared.lock();
         let waited = shared.changed.wait_timeout_while(queue, due, quiet);
         let mut queue = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -233,6 +259,45 @@ impl<'a> View<'a> {
         Ok(())
     }
 
+    /// Drops dead letters that are too many, and gives room back: some of it at a time.
+    fn tidy(&mut self, is_quiet: bool, is_end: bool) -> Result<(), Wrong> {
+        let seen = self.work.map.durable_seq();
+        let (dropped, is_more) = self.store.drop_letters(&self.shared.bounds, seen)?;
+        {
+            let mut kept = self.shared.letters();
+            let size = self.store.letters.size();
+            (kept.letters, kept.bytes) = (size.rows, size.bytes);
+            if dropped > 0 {
+                kept.dropped += dropped;
+                kept.dropped_of = self.store.letters.dropped();
+            }
+        }
+        self.say_dropped(dropped, is_end);
+        if is_end {
+            return Ok(());
+        }
+        let (did, is_free) = if is_more { (false, false) } else { self.store.give_back()? };
+        // Until then the file keeps the pages that were given back.
+        self.is_unfolded |= did || (dropped > 0 && log_bytes(self.shared) > LOG_KEPT);
+        let is_due = self.is_unfolded && !is_more && !is_free;
+        if is_due && is_quiet {
+            self.is_unfolded = !self.store.fold()?;
+        }
+        self.is_untidy = is_more || is_free || (is_due && !is_quiet);
+        Ok(())
+    }
+
+    fn say_dropped(&mut self, dropped: u64, now: bool) {
+        self.unsaid += dropped;
+        if self.unsaid > 0 && (now || self.said.is_none_or(|at| at.elapsed() >= SAY_DROPPED)) {
+            tracing::warn!(
+                dropped = self.unsaid,
+                "latest: the oldest dead letters were dropped, as there were too many; 'castra bus dlq ls' says of which groups"
+            );
+            (self.unsaid, self.said) = (0, Some(Instant::now()));
+        }
+    }
+
     fn take(&mut self, event: &Event<'_>) {
         self.seq = event.seq;
         self.unmarked += event.line.len();
@@ -288,6 +353,11 @@ fn name_of(encoded: &[u8]) -> Option<String> {
         return Some(text.to_owned());
     }
     serde_json::from_str(&format!("\"{text}\"")).ok()
+}
+
+/// What the write-ahead log takes.
+fn log_bytes(shared: &Shared) -> u64 {
+    std::fs::symlink_metadata(with(&shared.path, "-wal")).map_or(0, |meta| meta.len())
 }
 
 fn inode(shared: &Shared) -> Option<(u64, u64)> {

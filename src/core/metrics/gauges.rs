@@ -132,7 +132,12 @@ impl Out<'_> {
         self.gauge("castra_latest_seq", "The newest event that the newest events per key have seen.", seq)?;
         self.gauge("castra_latest_stalled", "1 while the newest events per key cannot be written.", stalled)?;
         let help = "Events that were gone before the newest events per key had them.";
-        self.gauge("castra_latest_lost", help, running.latest.lost())
+        self.gauge("castra_latest_lost", help, running.latest.lost())?;
+        let kept = running.latest.letters();
+        self.gauge("castra_dead_letters", "Dead letters that are kept.", kept.letters)?;
+        self.gauge("castra_dead_letters_bytes", "Bytes of their events.", kept.bytes)?;
+        let help = "Dead letters that were dropped, as there were too many.";
+        self.count("castra_dead_letters_dropped", help, kept.dropped)
     }
 
     /// What status counts. Taken apart, so that none is forgotten.

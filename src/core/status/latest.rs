@@ -12,6 +12,12 @@ pub struct LatestStatus {
     pub seq: u64,
     /// Events that were gone before it had them.
     pub lost: u64,
+    /// Dead letters that are kept, …
+    pub letters: u64,
+    /// … what their events take, in bytes, …
+    pub letters_bytes: u64,
+    /// … and how many were dropped since the broker started, as there were too many.
+    pub letters_dropped: u64,
     /// Why it is not being written, if so.
     pub stalled: Option<String>,
 }

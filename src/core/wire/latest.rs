@@ -144,13 +144,21 @@ pub struct Known {
     pub keys: u64,
     /// The seq of what changed it last.
     pub changed: u64,
+    /// Of dead letters: how many were dropped.
+    pub dropped: u64,
 }
 
 /// Appends the answer to which topics there are.
 pub fn topics_ack(out: &mut Vec<u8>, topics: &[Known], is_more: bool) {
     let topics: Vec<Value> = topics
         .iter()
-        .map(|known| json!({"topic": known.topic, "keys": known.keys, "changed": known.changed}))
+        .map(|known| {
+            let mut said = json!({"topic": known.topic, "keys": known.keys, "changed": known.changed});
+            if known.dropped > 0 {
+                said["dropped"] = known.dropped.into();
+            }
+            said
+        })
         .collect();
     let ack = json!({"topics": topics, "more": is_more});
     super::manage::report(out, "latest_topics", &ack);
