@@ -34,6 +34,11 @@ last event that it received, so none is printed twice or left out. Events that a
 retention or damage) are said on stderr; the exit code is then 1. A journal that has another
 event in the place of the last one (an older backup was restored) ends it with 65.
 
+With --from state, whoever keeps the newest event of each key (a payload of null ends one) has
+the broker's state: of events that are gone comes what is newest of each key. Where the broker
+cannot say any more which keys ended, that is said; its state comes anew without repeats, and each
+key that it lacks as an event of the VM 'bus' with the payload null, which is in no journal.
+
 On a terminal, and with -v, a line on stderr says when it is subscribed. A script that must not
 miss what it causes waits for that line ('castra: subscribed to …'), or names an event to begin
 with (--from seq:N, id:ID).

@@ -215,7 +215,13 @@ pub async fn run(
     };
     status.attach(journal.clone(), logs.clone(), latest.clone());
 
-    let delivery = Arc::new(Delivery::new(limits, journal.clone(), router.clone(), retention.clone()));
+    let delivery = Arc::new(Delivery::new(
+        limits,
+        journal.clone(),
+        router.clone(),
+        retention.clone(),
+        latest.compaction().clone(),
+    ));
     tokio::spawn(sweep::run(retention, journal.clone()));
     let counts = metrics.as_ref().map(|metrics| metrics.groups.clone());
     let views = (latest.clone(), counts);

@@ -106,7 +106,7 @@ impl Counting {
             Signal::BackPressureEntered => &self.back_pressure_entered,
             Signal::BackPressureLeft => &self.back_pressure_left,
             Signal::WriteRetry(_) => &self.write_retries,
-            Signal::Unsubscribed => &self.unsubscribed,
+            Signal::Unsubscribed | Signal::StateExpired => &self.unsubscribed,
             Signal::Ended(end) => self.disconnects.of(end),
         };
         counter.fetch_add(1, Relaxed);

@@ -13,6 +13,7 @@
 //! bounded by [`FOLLOW_BYTES`] and one read (invariant 6); a link on which nothing comes is given up. Owner: the
 //! command that follows; the agent, which has a link of its own, shares what a subscription knows.
 
+mod known;
 pub(in crate::core) mod state;
 
 use super::awake::{self, Instant, sleep_until, timeout};
@@ -99,6 +100,8 @@ pub enum News<'a> {
     Events(Vec<u8>),
     /// Events that are gone.
     Gap(Gap),
+    /// The broker cannot bring the state that was followed up to date: it comes anew, and then ends of keys that it lacks.
+    Anew,
     /// There is no session just now; it goes on with this seq.
     Lost(&'a ClientError, u64),
 }
@@ -171,11 +174,19 @@ impl Follow {
     /// Follows, beginning with the session of `client`, until that is not possible any more.
     pub async fn run(&self, mut client: Client, room: &Room, mut news: impl FnMut(News<'_>)) -> Failed {
         let _watch = awake::watch();
-        let (mut state, mut attempt) = (Following::default(), 0);
+        let (mut state, mut attempt) = (Following::new(&self.begin), 0);
         loop {
             let since = Instant::now();
             let before = state.next;
             let mut wait = match self.session(client, &mut state, room, &mut news).await {
+                Broken::Refused { code, .. } if code == "state-expired" && state.begin_anew() => {
+                    news(News::Anew);
+                    Duration::ZERO
+                }
+                Broken::Refused { code, .. } if code == "view-behind" && state.keeps() => {
+                    news(News::Lost(&ClientError::Closed(code), state.next.unwrap_or(1)));
+                    Duration::ZERO
+                }
                 Broken::Refused { code, reason } => {
                     return Failed::Refused { code, reason, next: state.next };
                 }
@@ -267,17 +278,12 @@ impl Follow {
 
     /// Asks for what comes next, or for the beginning.
     async fn subscribe(&self, sender: &mut Sender, state: &Following) -> Result<(), ClientError> {
-        let frame = match state.state() {
-            Some(after) => subscribe(SUB, &self.patterns, &Begin::State(after), None),
-            None => subscribe(SUB, &self.patterns, &self.begin, state.from()),
-        };
-        send(sender, &frame).await
+        send(sender, &subscribe(SUB, &self.patterns, state.place(&self.begin))).await
     }
 }
 
-/// The frame that asks for everything from this seq on, or for the beginning.
-pub(in crate::core) fn subscribe(sub: &str, patterns: &[Pattern], begin: &Begin, from: Option<u64>) -> Value {
-    let from = from.map_or_else(|| place(begin), |seq| json!({"seq": seq}));
+/// The frame that subscribes from this place on.
+pub(in crate::core) fn subscribe(sub: &str, patterns: &[Pattern], from: Value) -> Value {
     let mut frame = json!({"type": "subscribe", "sub": sub, "from": from});
     match patterns {
         [pattern] => frame["topic"] = pattern.as_str().into(),

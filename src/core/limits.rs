@@ -224,6 +224,8 @@ pub const LATEST_ASIDES: usize = 4;
 /// While that view is behind, the journal grows to so many times the size that it may have; then what the view has not
 /// read is removed all the same.
 pub const LATEST_HOLDS: u64 = 2;
+/// Keys that a subscriber from the state remembers, in bytes, to end those that a new state lacks.
+pub const FOLLOW_KEYS_BYTES: usize = 64 * 1024 * 1024;
 /// Tombstones that are kept: events that ended a key. The oldest go first …
 pub const LATEST_ENDED: u64 = 100_000;
 /// … also when their lines take more bytes than this.

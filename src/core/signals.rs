@@ -28,6 +28,8 @@ pub enum Signal {
     WriteRetry(u8),
     /// The operator does not let it subscribe something any more.
     Unsubscribed,
+    /// The state that it keeps cannot be brought up to date.
+    StateExpired,
     /// The session ended.
     Ended(End),
 }
@@ -40,6 +42,7 @@ impl Signal {
             Signal::BackPressureEntered | Signal::BackPressureLeft => "back-pressure",
             Signal::WriteRetry(_) => End::SlowConsumer.reason(),
             Signal::Unsubscribed => "forbidden-topic",
+            Signal::StateExpired => "state-expired",
             Signal::Ended(end) => end.reason(),
         }
     }
@@ -51,7 +54,7 @@ impl Signal {
             Signal::BackPressureEntered => "entered",
             Signal::BackPressureLeft => "left",
             Signal::WriteRetry(_) => "retry",
-            Signal::Unsubscribed => "unsubscribed",
+            Signal::Unsubscribed | Signal::StateExpired => "unsubscribed",
             Signal::Ended(_) => "disconnect",
         }
     }
@@ -122,6 +125,7 @@ mod tests {
             Just(Signal::BackPressureEntered),
             Just(Signal::BackPressureLeft),
             Just(Signal::Unsubscribed),
+            Just(Signal::StateExpired),
             (0u8..3).prop_map(Signal::WriteRetry),
         ]
     }

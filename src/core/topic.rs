@@ -166,6 +166,27 @@ impl Pattern {
         }
     }
 
+    /// Whether some topic is matched by both.
+    pub fn meets(&self, other: &Pattern) -> bool {
+        let (own, other) = (&*self.0, &*other.0);
+        if own.starts_with("vm:") || other.starts_with("vm:") {
+            return own == other
+                || (own.starts_with("vm:") && other.starts_with("vm:") && [own, other].contains(&MAILBOXES));
+        }
+        if own.starts_with('$') != other.starts_with('$') {
+            return false;
+        }
+        let (mut own, mut other) = (own.split('.'), other.split('.'));
+        loop {
+            match (own.next(), other.next()) {
+                (Some(">"), Some(_)) | (Some(_), Some(">")) | (None, None) => return true,
+                (Some("*"), Some(_)) | (Some(_), Some("*")) => {}
+                (Some(own), Some(other)) if own == other => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// Whether `topic`, which is valid, is one of these.
     pub fn matches(&self, topic: &str) -> bool {
         if topic.starts_with("vm:") {
@@ -287,6 +308,27 @@ mod tests {
             };
             let all = ["z", "z.z", "z.z.z.z"].iter().all(|rest| own.matches(&some(rest)));
             prop_assert_eq!(own.covers(&other), all, "{:?} {:?}", own, other);
+        }
+
+        /// Patterns that match the same topic meet, and no others of a few tokens do.
+        #[test]
+        fn meeting_is_having_a_topic_in_common(
+            own in "([$]?[ab*])([.][ab*]){0,2}([.]>)?|>|vm:[ab*]",
+            other in "([$]?[ab*])([.][ab*]){0,2}([.]>)?|>|vm:[ab*]",
+        ) {
+            let (Ok(own), Ok(other)) = (Pattern::parse(&own), Pattern::parse(&other)) else { return Ok(()) };
+            let tokens = ["a", "b", "z"];
+            let mut topics: Vec<String> = tokens.map(String::from).into();
+            for from in [0, 3, 12] {
+                let longer = topics[from..].iter().flat_map(|t| tokens.map(|token| format!("{t}.{token}")));
+                topics = topics.iter().cloned().chain(longer).collect();
+            }
+            let broker = topics.iter().map(|topic| format!("${topic}"));
+            let all: Vec<String> =
+                topics.iter().cloned().chain(broker).chain(["vm:a", "vm:b", "vm:z"].map(String::from)).collect();
+            let meet = all.iter().any(|topic| own.matches(topic) && other.matches(topic));
+            prop_assert_eq!(own.meets(&other), meet, "{:?} {:?}", own, other);
+            prop_assert_eq!(other.meets(&own), meet);
         }
 
         /// The byte loop agrees with the rule as the specification words it.

@@ -382,6 +382,7 @@ fn the_commands_print_what_is_kept() {
 /// What version 2 of the tables has and version 1 had not.
 const BACK_TO_1: &str = "
 DROP TABLE ended;
+DROP INDEX topic_forgotten;
 ALTER TABLE topic DROP COLUMN forgotten;
 DELETE FROM fact WHERE name = 'since';
 PRAGMA auto_vacuum = NONE;

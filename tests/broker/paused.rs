@@ -129,7 +129,7 @@ fn a_subscriber_that_stood_still_keeps_its_session() {
             }
             News::Lost(..) => lost.set(lost.get() + 1),
             News::Subscribed(_) => live.set(true),
-            News::Gap(_) => {}
+            News::Gap(_) | News::Anew => {}
         });
         let watches = async {
             while !live.get() {

@@ -380,3 +380,84 @@ fn who_accepts_and_says_nothing_is_no_broker() {
     let error = runtime.block_on(follow.connect()).err().unwrap();
     assert_eq!(error.to_string(), "timed out");
 }
+
+/// An event of a key, as a subscriber gets it.
+fn keyed(seq: u64, key: &str, payload: &str) -> String {
+    let line =
+        line(seq, "t", payload).replace("\"topic\":\"t\"", &format!("\"topic\":\"t\",\"key\":{key:?}"));
+    delivered(&line)
+}
+
+#[test]
+fn a_state_is_gone_on_with_and_begun_anew_without_repeats() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = FakeBroker::start(dir.path());
+    let subscriber = Subscriber::start(dir.path(), &["-o", "json", "t", "other", "--from", "state"]);
+    let accept = |session: &mut Session, from: serde_json::Value, next: u64, state: Option<u64>| {
+        let asked = session.receive().unwrap();
+        assert_eq!(asked["from"], from, "{asked}");
+        let mut ack = json!({"type": "ack", "ack": "subscribe", "status": "ok", "sub": "cli", "next_seq": next, "compacted": ["t"]});
+        state.iter().for_each(|state| ack["state"] = json!(state));
+        session.send(&ack);
+    };
+    let shown = || -> serde_json::Value { serde_json::from_str(&subscriber.line()).unwrap() };
+    let next = || shown()["seq"].as_u64().unwrap();
+    let end = |through| json!({"type": "state", "sub": "cli", "through": through});
+    let mut session = broker.session(HELLO);
+    accept(&mut session, json!({"state": 0}), 1, Some(20));
+    session.send_bytes(keyed(3, "a", "1"));
+    assert_eq!(next(), 3);
+    drop(session);
+    // The rest of the same state.
+    let mut session = broker.session(HELLO);
+    accept(&mut session, json!({"state": 3, "through": 20}), 4, Some(20));
+    session.send_bytes(keyed(7, "b", "1"));
+    session.send_bytes(keyed(9, "c", "1"));
+    session.send(&end(20));
+    assert_eq!((next(), next()), (7, 9));
+    // The frame was seen, when this is.
+    session.send_bytes(keyed(21, "d", "1"));
+    assert_eq!(next(), 21);
+    drop(session);
+    let mut session = broker.session(HELLO);
+    accept(&mut session, json!({"seq": 21, "compacted": true}), 21, None);
+    // Behind a gap comes what is newest of it; whoever is cut off meanwhile asks for the rest.
+    session.send(&json!({"type": "gap", "sub": "cli", "from": 21, "to": 30}));
+    session.send_bytes(keyed(25, "e", "1"));
+    assert_eq!(next(), 25);
+    drop(session);
+    let mut session = broker.session(HELLO);
+    accept(&mut session, json!({"seq": 25, "compacted": true}), 25, None);
+    session.send(&json!({"type": "gap", "sub": "cli", "from": 25, "to": 40}));
+    session.send_bytes(keyed(33, "a", "null"));
+    session.send(&end(40));
+    assert_eq!(next(), 33);
+    // It has a key of a topic that has no state, too.
+    session.send_bytes(keyed(41, "z", "1").replace("\"topic\":\"t\"", "\"topic\":\"other\""));
+    assert_eq!(next(), 41);
+    session
+        .send(&json!({"type": "unsubscribed", "sub": "cli", "code": "state-expired", "reason": "because"}));
+    session.drain();
+    // All of it: b as before, c changed, d and e gone.
+    let mut session = broker.session(HELLO);
+    accept(&mut session, json!({"state": 0}), 1, Some(50));
+    session.send_bytes(keyed(7, "b", "1"));
+    session.send_bytes(keyed(48, "c", "2"));
+    session.send(&end(50));
+    assert_eq!(next(), 48);
+    let mut ended = [shown(), shown()];
+    ended.sort_by_key(|event| event["key"].to_string());
+    for (event, key) in ended.iter().zip(["d", "e"]) {
+        let want = json!({
+            "seq": 50, "ts": event["ts"], "id": "state.ended:50", "vm": "bus", "topic": "t", "key": key,
+            "headers": {"castra-event": "state.ended"}, "payload": null,
+        });
+        assert_eq!(*event, want);
+    }
+    session.send_bytes(keyed(51, "d", "1"));
+    assert_eq!(next(), 51);
+    let said: Vec<String> = subscriber.said.try_iter().collect();
+    let count = |text: &str| said.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("events 22 to 30 are gone"), count("events 31 to 40 are gone")), (1, 1), "{said:?}");
+    assert_eq!(count("its state is read anew"), 1, "{said:?}");
+}

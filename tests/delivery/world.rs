@@ -150,7 +150,13 @@ impl World {
         let journal = Arc::new(opened.start(&limits, committed, || {}, failed, reached).unwrap());
         let recorder = Recorder::start(&root).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
-        let delivery = Arc::new(Delivery::new(&limits, journal.clone(), router.clone(), Arc::default()));
+        let delivery = Arc::new(Delivery::new(
+            &limits,
+            journal.clone(),
+            router.clone(),
+            Arc::default(),
+            Compaction::default(),
+        ));
         let policy = watch::channel(policy).1;
         let replay = Replay::default();
         let groups =

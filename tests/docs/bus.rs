@@ -24,7 +24,7 @@ use tokio_util::codec::Decoder;
 const DOC: &str = "docs/BUS.md";
 
 /// What may be said to a guest, or be recorded, stands in these files.
-const SOURCES: [&str; 28] = [
+const SOURCES: [&str; 29] = [
     "src/core/bus.rs",
     "src/core/event.rs",
     "src/core/event/fields.rs",
@@ -50,6 +50,7 @@ const SOURCES: [&str; 28] = [
     "src/core/delivery/groups/mod.rs",
     "src/core/delivery/groups/stages.rs",
     "src/core/latest/answer.rs",
+    "src/core/latest/state.rs",
     "src/core/latest/snapshot.rs",
     "src/core/wire/latest.rs",
     "src/core/session/asking.rs",
@@ -231,8 +232,11 @@ fn again_ok(out: &mut Vec<u8>, ack: &Value, published: &[String]) {
                 .as_object()
                 .map(|gap| (gap["from"].as_u64().unwrap(), gap["to"].as_u64().unwrap()));
             let (sub, next) = (ack["sub"].as_str().unwrap(), ack["next_seq"].as_u64().unwrap());
-            if let Some(through) = ack["state"].as_u64() {
-                return subscribe::state_ack(out, sub, next, through);
+            if ack["state"].is_u64() || ack["compacted"].is_array() {
+                let compacted = ack["compacted"].as_array();
+                let compacted: Option<Vec<&str>> =
+                    compacted.map(|all| all.iter().map(|one| one.as_str().unwrap()).collect());
+                return subscribe::state_ack(out, sub, next, ack["state"].as_u64(), compacted.as_deref());
             }
             return subscribe::subscribe_ack(out, sub, next, gap);
         }
@@ -387,6 +391,7 @@ fn signals_are_those_of_the_code() {
         Signal::BackPressureLeft,
         Signal::WriteRetry(0),
         Signal::Unsubscribed,
+        Signal::StateExpired,
     ];
     assert_eq!(listed, signals.map(said));
     for signal in signals {
@@ -396,6 +401,7 @@ fn signals_are_those_of_the_code() {
             | Signal::BackPressureLeft
             | Signal::WriteRetry(_)
             | Signal::Unsubscribed
+            | Signal::StateExpired
             | Signal::Ended(_) => {} // A new one goes here, above, and into the table.
         }
     }
@@ -543,6 +549,7 @@ fn limits_are_those_of_limits_rs() {
         ("LATEST_ASKED", limits::LATEST_ASKED as u64),
         ("LATEST_ASIDES", limits::LATEST_ASIDES as u64),
         ("LATEST_HOLDS", limits::LATEST_HOLDS),
+        ("FOLLOW_KEYS_BYTES", limits::FOLLOW_KEYS_BYTES as u64),
         ("LATEST_ENDED", limits::LATEST_ENDED),
         ("LATEST_ENDED_BYTES", limits::LATEST_ENDED_BYTES),
         ("LETTERS_OF_GROUP", limits::LETTERS_OF_GROUP),

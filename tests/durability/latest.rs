@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-fn compacting(dir: &Path, args: &[&str]) -> Broker {
+pub fn compacting(dir: &Path, args: &[&str]) -> Broker {
     configured(dir, "[[topics]]\ntopic = \"s.>\"\ncompaction = true\n", args)
 }
 
@@ -141,7 +141,7 @@ fn fill(guest: &mut Guest, from: usize, to: usize) {
     }
 }
 
-fn remove_view(root: &Path) {
+pub fn remove_view(root: &Path) {
     for end in ["", "-wal", "-shm"] {
         match std::fs::remove_file(root.join(format!("latest.db{end}"))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),

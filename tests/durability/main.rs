@@ -23,4 +23,5 @@ mod log_lines;
 mod night;
 mod power_cut;
 mod resend;
+mod state;
 mod verify;

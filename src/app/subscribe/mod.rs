@@ -195,6 +195,13 @@ async fn follow(
             );
             sayer.warn("gap", &text, &[("from", gap.from), ("to", gap.to)]);
         }
+        News::Anew => {
+            is_back = true;
+            gaps.set(gaps.get() + 1);
+            let text = "the broker does not know any more which keys ended; its state is read anew, and keys that it \
+                        lacks are ended";
+            sayer.warn("state-expired", text, &[]);
+        }
         News::Lost(error, next) => {
             is_back = true;
             let text = format!("{error}; connecting again, to go on with event {next}");

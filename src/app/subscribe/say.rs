@@ -84,6 +84,7 @@ pub fn exit_of(code: &str) -> Exit {
     match code {
         "seq-ahead" | "unknown-id" | "too-many-subscriptions" => Exit::BadData,
         _ if code.starts_with("bad-") => Exit::BadData,
+        "state-expired" => Exit::TryAgain,
         _ if may_pass(code) => Exit::TryAgain,
         // `forbidden-topic`, and what later brokers refuse.
         _ => Exit::Refused,

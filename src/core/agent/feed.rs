@@ -81,7 +81,7 @@ impl Feed {
 
     fn ask(&mut self) -> Value {
         self.mode = Mode::Asked;
-        subscribe(SUB, &self.patterns, &self.begin, self.following.from())
+        subscribe(SUB, &self.patterns, self.following.place(&self.begin))
     }
 
     /// Takes a frame of the broker's that is about it.
@@ -97,7 +97,7 @@ impl Feed {
             News::Gap(Gap { from, to }) => tracing::warn!(
                 from, to, "events are gone, taken by retention or damage before they were received; some of them may have been of these topics"
             ),
-            News::Events(_) | News::Lost(..) => {}
+            News::Events(_) | News::Anew | News::Lost(..) => {}
         });
         match self.following.closed.take() {
             None => After::Nothing,

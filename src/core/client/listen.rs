@@ -61,7 +61,7 @@ impl<'a> Listen<'a> {
                 News::Events(bytes) => _ = lines.send(Ok(bytes)),
                 News::Gap(gap) => _ = lines.send(Err(Error::Gap { from: gap.from, to: gap.to })),
                 News::Subscribed(next) => _ = subscribed.take().map(|subscribed| subscribed.send(next)),
-                News::Lost(..) => {}
+                News::Anew | News::Lost(..) => {}
             });
             let _ = lines.send(Err(why(failed.await)));
         });

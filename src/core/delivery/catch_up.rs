@@ -1,11 +1,13 @@
 //! Reads the journal for subscriptions that are behind.
 //!
 //! Always holds: a step is bounded in what it reads and in what it makes; a seq that cannot be read is said, to each
-//! subscription that was owed it. Blocks, for files do. Owner: [`super::Delivery`], which runs a few at a time.
+//! subscription that was owed it. Whoever keeps the state is not read for past such a hole. Blocks, for files do. Owner: [`super::Delivery`], which runs a few at a time.
 
-use super::subscription::Plan;
+use super::subscription::{Plan, Wanted};
 use crate::core::event::Event;
 use crate::core::journal::read::{Mark, Read, Reader};
+use crate::core::latest::compaction::Compaction;
+use crate::core::latest::is_change;
 use crate::core::limits::CATCH_UP_BYTES;
 use crate::core::retention::{Retention, is_expired};
 use crate::core::wire::subscribe::{event, gap};
@@ -26,6 +28,10 @@ pub struct Step {
     pub expires: bool,
     /// Everything before this seq was looked at.
     pub next: u64,
+    /// First and last seq that are gone; those who keep the state are sent what is newest of them next.
+    pub hole: Option<(u64, u64)>,
+    /// The state of what is before is not known any more: it has to begin anew.
+    pub is_expired: bool,
     /// It is the end of what is durable.
     pub is_end: bool,
     /// Where to go on.
@@ -37,7 +43,13 @@ pub struct Step {
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn read(reader: &mut Reader, plan: &Plan, retention: &Retention, now: u64) -> io::Result<Step> {
+pub fn read(
+    reader: &mut Reader,
+    plan: &Plan,
+    retention: &Retention,
+    compaction: &Compaction,
+    now: u64,
+) -> io::Result<Step> {
     let mut step = Step { next: plan.at, ..Step::default() };
     let mut looked_at = 0;
     // Each event may be wanted by all of them.
@@ -52,29 +64,37 @@ pub fn read(reader: &mut Reader, plan: &Plan, retention: &Retention, now: u64) -
                 topic = found.topic().to_vec();
                 let text = std::str::from_utf8(&topic).unwrap_or_default();
                 wanted.clear();
-                wanted.extend((0..plan.wanted.len()).filter(|i| plan.wanted[*i].2.wants(text)));
+                wanted.extend((0..plan.wanted.len()).filter(|i| plan.wanted[*i].interest.wants(text)));
                 bound = if wanted.is_empty() { None } else { retention.of(&topic) };
             }
-            if !wanted.is_empty() && is_expired(&found, bound, now) {
-                let lost = wanted.iter().map(|i| &plan.wanted[*i]);
-                let lost = lost.filter(|(_, next, own)| found.seq >= *next && own.may_pass(found.line));
-                *expired += lost.count() as u64;
-                return;
-            }
-            *expires |= found.layout.expires;
-            for (_, next, interest) in wanted.iter().map(|i| &plan.wanted[*i]) {
-                if found.seq >= *next && interest.may_pass(found.line) {
-                    event(frames, interest.head(), found.line);
-                    *events += 1;
+            let is_over = !wanted.is_empty() && is_expired(&found, bound, now);
+            // What changes the state is never out of date for those who keep it.
+            let stays = is_over && is_change(compaction, &found);
+            *expires |= found.layout.expires && !is_over;
+            for Wanted { next, interest, keeps, .. } in wanted.iter().map(|i| &plan.wanted[*i]) {
+                if found.seq < *next || !interest.may_pass(found.line) {
+                    continue;
                 }
+                if is_over && !(stays && *keeps) {
+                    *expired += 1;
+                    continue;
+                }
+                event(frames, interest.head(), found.line);
+                *events += 1;
             }
         };
         match reader.read(share, &mut each)? {
             Read::Events(_) => {}
             Read::Gap { from, to } => {
-                for (_, next, interest) in plan.wanted.iter().filter(|(_, next, _)| *next <= to) {
+                for Wanted { next, interest, keeps, .. } in plan.wanted.iter().filter(|one| one.next <= to) {
                     gap(&mut step.frames, interest.head(), from.max(*next), to);
                     step.gaps += 1;
+                    if *keeps {
+                        step.hole = Some((from, to));
+                    }
+                }
+                if step.hole.is_some() {
+                    break;
                 }
             }
             Read::End => {

@@ -26,6 +26,7 @@ use super::clock::wall_ms;
 use super::identity::VmName;
 use super::journal::Journal;
 use super::journal::read::Mark;
+use super::latest::compaction::Compaction;
 use super::limits::{CATCH_UP_READS, GROUPS_QUEUE_BYTES, Limits};
 use super::refusal::Refusal;
 use super::retention::Retention;
@@ -56,6 +57,8 @@ pub struct Delivery {
     journal: Arc<Journal>,
     /// What is passed over in reading.
     pub retention: Arc<Retention>,
+    /// What has a state.
+    compaction: Arc<Compaction>,
     room: Arc<Room>,
     /// That of groups, so that one of which nobody takes anything is in nobody's way.
     groups_room: Arc<Room>,
@@ -70,12 +73,14 @@ impl Delivery {
         journal: Arc<Journal>,
         router: Arc<Router>,
         retention: Arc<Retention>,
+        compaction: Compaction,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         Delivery {
             router,
             journal,
             retention,
+            compaction: Arc::new(compaction),
             room: Room::new(limits.queue_bytes_in_all),
             groups_room: Room::new(GROUPS_QUEUE_BYTES),
             reads: Arc::new(Semaphore::new((cores / 2).clamp(1, CATCH_UP_READS))),
@@ -109,7 +114,7 @@ impl Delivery {
             }
             From::Seq(seq) if *seq < first => (first, Some((*seq, first - 1))),
             From::Seq(seq) => (*seq, None),
-            From::Ts(_) | From::Id(..) | From::State(_) => return Ok(None),
+            From::Ts(_) | From::Id(..) | From::Compacted(_) | From::State { .. } => return Ok(None),
         };
         Ok(Some(Beginning { next, gap }))
     }
@@ -131,7 +136,9 @@ impl Delivery {
                 let gap = |next| (next < first).then(|| (next, first - 1));
                 Ok(next.map(|next| Beginning { next: next.max(first), gap: gap(next) }))
             }
-            From::Latest | From::Earliest | From::Seq(_) | From::State(_) => Ok(None),
+            From::Latest | From::Earliest | From::Seq(_) | From::Compacted(_) | From::State { .. } => {
+                Ok(None)
+            }
         });
         async move {
             match found.await {
@@ -161,12 +168,13 @@ impl Delivery {
         mark: Option<Mark>,
     ) -> impl Future<Output = io::Result<Step>> + Send + use<> {
         let (journal, retention) = (self.journal.clone(), self.retention.clone());
+        let compaction = self.compaction.clone();
         when_free(&self.reads, move || {
             let mut reader = journal.reader(plan.at);
             if let Some(mark) = mark {
                 reader.resume(mark)?;
             }
-            catch_up::read(&mut reader, &plan, &retention, wall_ms())
+            catch_up::read(&mut reader, &plan, &retention, &compaction, wall_ms())
         })
     }
 }

@@ -3,9 +3,11 @@
 //! ```text
 //!             read to the head, joined
 //!   behind ─────────────────────────────▶ live      events come from the router
-//!      ▲  events are read from the journal  │
-//!      └────────────────────────────────────┘
-//!                 no room in the queue: pressed
+//!    ▲ │ ▲  events are read from the journal  │
+//!    │ │ └────────────────────────────────────┘
+//!    │ │            no room in the queue: pressed
+//!    │ ▼ events are gone, for somebody who keeps the state
+//!   state    the newest events per key, tombstones too where something was known before
 //! ```
 //!
 //! Always holds: a subscription gets each event it wants once, in order, whichever way it comes: `next` only grows; a
@@ -25,6 +27,8 @@ pub enum Source {
     State {
         /// It.
         through: u64,
+        /// Tombstones as well: the subscriber knows the state of what is before.
+        ended: bool,
     },
     /// The journal.
     Behind {
@@ -44,6 +48,36 @@ pub struct Subscription {
     pub next: u64,
     /// Where the rest comes from.
     pub source: Source,
+    /// The subscriber keeps the state: how often keys had been lost when it began.
+    pub keeps: Option<u64>,
+}
+
+/// Somebody for whom the journal is read.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The number of the subscription.
+    pub id: u32,
+    /// Its next seq.
+    pub next: u64,
+    /// What it wants.
+    pub interest: Arc<Interest>,
+    /// It keeps the state: what is gone is not passed over, and no change of the state is out of date.
+    pub keeps: bool,
+}
+
+/// What a subscription is sent out of the state.
+#[derive(Clone, Debug)]
+pub struct StatePlan {
+    /// The number of the subscription.
+    pub id: u32,
+    /// Where it is.
+    pub at: u64,
+    /// Up to where.
+    pub through: u64,
+    /// Tombstones as well.
+    pub ended: bool,
+    /// What it wants.
+    pub interest: Arc<Interest>,
 }
 
 impl Subscription {
@@ -57,8 +91,8 @@ impl Subscription {
 pub struct Plan {
     /// Where to begin.
     pub at: u64,
-    /// For whom: its number, its next seq, what it wants.
-    pub wanted: Vec<(u32, u64, Arc<Interest>)>,
+    /// For whom.
+    pub wanted: Vec<Wanted>,
     /// About so many bytes of frames at a time.
     pub bytes: usize,
 }
@@ -101,7 +135,7 @@ impl Subscriptions {
     pub fn add(&mut self, interest: Arc<Interest>, next: u64) -> u32 {
         self.last_id += 1;
         let source = Source::Behind { pressed: false };
-        self.list.push(Subscription { id: self.last_id, interest, next, source });
+        self.list.push(Subscription { id: self.last_id, interest, next, source, keeps: None });
         self.last_id
     }
 
@@ -129,17 +163,25 @@ impl Subscriptions {
     /// What is to be read for those that are furthest behind.
     pub fn plan(&self) -> Option<Plan> {
         let behind = self.list.iter().filter(|s| s.is_behind());
-        let mut wanted: Vec<_> = behind.map(|s| (s.id, s.next, s.interest.clone())).collect();
-        wanted.sort_unstable_by_key(|(_, next, _)| *next);
+        let wanted = |s: &Subscription| Wanted {
+            id: s.id,
+            next: s.next,
+            interest: s.interest.clone(),
+            keeps: s.keeps.is_some(),
+        };
+        let mut wanted: Vec<_> = behind.map(wanted).collect();
+        wanted.sort_unstable_by_key(|wanted| wanted.next);
         wanted.truncate(CATCH_UP_TOGETHER);
-        let at = wanted.iter().map(|(_, next, _)| *next).min()?;
+        let at = wanted.iter().map(|wanted| wanted.next).min()?;
         Some(Plan { at, wanted, bytes: OUTPUT_BYTES })
     }
 
-    /// The first one that is to be sent the state: its number, where it is, up to where, what it wants.
-    pub fn state(&self) -> Option<(u32, u64, u64, Arc<Interest>)> {
+    /// The first one that is to be sent the state.
+    pub fn state(&self) -> Option<StatePlan> {
         self.list.iter().find_map(|s| match s.source {
-            Source::State { through } => Some((s.id, s.next, through, s.interest.clone())),
+            Source::State { through, ended } => {
+                Some(StatePlan { id: s.id, at: s.next, through, ended, interest: s.interest.clone() })
+            }
             _ => None,
         })
     }
@@ -199,7 +241,7 @@ mod tests {
         let more: Vec<u32> = (0..40).map(|n| all.add(interest(&format!("m{n}"), &["a"]), 100 - n)).collect();
         let plan = all.plan().unwrap();
         assert_eq!((plan.at, plan.wanted.len()), (5, CATCH_UP_TOGETHER));
-        assert!(plan.wanted.iter().all(|(_, next, _)| *next < 61 + CATCH_UP_TOGETHER as u64));
+        assert!(plan.wanted.iter().all(|wanted| wanted.next < 61 + CATCH_UP_TOGETHER as u64));
         more.iter().for_each(|id| all.get_mut(*id).unwrap().source = Source::Live);
         ids.iter().for_each(|id| all.get_mut(*id).unwrap().source = Source::Live);
         assert!(all.plan().is_none() && all.behind().is_none());

@@ -1,14 +1,30 @@
 //! What a subscription knows beyond its connections: what was seen, what comes next, and whether the journal is still
 //! the same one.
 //!
+//! A subscription that began at the state keeps it:
+//!
+//! ```text
+//!         ack                  `state`             a gap: what is newest of it per key comes, then `state`
+//! Whole ───────▶ Rows(T) ────────────▶ Events ◀──────┐
+//!   ▲   {"state":0}  │ {"state":N,"through":T}  │ {"seq":N+1,"compacted":true}, each after a lost connection
+//!   └────────────────┴──── `state-expired` ─────┘ the next `state` ends the keys that the new state lacks
+//! ```
+//!
 //! Always holds: in a new session nothing is handed out before the last event that was seen came again, with the same
-//! id and ts, or is known to be gone. Owner: `follow.rs`, and the agent's `feed.rs`.
+//! id and ts, or is known to be gone; whoever keeps the newest of what is handed out per key has, with each `state`, that
+//! of the broker. Owner: `follow.rs`, and the agent's `feed.rs`.
 
-use super::News;
+use super::known::Known;
+use super::{Begin, News, place};
 use crate::core::client::ClientError;
+use crate::core::clock::wall_ms;
 use crate::core::follow::Room;
+use crate::core::latest::compaction::Compaction;
+use crate::core::topic::Pattern;
 use crate::core::wire::received::{Ack, Gap, Received};
 use serde::Deserialize;
+use serde_json::{Value, json};
+use std::ops::Range;
 use std::time::Duration;
 
 /// Between which frames a session is.
@@ -60,10 +76,37 @@ pub(in crate::core) struct Following {
     last: Option<Seen>,
     /// That event has to come first.
     is_checking: bool,
-    /// The newest events per key come first, and there are more of them.
-    is_state: bool,
+    /// It began at the state.
+    keeping: Option<Keeping>,
     /// Lines that came together.
     lines: Vec<u8>,
+    /// The last of them that is an event of the journal.
+    newest: Option<Range<usize>>,
+}
+
+/// Between which frames the state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It is to be asked for, as far as it is behind this seq.
+    Whole(u64),
+    /// Rows of the state of this seq come.
+    Rows(u64),
+    /// Events come.
+    Events,
+}
+
+/// What a subscription that keeps the state knows of it.
+struct Keeping {
+    phase: Phase,
+    known: Known,
+    /// Which topics have a state; all, if the broker does not say.
+    compacted: Option<Compaction>,
+    /// It began with all of the state, so that it knows all keys.
+    is_whole: bool,
+    /// The state that comes is another one than that of the keys that are known.
+    is_anew: bool,
+    /// Gaps were said up to this seq.
+    said: u64,
 }
 
 impl Following {
@@ -74,11 +117,55 @@ impl Following {
         Following { next: Some(seq.saturating_add(1)), last, ..Following::default() }
     }
 
+    /// Begins here.
+    pub fn new(begin: &Begin) -> Self {
+        let keeping = match begin {
+            Begin::State(after) => Some(Keeping {
+                phase: Phase::Whole(*after),
+                known: Known::default(),
+                compacted: None,
+                is_whole: *after == 0,
+                is_anew: false,
+                said: 0,
+            }),
+            _ => None,
+        };
+        Following { keeping, ..Following::default() }
+    }
+
     /// There is a new session.
     pub fn begin(&mut self) {
         // The last event may be the newest of its key no longer, and does not come again then.
-        self.is_checking = self.last.is_some() && !self.is_state;
+        let is_state = self.keeping.as_ref().is_some_and(|keeping| keeping.phase != Phase::Events);
+        self.is_checking = self.last.is_some() && !is_state;
         self.is_asked = false;
+    }
+
+    /// Begins with the state once more, as the broker cannot bring it up to date; false if that cannot be done.
+    pub fn begin_anew(&mut self) -> bool {
+        let Some(keeping) = &mut self.keeping else { return false };
+        if !keeping.is_whole || !keeping.known.begin_anew() {
+            return false;
+        }
+        (keeping.phase, keeping.is_anew, keeping.said) = (Phase::Whole(0), true, 0);
+        (self.next, self.last, self.newest, self.is_checking) = (Some(1), None, None, false);
+        true
+    }
+
+    /// Whether it keeps the state, and was subscribed before.
+    pub fn keeps(&self) -> bool {
+        self.keeping.is_some() && self.next.is_some()
+    }
+
+    /// From where to subscribe, if that was `begin` at first.
+    pub fn place(&self, begin: &Begin) -> Value {
+        match (self.keeping.as_ref().map(|keeping| keeping.phase), self.from()) {
+            (Some(Phase::Whole(after)), _) => place(&Begin::State(after)),
+            (Some(Phase::Rows(through)), Some(next)) => json!({"state": next - 1, "through": through}),
+            (Some(Phase::Events), Some(seq)) => json!({"seq": seq, "compacted": true}),
+            (None, Some(seq)) => json!({"seq": seq}),
+            (_, None) => place(begin),
+        }
     }
 
     /// Where to subscribe from: the last event itself, as long as it was not seen in this session.
@@ -87,11 +174,6 @@ impl Following {
             Some(last) if self.is_checking => Some(last.seq),
             _ => self.next,
         }
-    }
-
-    /// Behind which seq the newest events per key are still to come.
-    pub fn state(&self) -> Option<u64> {
-        self.next.filter(|_| self.is_state).map(|next| next - 1)
     }
 
     pub fn take(&mut self, received: Received<'_>, mode: &mut Mode, news: &mut impl FnMut(News<'_>)) {
@@ -116,7 +198,12 @@ impl Following {
                 }
                 let next = self.next.max(ack.next_seq).unwrap_or(1);
                 self.next = Some(next);
-                self.is_state = ack.state.is_some();
+                if let Some(keeping) = &mut self.keeping {
+                    keeping.phase = ack.state.map_or(Phase::Events, Phase::Rows);
+                    let patterns =
+                        ack.compacted.iter().flatten().filter_map(|one| Pattern::parse(&one.0).ok());
+                    keeping.compacted = ack.compacted.as_ref().map(|_| Compaction::new(patterns));
+                }
                 *mode = Mode::Taking;
                 news(News::Subscribed(next));
             }
@@ -129,7 +216,9 @@ impl Following {
                 let (code, reason) = (code.into_owned(), reason.into_owned());
                 self.closed = Some(Broken::Refused { code, reason });
             }
-            (Received::State { .. }, _) => self.is_state = false,
+            (Received::State { through, .. }, Some(next)) if *mode == Mode::Taking => {
+                self.state(through.unwrap_or(next - 1), next);
+            }
             (Received::Heartbeat, _) => self.is_asked = true,
             // Repeats, what is dropped, and what later brokers send.
             _ => {}
@@ -138,9 +227,33 @@ impl Following {
 
     fn event(&mut self, seq: u64, line: &[u8], next: u64) {
         if self.is_same(seq, line, next) && seq >= next {
-            self.lines.extend_from_slice(line);
-            self.lines.push(b'\n');
             self.next = Some(seq.saturating_add(1));
+            if let Some(keeping) = &mut self.keeping
+                && keeping.known.take(line)
+                && keeping.is_anew
+            {
+                // It was handed out before.
+                return;
+            }
+            let begin = self.lines.len();
+            self.lines.extend_from_slice(line);
+            self.newest = Some(begin..self.lines.len());
+            self.lines.push(b'\n');
+        }
+    }
+
+    /// All of the state of the seq `through` came.
+    fn state(&mut self, through: u64, next: u64) {
+        let Some(keeping) = &mut self.keeping else { return };
+        if std::mem::take(&mut keeping.is_anew) {
+            let compacted = keeping.compacted.as_ref();
+            let has = |topic: &str| compacted.is_none_or(|compacted| compacted.has(topic));
+            keeping.known.end_missing(&mut self.lines, through, wall_ms(), has);
+        }
+        keeping.phase = Phase::Events;
+        if through >= next {
+            // The last row need not be there any more, and says nothing of what is behind it.
+            (self.next, self.last, self.newest) = (Some(through.saturating_add(1)), None, None);
         }
     }
 
@@ -162,6 +275,15 @@ impl Following {
         if self.last.as_ref().is_some_and(|last| (gap.from..=gap.to).contains(&last.seq)) {
             self.is_checking = false;
         }
+        if let Some(keeping) = &mut self.keeping {
+            // What is newest of it comes now: a session that ends meanwhile is to be asked for the rest.
+            let from = gap.from.max(next).max(keeping.said.saturating_add(1));
+            if gap.to >= from {
+                keeping.said = gap.to;
+                news(News::Gap(Gap { from, to: gap.to }));
+            }
+            return;
+        }
         if gap.to >= next {
             self.next = Some(gap.to.saturating_add(1));
             news(News::Gap(Gap { from: gap.from.max(next), to: gap.to }));
@@ -170,9 +292,12 @@ impl Following {
 
     /// Everything that came so far.
     pub fn hand_out(&mut self, room: &Room, news: &mut impl FnMut(News<'_>)) {
-        let Some(end) = self.lines.len().checked_sub(1) else { return };
-        let begin = self.lines[..end].iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
-        self.last = Seen::of(&self.lines[begin..end]);
+        if self.lines.is_empty() {
+            return;
+        }
+        if let Some(newest) = self.newest.take() {
+            self.last = Seen::of(&self.lines[newest]);
+        }
         room.take(self.lines.len());
         news(News::Events(std::mem::take(&mut self.lines)));
     }

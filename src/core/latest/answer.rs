@@ -1,4 +1,4 @@
-//! Answers out of the view: newest events by key, topics, and what a subscription from `state` begins with.
+//! Answers out of the view: newest events by key, and topics.
 //!
 //! Always holds: an answer has everything that was durable when it was asked, or it is refused; a few read at once, and
 //! each for one answer, so nobody's file is held open by a slow peer (invariant 7). Owner: the session that asked.
@@ -6,23 +6,13 @@
 use super::letters::group_of;
 use super::open::Wrong;
 use super::{Latest, pool};
-use crate::core::delivery::Beginning;
-use crate::core::delivery::catch_up::Step;
-use crate::core::delivery::interest::Interest;
 use crate::core::delivery::when_free;
-use crate::core::event::string_body;
-use crate::core::limits::{LATEST_WAIT, OUTPUT_BYTES};
 use crate::core::refusal::Refusal;
 use crate::core::topic::Pattern;
 use crate::core::wire::latest::{Ask, Events, Known, topics_ack};
-use crate::core::wire::subscribe::event;
 use rusqlite::{Connection, OptionalExtension, params};
-use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 
-/// Rows that a step of a subscription looks at.
-const STEP_ROWS: usize = 16 * 1024;
 /// Topics in one answer.
 const TOPICS: usize = 100;
 
@@ -83,43 +73,6 @@ impl Latest {
             topic.as_str()
         );
         Err(Refusal::new("not-compacted", why))
-    }
-
-    /// Where a subscription from `state` begins: at the state of everything before that, as far as it is behind `after`.
-    ///
-    /// # Errors
-    /// `not-compacted`, if it is for one topic; `view-behind`; `seq-ahead`.
-    pub async fn begin_state(
-        self: Arc<Self>,
-        patterns: Vec<Pattern>,
-        after: u64,
-    ) -> Result<Beginning, Refusal> {
-        patterns.iter().filter(|pattern| pattern.is_plain()).try_for_each(|topic| self.check(topic))?;
-        let through = self.caught_up().await?;
-        if after > through {
-            let reason = format!("the newest event is {through}; 'state' is that at most");
-            return Err(Refusal::new("seq-ahead", reason));
-        }
-        Ok(Beginning { next: through + 1, gap: None })
-    }
-
-    /// The state for a subscription, in the order of seq: those from `at` to `through`, as many as make a step.
-    ///
-    /// # Errors
-    /// The view cannot be read.
-    pub async fn step(self: Arc<Self>, at: u64, through: u64, interest: Arc<Interest>) -> io::Result<Step> {
-        let nothing = Step { next: at, ..Step::default() };
-        if self.seq().is_none() {
-            return Ok(Step { is_end: true, ..nothing });
-        }
-        // It is being made anew: the peer waits.
-        if !self.has(through, LATEST_WAIT).await {
-            return Ok(nothing);
-        }
-        let this = self.clone();
-        let read =
-            move |db: &Connection| state(db, at, through, &|name| this.compaction().has(name), &interest);
-        Ok(self.look(through, read).await.unwrap_or(nothing))
     }
 
     /// Reads, when there is a place; what was read is as new as `through`.
@@ -201,46 +154,4 @@ fn list(db: &Connection, after: &str, has: impl Fn(&str) -> bool) -> Result<(Vec
         known.push(Known { topic, keys: keys as u64, changed: changed as u64, dropped: 0 });
     }
     Ok((known, false))
-}
-
-fn state(
-    db: &Connection,
-    at: u64,
-    through: u64,
-    has: &dyn Fn(&str) -> bool,
-    interest: &Interest,
-) -> Result<Step, Wrong> {
-    let mut step = Step { next: at, ..Step::default() };
-    let mut wanted: HashMap<i64, bool> = HashMap::new();
-    let mut name = db.prepare("SELECT name FROM topic WHERE n = ?1")?;
-    let mut rows =
-        db.prepare("SELECT seq, topic, line, crc FROM latest WHERE seq >= ?1 AND seq <= ?2 ORDER BY seq")?;
-    let mut rows = rows.query(params![at as i64, through as i64])?;
-    let mut looked_at = 0;
-    while let Some(row) = rows.next()? {
-        let (seq, topic): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let is_wanted = match wanted.get(&topic) {
-            Some(is_wanted) => *is_wanted,
-            None => {
-                let name: String = name.query_row([topic], |row| row.get(0))?;
-                let mut encoded = Vec::new();
-                string_body(&mut encoded, &name);
-                let is_wanted =
-                    has(&name) && interest.wants(std::str::from_utf8(&encoded).unwrap_or_default());
-                wanted.insert(topic, is_wanted);
-                is_wanted
-            }
-        };
-        if is_wanted {
-            event(&mut step.frames, interest.head(), pool::line(row, 2)?);
-            step.events += 1;
-        }
-        step.next = seq as u64 + 1;
-        looked_at += 1;
-        if step.frames.len() >= OUTPUT_BYTES || looked_at >= STEP_ROWS {
-            return Ok(step);
-        }
-    }
-    step.is_end = true;
-    Ok(step)
 }

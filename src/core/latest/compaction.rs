@@ -39,6 +39,12 @@ impl Compaction {
         self.patterns.iter().any(|pattern| pattern.as_str() != LETTERS)
     }
 
+    /// The patterns that have a topic in common with one of `others`.
+    pub fn meeting(&self, others: &[Pattern]) -> Vec<&str> {
+        let own = self.patterns.iter().filter(|own| others.iter().any(|other| own.meets(other)));
+        own.map(Pattern::as_str).collect()
+    }
+
     /// The patterns as one text, the same for the same ones.
     pub fn text(&self) -> String {
         let texts: Vec<&str> = self.patterns.iter().map(Pattern::as_str).collect();
@@ -55,6 +61,15 @@ impl Compaction {
             old.iter().any(|old| if is_named { old == own } else { old.covers(own) })
         })
     }
+}
+
+/// The topic of an event, as it was typed.
+pub(super) fn name_of(encoded: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(encoded).ok()?;
+    if !text.contains('\\') {
+        return Some(text.to_owned());
+    }
+    serde_json::from_str(&format!("\"{text}\"")).ok()
 }
 
 #[cfg(test)]

@@ -22,10 +22,12 @@ mod open;
 mod pool;
 pub mod snapshot;
 mod space;
+pub mod state;
 mod store;
 mod tables;
 mod work;
 
+use super::event::Event;
 use super::journal::read::Reader;
 use super::journal::segment::Map;
 use super::journal::writer::Committed;
@@ -140,11 +142,11 @@ impl Shared {
         self.floor.store(seq, Relaxed);
     }
 
-    /// Keys may be missing from now on; returns the newest seq that a subscriber may have seen before it learns of that.
+    /// Keys may be missing from now on; returns the seq before which nobody knows that.
     fn lose(&self, map: &Map) -> u64 {
         // First this: a subscriber that sees the old number has seen nothing behind the seq.
         self.losses.fetch_add(1, SeqCst);
-        map.durable_seq()
+        map.durable_seq() + 1
     }
 
     /// It is written again.
@@ -158,6 +160,12 @@ impl Shared {
 /// What the segments of the journal take.
 fn bytes(map: &Map) -> u64 {
     map.segments().iter().map(|segment| segment.end).sum()
+}
+
+/// Whether `event` changes the state of its topic.
+pub fn is_change(compaction: &Compaction, event: &Event<'_>) -> bool {
+    compaction::name_of(event.topic()).is_some_and(|name| compaction.has(&name))
+        && change::of(event).is_some()
 }
 
 /// Makes readers of the journal.
@@ -281,6 +289,11 @@ impl Latest {
     /// The dead letters that are kept, and those that were dropped.
     pub fn letters(&self) -> LettersKept {
         self.shared.letters().clone()
+    }
+
+    /// How often keys were lost: whoever began to keep the state before does so in vain.
+    pub fn losses(&self) -> u64 {
+        self.shared.losses.load(SeqCst)
     }
 
     /// Why it is not being written, if so.

@@ -61,7 +61,7 @@ pub(super) struct Viewed<'a> {
     pub head: u64,
     /// This process had a view of it.
     pub had: bool,
-    /// Called when keys may be missing from now on; returns the newest seq that a subscriber may have seen.
+    /// Called when keys may be missing from now on; returns the seq before which no subscriber knows that.
     pub lose: &'a dyn Fn() -> u64,
 }
 

@@ -45,6 +45,7 @@ CREATE TABLE ended (
 );
 CREATE UNIQUE INDEX ended_key ON ended (topic, key);
 ALTER TABLE topic ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX topic_forgotten ON topic (forgotten);
 INSERT OR REPLACE INTO fact (name, value) SELECT 'since', value FROM fact WHERE name = 'seq';
 ";
 

@@ -10,6 +10,7 @@
 //! Always holds: `seq` is what readers of the database see, and nothing stops a commit (invariant 11). Owner:
 //! [`super::Latest`].
 
+use super::compaction::name_of;
 use super::open::{Viewed, Wrong, open, put_aside, with};
 use super::store::{Pending, Store};
 use super::{RETRY, Readers, Shared, change};
@@ -344,15 +345,6 @@ impl<'a> View<'a> {
         self.shared.seq.send_if_modified(|seq| std::mem::replace(seq, self.seq) != self.seq);
         Ok(())
     }
-}
-
-/// The topic of an event, as it was typed.
-fn name_of(encoded: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(encoded).ok()?;
-    if !text.contains('\\') {
-        return Some(text.to_owned());
-    }
-    serde_json::from_str(&format!("\"{text}\"")).ok()
 }
 
 /// What the write-ahead log takes.

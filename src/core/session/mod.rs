@@ -8,6 +8,7 @@
 
 mod asking;
 mod grouping;
+mod keeping;
 mod output;
 mod publishing;
 mod pulse;

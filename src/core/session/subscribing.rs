@@ -5,6 +5,7 @@
 //! Owner: the session.
 
 use super::Session;
+use super::keeping::Found;
 use crate::core::delivery::catch_up::Step;
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::{Item, Outlet};
@@ -18,9 +19,7 @@ use crate::core::refusal::Refusal;
 use crate::core::signals::Signal;
 use crate::core::standing::Standing;
 use crate::core::topic::Pattern;
-use crate::core::wire::subscribe::{
-    From, Subscribe, refused_ack, state_ack, state_end, subscribe_ack, unsubscribe_ack,
-};
+use crate::core::wire::subscribe::{From, Subscribe, refused_ack, state_end, subscribe_ack, unsubscribe_ack};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -37,32 +36,33 @@ struct Reading {
 /// A subscription that is asked for, while it is looked for where it begins.
 struct Lookup {
     interest: Interest,
-    /// It begins with the state of what is before that, behind this seq.
-    state: Option<u64>,
-    beginning: Pin<Box<dyn Future<Output = Result<Beginning, Refusal>> + Send>>,
+    patterns: Vec<Pattern>,
+    beginning: Pin<Box<dyn Future<Output = Result<Found, Refusal>> + Send>>,
 }
 
 /// Something came from the disk.
 pub(super) enum Done {
     Read(io::Result<Step>),
-    Found(Result<Beginning, Refusal>),
+    Found(Result<Found, Refusal>),
 }
 
 /// What a session is sent.
 pub(super) struct Subscribing {
     delivery: Arc<Delivery>,
     pub outlet: Arc<Outlet>,
-    table: Subscriptions,
+    pub(super) table: Subscriptions,
     reading: Option<Reading>,
     lookup: Option<Lookup>,
     /// The topics are not those that status shows.
-    changed: bool,
+    pub(super) changed: bool,
     /// Where the last reading ended.
     mark: Option<Mark>,
     /// The last reading was of a state: it is the journal's turn.
     is_states_turn_over: bool,
     /// Back-pressure was signalled, and not its end.
     pressed: bool,
+    /// How often keys had been lost when it was last looked at.
+    pub(super) losses: u64,
     /// Something found no room at this seq, and its subscription is not seen to have left yet.
     overflow: Option<u64>,
     /// What status shows.
@@ -81,6 +81,7 @@ impl Subscribing {
             mark: None,
             is_states_turn_over: false,
             pressed: false,
+            losses: 0,
             overflow: None,
             standing,
         }
@@ -130,13 +131,13 @@ impl Subscribing {
         }
         let (plan, state) = (self.table.plan(), self.table.state());
         self.is_states_turn_over = match (plan, state) {
-            (plan, Some((id, at, through, interest))) if plan.is_none() || !self.is_states_turn_over => {
-                let step = Box::pin(latest.clone().step(at, through, interest));
-                self.reading = Some(Reading { ids: vec![id], step });
+            (plan, Some(state)) if plan.is_none() || !self.is_states_turn_over => {
+                let ids = vec![state.id];
+                self.reading = Some(Reading { ids, step: Box::pin(latest.clone().step(state)) });
                 true
             }
             (Some(plan), _) => {
-                let ids = plan.wanted.iter().map(|(id, ..)| *id).collect();
+                let ids = plan.wanted.iter().map(|wanted| wanted.id).collect();
                 let step = Box::pin(self.delivery.read(plan, self.mark.take()));
                 self.reading = Some(Reading { ids, step });
                 false
@@ -166,7 +167,7 @@ impl Subscribing {
     }
 
     /// Makes a subscription live, if nothing was handed out that it was not sent.
-    fn join(&mut self, id: u32) {
+    pub(super) fn join(&mut self, id: u32) {
         if let Some(subscription) = self.table.get_mut(id)
             && self.delivery.router.join(&subscription.interest, &self.outlet, id, subscription.next).is_ok()
         {
@@ -202,27 +203,18 @@ impl Session<'_> {
         }
         match (subscribing.delivery.begin(&wish.from)?, wish.from) {
             (Some(beginning), _) => self.begin(interest, beginning),
-            (None, From::State(after)) => {
-                let beginning = Box::pin(self.bus.latest.clone().begin_state(wish.patterns, after));
-                subscribing.lookup = Some(Lookup { interest, state: Some(after), beginning });
+            (None, from @ (From::State { .. } | From::Compacted(_))) => {
+                let begun = self.bus.latest.clone().begin_state(wish.patterns.clone(), from);
+                let beginning = Box::pin(async { begun.await.map(Found::InState) });
+                subscribing.lookup = Some(Lookup { interest, patterns: wish.patterns, beginning });
             }
             (None, from) => {
-                let beginning = Box::pin(subscribing.delivery.look_up(from));
-                subscribing.lookup = Some(Lookup { interest, state: None, beginning });
+                let begun = subscribing.delivery.look_up(from);
+                let beginning = Box::pin(async { begun.await.map(Found::InJournal) });
+                subscribing.lookup = Some(Lookup { interest, patterns: wish.patterns, beginning });
             }
         }
         Ok(())
-    }
-
-    /// Begins with the state of everything before this, as far as it is behind the seq `after`.
-    fn begin_state(&mut self, interest: Interest, after: u64, beginning: Beginning) {
-        let through = beginning.next - 1;
-        self.output.own(|out| state_ack(out, interest.sub(), after + 1, through));
-        let id = self.subscribing.table.add(Arc::new(interest), after + 1);
-        if let Some(subscription) = self.subscribing.table.get_mut(id) {
-            subscription.source = Source::State { through };
-        }
-        self.subscribing.changed = true;
     }
 
     fn begin(&mut self, interest: Interest, beginning: Beginning) {
@@ -237,14 +229,12 @@ impl Session<'_> {
         match done {
             Done::Read(step) => return self.take_step(step),
             Done::Found(found) => {
-                let Some(Lookup { interest, state, .. }) = self.subscribing.lookup.take() else {
+                let Some(Lookup { interest, patterns, .. }) = self.subscribing.lookup.take() else {
                     return Ok(());
                 };
                 match found {
-                    Ok(beginning) if state.is_some() => {
-                        self.begin_state(interest, state.unwrap_or_default(), beginning);
-                    }
-                    Ok(beginning) => self.begin(interest, beginning),
+                    Ok(Found::InState(begun)) => self.begin_state(interest, &patterns, begun),
+                    Ok(Found::InJournal(beginning)) => self.begin(interest, beginning),
                     Err(refusal) => {
                         self.output.own(|out| refused_ack(out, "subscribe", Some(interest.sub()), &refusal));
                     }
@@ -278,6 +268,7 @@ impl Session<'_> {
 
     /// Moves what waits into the output, as far as it has room.
     pub(super) fn deliver(&mut self) {
+        self.end_expired();
         if std::mem::take(&mut self.subscribing.changed) {
             self.show_topics();
         }
@@ -328,6 +319,7 @@ impl Session<'_> {
     }
 
     fn take_step(&mut self, step: io::Result<Step>) -> Result<(), End> {
+        self.end_expired();
         let Some(reading) = self.subscribing.reading.take() else { return Ok(()) };
         let step = match step {
             Ok(step) => step,
@@ -347,8 +339,20 @@ impl Session<'_> {
         subscribing.mark = step.mark.or(subscribing.mark.take());
         for id in reading.ids {
             let Some(subscription) = subscribing.table.get_mut(id) else { continue };
-            subscription.next = subscription.next.max(step.next);
-            if let Source::State { through } = subscription.source {
+            match (step.hole, subscription.source) {
+                (Some((from, to)), _) if subscription.keeps.is_some() && subscription.next <= to => {
+                    subscription.next = subscription.next.max(from);
+                    subscription.source = Source::State { through: to, ended: true };
+                    continue;
+                }
+                (_, Source::State { .. }) if step.is_expired => {
+                    let sub: Box<str> = subscription.interest.sub().into();
+                    self.expire(&sub);
+                    return Ok(());
+                }
+                _ => subscription.next = subscription.next.max(step.next),
+            }
+            if let Source::State { through, .. } = subscription.source {
                 if !step.is_end {
                     continue;
                 }

@@ -59,6 +59,8 @@ pub enum Received<'a> {
     State {
         /// The subscription's name.
         sub: Cow<'a, str>,
+        /// Of everything up to this seq.
+        through: Option<u64>,
     },
     /// The operator ended this subscription.
     Unsubscribed {
@@ -112,6 +114,9 @@ pub struct Ack<'a> {
     pub gap: Option<Gap>,
     /// Of `subscribe`: the newest events per key come first, of everything up to this seq.
     pub state: Option<u64>,
+    /// Of `subscribe`, of somebody who keeps the state: which topics have one.
+    #[serde(borrow)]
+    pub compacted: Option<Vec<Text<'a>>>,
     /// Of what is about a group: its name.
     #[serde(borrow)]
     pub group: Option<Text<'a>>,
@@ -168,6 +173,7 @@ struct Gone<'a> {
 struct Sub<'a> {
     #[serde(borrow)]
     sub: Option<Text<'a>>,
+    through: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -248,8 +254,8 @@ impl<'a> Received<'a> {
                 Received::Unsubscribed { sub: text(sub), group, code: text(code), reason: text(reason) }
             }
             "state" => {
-                let Sub { sub } = serde_json::from_slice(body)?;
-                Received::State { sub: text(sub) }
+                let Sub { sub, through } = serde_json::from_slice(body)?;
+                Received::State { sub: text(sub), through }
             }
             "heartbeat" => Received::Heartbeat,
             "close" => {

@@ -27,8 +27,16 @@ pub enum From {
     Ts(u64),
     /// Behind the newest event of this id, of this VM if one is named.
     Id(String, Option<VmName>),
-    /// At the newest event of each key, as far as it is behind this seq; then at what is published from now on.
-    State(u64),
+    /// At this seq, for somebody who keeps the state: in the place of events that are gone comes what is newest of them
+    /// per key.
+    Compacted(u64),
+    /// At the newest event of each key; then at what follows.
+    State {
+        /// Only what is behind this seq, ends of keys too; 0: all, and nobody knows of ended keys.
+        after: u64,
+        /// It is the rest of the state of this seq, which was cut off; none: the state of now.
+        through: Option<u64>,
+    },
 }
 
 /// A wish to be sent events.
@@ -87,6 +95,9 @@ struct Place {
     ts: Option<u64>,
     id: Option<String>,
     state: Option<u64>,
+    through: Option<u64>,
+    #[serde(default)]
+    compacted: bool,
     vm: Option<String>,
 }
 
@@ -136,7 +147,7 @@ pub fn parse_subscribe(body: &str) -> Result<Subscribed, Refusal> {
 /// A group's events are handed out one after the other, and done for good: a state that is written over is no such thing.
 pub(super) fn refuse_state(from: &From) -> Result<(), Refusal> {
     match from {
-        From::State(_) => Err(Refusal::new(
+        From::State { .. } | From::Compacted(_) => Err(Refusal::new(
             "bad-from",
             "a group does not begin at the state: read that with a subscription of its own, or with 'latest'",
         )),
@@ -217,21 +228,27 @@ pub(super) fn parse_from(raw: &RawValue) -> Result<From, Refusal> {
     let wrong = || {
         Refusal::new(
             "bad-from",
-            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"state":seq} or {"id":"…"}, with the name of a "vm" or not"#,
+            r#"from is "latest", "earliest", "state", {"seq":1 or more}, {"ts":milliseconds}, {"state":seq}, {"state":seq,"through":seq} or {"id":"…"}, with the name of a "vm" or not"#,
         )
     };
     match raw.get() {
         "null" | "\"latest\"" => return Ok(From::Latest),
         "\"earliest\"" => return Ok(From::Earliest),
-        "\"state\"" => return Ok(From::State(0)),
+        "\"state\"" => return Ok(From::State { after: 0, through: None }),
         text if !text.starts_with('{') => return Err(wrong()),
         _ => {}
     }
     match serde_json::from_str(raw.get()).map_err(|_| wrong())? {
-        Place { seq: Some(seq), ts: None, id: None, state: None, .. } if seq > 0 => Ok(From::Seq(seq)),
+        Place { seq: Some(seq), ts: None, id: None, state: None, compacted, .. } if seq > 0 => {
+            Ok(if compacted { From::Compacted(seq) } else { From::Seq(seq) })
+        }
         Place { seq: None, ts: Some(ts), id: None, state: None, .. } => Ok(From::Ts(ts)),
-        Place { seq: None, ts: None, id: None, state: Some(seq), .. } => Ok(From::State(seq)),
-        Place { seq: None, ts: None, id: Some(id), state: None, vm }
+        Place { seq: None, ts: None, id: None, state: Some(after), through, .. }
+            if through.is_none_or(|through| after <= through) =>
+        {
+            Ok(From::State { after, through })
+        }
+        Place { seq: None, ts: None, id: Some(id), state: None, vm, .. }
             if (1..=ID_BYTES).contains(&id.len()) =>
         {
             let vm = vm.map(|vm| VmName::parse(&vm)).transpose().map_err(|_| wrong())?;
@@ -254,12 +271,32 @@ pub fn subscribe_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, gap: Option<(u
     });
 }
 
-/// Appends the ack of a subscription that begins with the state, at `next_seq`, of everything up to `through`.
-pub fn state_ack(out: &mut Vec<u8>, sub: &str, next_seq: u64, through: u64) {
+/// Appends the ack of a subscription that keeps the state, from `next_seq` on. `state`: it begins with that of everything
+/// up to this seq; `compacted`: the patterns of topics that have a state, if they fit.
+pub fn state_ack(
+    out: &mut Vec<u8>,
+    sub: &str,
+    next_seq: u64,
+    state: Option<u64>,
+    compacted: Option<&[&str]>,
+) {
     framed(out, |out| {
         out.extend_from_slice(b"{\"type\":\"ack\",\"ack\":\"subscribe\",\"status\":\"ok\",\"sub\":\"");
         string_body(out, sub);
-        out.extend_from_slice(format!("\",\"next_seq\":{next_seq},\"state\":{through}}}").as_bytes());
+        out.extend_from_slice(format!("\",\"next_seq\":{next_seq}").as_bytes());
+        if let Some(through) = state {
+            out.extend_from_slice(format!(",\"state\":{through}").as_bytes());
+        }
+        if let Some(patterns) = compacted {
+            out.extend_from_slice(b",\"compacted\":[");
+            for (i, pattern) in patterns.iter().enumerate() {
+                out.extend_from_slice(if i == 0 { b"\"" } else { b",\"" });
+                string_body(out, pattern);
+                out.push(b'"');
+            }
+            out.push(b']');
+        }
+        out.push(b'}');
     });
 }
 

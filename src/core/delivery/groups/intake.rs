@@ -15,7 +15,7 @@ use super::super::Delivery;
 use super::super::catch_up::Step;
 use super::super::interest::{Chunk, Interest};
 use super::super::outlet::{Item, Outlet};
-use super::super::subscription::Plan;
+use super::super::subscription::{Plan, Wanted};
 use crate::core::journal::read::Mark;
 use bytes::Bytes;
 use std::future::Future;
@@ -118,7 +118,12 @@ impl Intake {
             let reading = match &mut self.reading {
                 Some(reading) => reading,
                 None => {
-                    let wanted = vec![(ID, self.next, self.interest.clone())];
+                    let wanted = vec![Wanted {
+                        id: ID,
+                        next: self.next,
+                        interest: self.interest.clone(),
+                        keeps: false,
+                    }];
                     let plan = Plan { at: self.next, wanted, bytes };
                     self.since = Instant::now();
                     self.held.fetch_add(bytes, Relaxed);
