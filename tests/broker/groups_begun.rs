@@ -6,6 +6,7 @@ use crate::support::{Broker, Guest, eventually};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,26 @@ fn a_member_that_says_what_it_begins_fails_at_that() {
     join(&mut worker, fields);
     let came: Vec<(u64, u64)> = (0..4).map(|_| delivery(&mut worker, "g")).collect();
     assert_eq!(came, [(1, 1), (2, 2), (3, 2), (4, 1)]);
+}
+
+/// The broker knows of each attempt, however soon its worker ends: the event is no endless loop.
+#[test]
+fn an_event_that_kills_its_worker_becomes_a_dead_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(dir.path());
+    let mut publisher = broker.guest("p");
+    publish(&mut publisher, "t", 20, 10);
+    let args = ["--group", "g", "t", "--from", "earliest", "--max-attempts", "3"];
+    for _ in 0..3 {
+        let mut worker =
+            command(dir.path(), &[&args[..], &["--exec", "kill -9 $PPID"]].concat()).spawn().unwrap();
+        assert_eq!(worker.wait().unwrap().signal(), Some(9));
+    }
+    let letters = eventually("the letter", || Some(letters(&broker)).filter(|all| !all.is_empty()));
+    assert_eq!((letters.len(), &letters[0]["key"]), (1, &json!("1")));
+    let failures = letters[0]["payload"]["failures"].as_array().unwrap();
+    let causes: Vec<&str> = failures.iter().map(|failure| failure["cause"].as_str().unwrap()).collect();
+    assert_eq!(causes, ["gone"; 3]);
 }
 
 /// Such as a pager: it reads the first page, and the rest later.

@@ -50,6 +50,8 @@ pub struct Consumer {
     room: Arc<Semaphore>,
     /// It hands on what it takes, and begins nothing.
     is_buffer: bool,
+    /// The next event, and when the broker's socket has taken that it begins.
+    beginning: Option<(Delivery, oneshot::Receiver<()>)>,
     words: UnboundedSender<Word>,
 }
 
@@ -116,7 +118,7 @@ impl Consumer {
     ) -> Self {
         let room = Arc::new(Semaphore::new(max_in_flight));
         let joined = Joined { cursor: 0, created: false, differs: Vec::new() };
-        Consumer { number, joined, queue, room, is_buffer, words }
+        Consumer { number, joined, queue, room, is_buffer, beginning: None, words }
     }
 
     pub(super) fn welcome(mut self, ack: &Value) -> Self {
@@ -129,31 +131,43 @@ impl Consumer {
         &self.joined
     }
 
-    /// Waits for the next event, which is an attempt from then on. When this is dropped before it is done, nothing is lost.
+    /// Waits for the next event, which is an attempt from then on. The broker's socket has taken that before this returns:
+    /// an event that crashes its program becomes a dead letter, and not a loop. When this is dropped before it is done,
+    /// nothing is lost: the next call returns the event.
     ///
     /// # Errors
     /// There will be none: the group was removed, the operator forbade its topics, the bus was closed.
     pub async fn next(&mut self) -> Result<Delivery, Error> {
+        let beginning = match self.beginning.take() {
+            Some(beginning) => beginning,
+            None => self.begin().await?,
+        };
+        let (_, sent) = self.beginning.insert(beginning);
+        // Without a connection nobody says so: it is sent when the event is delivered again.
+        let _ = sent.await;
+        let (mut delivery, _) = self.beginning.take().ok_or(Error::Closed)?;
+        delivery.held.is_begun = !self.is_buffer;
+        Ok(delivery)
+    }
+
+    async fn begin(&self) -> Result<(Delivery, oneshot::Receiver<()>), Error> {
         let permit = self.room.clone().acquire_owned().await.map_err(|_| Error::Closed)?;
         let arrived = self.queue.next().await?;
         let (member, words) = (self.number, self.words.clone());
         let caller = Caller { member, seq: arrived.event.seq, id: arrived.event.id.as_str().into(), words };
+        let (begun, sent) = oneshot::channel();
         if !self.is_buffer {
             let (seq, id) = (caller.seq, caller.id.clone());
-            let _ = self.words.send(Word::Begin { member, seq, id });
+            let _ = self.words.send(Word::Begin { member, seq, id, sent: begun });
         }
-        Ok(Delivery {
+        let (queue, permit) = (self.queue.clone(), Some(permit));
+        let delivery = Delivery {
             event: arrived.event,
             attempt: arrived.attempt,
             max_attempts: arrived.max_attempts,
-            held: Held {
-                caller,
-                queue: self.queue.clone(),
-                permit: Some(permit),
-                is_said: false,
-                is_begun: !self.is_buffer,
-            },
-        })
+            held: Held { caller, queue, permit, is_said: false, is_begun: false },
+        };
+        Ok((delivery, sent))
     }
 
     /// Nothing more is to come: what is on its way still does. What is held may be answered until this one leaves, and

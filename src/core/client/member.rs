@@ -213,14 +213,12 @@ impl Membership {
         }
     }
 
-    /// The program has an event.
-    pub fn begin(&mut self, seq: u64, id: &str) {
-        if let Some(held) = self.held.get_mut(&seq)
-            && *held.id == *id
-        {
-            held.is_begun = true;
-            self.begun.push(seq);
-        }
+    /// The program is to have an event; returns whether the broker is told that in this session.
+    pub fn begin(&mut self, seq: u64, id: &str) -> bool {
+        let Some(held) = self.held.get_mut(&seq).filter(|held| *held.id == *id) else { return false };
+        held.is_begun = true;
+        self.begun.push(seq);
+        self.is_telling && held.session == self.session
     }
 
     /// The program let go of an event that it had not begun: it is not extended any more.

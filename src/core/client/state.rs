@@ -32,6 +32,8 @@ const MOST_ASKED: usize = 64;
 pub(super) struct State {
     /// Frames to be sent.
     pub out: BytesMut,
+    /// Who waits until they are sent.
+    pub begun: Vec<oneshot::Sender<()>>,
     /// The broker closed the session: why, and how long to stay away.
     pub closed: Option<(ClientError, Duration)>,
     publishes: VecDeque<Publishing>,
@@ -77,6 +79,7 @@ impl State {
 
     /// The session is lost.
     pub fn lost(&mut self) {
+        self.begun.clear();
         self.session += 1;
         let session = self.session;
         self.members.retain_mut(|member| member.lost(session));
@@ -140,9 +143,11 @@ impl State {
                         None => _ = answer.send(Err(Error::Closed)),
                     }
                 }
-                Word::Begin { member, seq, id } => {
+                Word::Begin { member, seq, id, sent } => {
                     let member = self.members.iter_mut().find(|one| one.number == member);
-                    member.into_iter().for_each(|member| member.begin(seq, &id));
+                    if member.is_some_and(|member| member.begin(seq, &id)) {
+                        self.begun.push(sent);
+                    }
                 }
                 Word::Forget { member, seq, id } => {
                     let member = self.members.iter_mut().find(|one| one.number == member);

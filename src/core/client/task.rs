@@ -122,6 +122,8 @@ impl Task {
     async fn session(&mut self, client: Client, state: &mut State) -> Result<(), ClientError> {
         let (mut sender, mut receiver) = client.split();
         let (mut out, mut words) = (BytesMut::new(), Vec::with_capacity(TOGETHER));
+        // Who waits until `out` is sent.
+        let mut begun = Vec::new();
         let mut heard = Instant::now();
         let mut beat = interval_at((heard + self.times.heartbeat).timer(), self.times.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -129,6 +131,8 @@ impl Task {
         loop {
             if out.is_empty() {
                 std::mem::swap(&mut out, &mut state.out);
+                begun.drain(..).for_each(|sent: oneshot::Sender<()>| _ = sent.send(()));
+                begun.append(&mut state.begun);
             }
             if state.is_over() && out.is_empty() {
                 return Ok(());

@@ -75,11 +75,13 @@ pub(super) enum Word {
         answer: To<()>,
         unanswered: Option<Unanswered>,
     },
-    /// The program has it.
+    /// The program is to have it, once the broker's socket took that it begins.
     Begin {
         member: u64,
         seq: u64,
         id: Arc<str>,
+        /// Dropped when there is nothing to wait for.
+        sent: oneshot::Sender<()>,
     },
     /// The program let go of it and says nothing: it was not begun.
     Forget {
