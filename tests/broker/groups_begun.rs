@@ -1,13 +1,15 @@
 //! What costs an event of a group an attempt: that a member began it, and not that it lay in a member's buffer.
 
+use crate::fake_broker::{FakeBroker, line};
 use crate::groups::{delivery, join};
 use crate::subscribe_cli::command;
-use crate::support::{Broker, Guest, eventually};
+use crate::support::{Broker, Guest, PATIENCE, eventually};
+use castra::core::client::{Bus, Target};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
-use std::thread::sleep;
+use std::sync::mpsc;
+use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
 fn publish(guest: &mut Guest, topic: &str, events: usize, pad: usize) {
@@ -87,24 +89,37 @@ fn a_member_that_says_what_it_begins_fails_at_that() {
     assert_eq!(came, [(1, 1), (2, 2), (3, 2), (4, 1)]);
 }
 
-/// The broker knows of each attempt, however soon its worker ends: the event is no endless loop.
+/// Whatever the program does next, the broker knows of the attempt: an event that ends its program is no endless loop.
 #[test]
-fn an_event_that_kills_its_worker_becomes_a_dead_letter() {
+fn an_event_is_handed_on_once_its_begin_is_sent() {
     let dir = tempfile::tempdir().unwrap();
-    let broker = Broker::start(dir.path());
-    let mut publisher = broker.guest("p");
-    publish(&mut publisher, "t", 20, 10);
-    let args = ["--group", "g", "t", "--from", "earliest", "--max-attempts", "3"];
-    for _ in 0..3 {
-        let mut worker =
-            command(dir.path(), &[&args[..], &["--exec", "kill -9 $PPID"]].concat()).spawn().unwrap();
-        assert_eq!(worker.wait().unwrap().signal(), Some(9));
-    }
-    let letters = eventually("the letter", || Some(letters(&broker)).filter(|all| !all.is_empty()));
-    assert_eq!((letters.len(), &letters[0]["key"]), (1, &json!("1")));
-    let failures = letters[0]["payload"]["failures"].as_array().unwrap();
-    let causes: Vec<&str> = failures.iter().map(|failure| failure["cause"].as_str().unwrap()).collect();
-    assert_eq!(causes, ["gone"; 3]);
+    let fake = FakeBroker::start(dir.path());
+    let (heard, begun) = mpsc::channel();
+    let broker = spawn(move || {
+        let (mut session, _) = fake.guest();
+        assert_eq!(session.receive().unwrap()["begins"], true);
+        session.send(&json!({
+            "type": "ack", "ack": "subscribe", "status": "ok", "group": "g", "cursor": 0, "created": true, "begins": true,
+            "ack_timeout_ms": 30_000,
+        }));
+        let head = r#"{"type":"event","group":"g","attempt":1,"max_attempts":5,"#;
+        session.send_bytes(format!("{head}{}", &line(7, "t", "1")[1..]));
+        heard.send(session.receive().unwrap()).unwrap();
+        session.drain();
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let heard = runtime.block_on(async {
+        let bus = Bus::connect(&Target::Unix(dir.path().join("castra.sock")), "app").await.unwrap();
+        let mut consumer = bus.consume("t", "g").await.unwrap();
+        let delivery = consumer.next().await.unwrap();
+        // Nothing else runs on this thread meanwhile, as in a program that ends here.
+        let heard = begun.recv_timeout(PATIENCE);
+        drop(delivery);
+        heard
+    });
+    assert_eq!(heard, Ok(json!({"type": "begin", "group": "g", "seqs": [7]})));
+    drop(runtime);
+    broker.join().unwrap();
 }
 
 /// Such as a pager: it reads the first page, and the rest later.
