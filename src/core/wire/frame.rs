@@ -147,18 +147,19 @@ pub fn parse_event(line: &[u8]) -> Result<Publish<'_>, Refusal> {
 }
 
 fn fields(body: &[u8]) -> Result<Fields<'_>, Refusal> {
-    text(body, JSON_DEPTH).and_then(|text| serde_json::from_str(text).map_err(|e| refusal(&e)))
+    text(body, depth_exceeds(body, JSON_DEPTH))
+        .and_then(|text| serde_json::from_str(text).map_err(|e| refusal(&e)))
 }
 
 fn too_deep() -> Refusal {
     Refusal::new("too-deep", format!("JSON is nested at most {JSON_DEPTH} levels deep"))
 }
 
-/// The text of what looks like an object and nests at most so many levels deep.
-fn text(body: &[u8], levels: usize) -> Result<&str, Refusal> {
+/// The text of what looks like an object and is not too deep.
+fn text(body: &[u8], is_too_deep: bool) -> Result<&str, Refusal> {
     let text = std::str::from_utf8(body)
         .map_err(|e| Refusal::new("not-utf8", format!("the frame is not UTF-8: {e}")))?;
-    if depth_exceeds(body, levels) {
+    if is_too_deep {
         return Err(too_deep());
     }
     if !text.trim_ascii_start().starts_with('{') {
@@ -171,8 +172,8 @@ fn text(body: &[u8], levels: usize) -> Result<&str, Refusal> {
 }
 
 fn parse_fields(body: &[u8]) -> Result<Frame<'_>, Refusal> {
-    let text = text(body, JSON_DEPTH + EVENTS_LEVELS)?;
     let is_deep = depth_exceeds(body, JSON_DEPTH);
+    let text = text(body, is_deep && depth_exceeds(body, JSON_DEPTH + EVENTS_LEVELS))?;
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|e| refusal(&e))?;
     match fields.kind.as_ref().map(|k| k.0.as_ref()) {
         // An event that may be published alone may be published among others: its object is level 1 either way.
