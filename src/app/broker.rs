@@ -17,6 +17,7 @@ use crate::core::journal::OpenError;
 use crate::core::journal::aligned::BLOCK;
 use crate::core::log_view::LogsError;
 use crate::core::state_root::{StateRoot, StateRootError};
+use crate::core::threads;
 use nix::unistd::geteuid;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub fn run(root: StateRoot, config: Configured, args: BrokerArgs) -> Result<Exit
         tracing::info!(target: logging::LOG_ONLY, lost, "stderr: it is read again");
     })
     .map_err(Failure::system)?;
-    let service = Arc::new(Service::start(config.settings.log_format)?);
+    let service = Arc::new(Service::start(config.settings.log_format).map_err(Failure::system)?);
     let ended = serve(root, config, args, handed, &service);
     service.end(ended.as_ref().err());
     ended.map(|()| Exit::Ok)
@@ -60,15 +61,15 @@ fn serve(
     limits.segment_bytes &= !(BLOCK as u64 - 1);
     let config = Config { root, tcp, unix, vsock, metrics, policy, handed, topics, limits };
     config.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = threads::runtime(broker::THREADS).map_err(Failure::system)?;
     // From here on a signal ends nothing by itself.
-    let signals = runtime.block_on(async { Signals::new() })?;
+    let signals = runtime.block_on(async { Signals::new() }).map_err(Failure::system)?;
     reload::release_signal();
 
     let (journal_id, lock) = config.root.open().map_err(BrokerError::from)?;
     // Held until the process is gone, and with it every thread that writes: then another broker may begin.
     std::mem::forget(lock);
-    let recorder = Recorder::start(&config.root)?;
+    let recorder = Recorder::start(&config.root).map_err(Failure::system)?;
     logging::start(recorder.clone(), log_level, log_format);
     configured.warnings.iter().for_each(|warning| tracing::warn!("config: {}", configured.line(warning)));
     let reloader = Reloader::new(configured, args, &config, in_force, service.clone());
@@ -132,6 +133,11 @@ impl Signals {
 
 impl From<BrokerError> for Failure {
     fn from(error: BrokerError) -> Self {
+        if let BrokerError::Io { error, .. } = &error
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            return Failure::no_threads(error);
+        }
         let (exit, code) = match &error {
             BrokerError::StateRoot(error) => reason(error),
             BrokerError::Journal(OpenError::Unusable { .. }) => (Exit::BadData, "journal-unusable"),

@@ -105,8 +105,20 @@ impl Failure {
         Failure::new(exit, code, why)
     }
 
+    /// The system gives no thread.
+    pub fn no_threads(error: &io::Error) -> Self {
+        let why = format!(
+            "the system gives this process too few threads: {error}; raise `ulimit -u`, TasksMax= of its unit, or the bound of \
+             its container"
+        );
+        Failure::new(Exit::TryAgain, "no-threads", why)
+    }
+
     /// The system gives no thread, or nothing else of its own.
     pub fn system(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Failure::no_threads(&error);
+        }
         Failure::new(Exit::Io, "system", format!("the system gives this command too little: {error}"))
     }
 }

@@ -44,6 +44,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
+/// The threads that [`run`] and its [`Recorder`] start, beside those of the runtime: `castra-events`, `-status`, `-logs`,
+/// `-latest`, `-router`, `-commit`, `-keeper` and `-check`.
+pub const THREADS: usize = 8;
+
 /// What a broker is told.
 #[derive(Debug)]
 pub struct Config {

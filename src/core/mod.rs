@@ -89,6 +89,7 @@ pub mod status_keeper;
 pub mod status_report;
 pub mod stream;
 pub mod tail;
+pub mod threads;
 pub mod throttle;
 pub mod topic;
 pub mod verify;

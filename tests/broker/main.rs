@@ -23,6 +23,7 @@ mod duplicates;
 mod exit_codes;
 mod expiry;
 mod fake_broker;
+mod few_threads;
 mod group_cli;
 mod groups;
 mod groups_begun;

@@ -246,7 +246,7 @@ fn every_thread_is_listed() {
         let name = format!("castra-{}", row.trim_end_matches('`').split('`').next().unwrap());
         assert!(named.contains(&name) || row.contains(' '), "{DOC}: no thread is called {name}");
     }
-    assert_eq!(named.len(), 12, "{named:?}");
+    assert_eq!(named.len(), 14, "{named:?}");
 }
 
 #[test]

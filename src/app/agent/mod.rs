@@ -103,6 +103,11 @@ fn log(level: &str) {
 
 /// Why there is no outbox.
 fn unopened(error: &OutboxError) -> Failure {
+    if let OutboxError::Io { error, .. } = error
+        && error.kind() == std::io::ErrorKind::WouldBlock
+    {
+        return Failure::no_threads(error);
+    }
     let (exit, code) = match error {
         OutboxError::InUse { .. } => (Exit::CannotCreate, "in-use"),
         OutboxError::Foreign { .. } => (Exit::CannotCreate, "cannot-create"),

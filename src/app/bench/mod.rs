@@ -23,6 +23,7 @@ use crate::core::client::Target;
 use crate::core::descriptors::raise_descriptors;
 use crate::core::state_root::StateRoot;
 use crate::core::status::State;
+use crate::core::threads;
 use print::{Printed, Report};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -56,8 +57,7 @@ pub fn run(root: &StateRoot, command: &BenchCommand) -> Result<Exit, Failure> {
         stop: stopped,
         meter: Arc::new(Meter::default()),
     };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::system)?;
+    let runtime = threads::runtime(0).map_err(Failure::system)?;
     let drive = Drive { root, plan: &plan, stop };
     let printed = runtime.block_on(async {
         let _watch = awake::watch();

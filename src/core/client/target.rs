@@ -3,6 +3,7 @@
 //! Always holds: what is printed is what is parsed. Owner: whoever connects.
 
 use crate::core::stream::{Reader, Writer};
+use crate::core::threads::look_up;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::{fmt, io};
@@ -67,7 +68,7 @@ impl Target {
     pub async fn open(&self) -> io::Result<(Reader, Writer)> {
         Ok(match self {
             Target::Tcp(addr) => {
-                let stream = TcpStream::connect(addr.as_str()).await?;
+                let stream = TcpStream::connect(&look_up(addr).await?[..]).await?;
                 stream.set_nodelay(true)?;
                 let (reader, writer) = stream.into_split();
                 (Box::new(reader), Box::new(writer))
