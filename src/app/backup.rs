@@ -11,6 +11,7 @@ use super::{Exit, Failure};
 use crate::cli::BackupArgs;
 use crate::core::backup::{Backup, BackupError, Step, backup};
 use crate::core::journal::OpenError;
+use crate::core::room;
 use crate::core::state_root::StateRoot;
 use std::io::Write;
 
@@ -63,6 +64,7 @@ impl From<BackupError> for Failure {
                 of_io(error)
             }
         };
-        Failure::new(exit, code, error.to_string())
+        let raise = if code == "file-limit" { format!("; {}", room::RAISE) } else { String::new() };
+        Failure::new(exit, code, format!("{error}{raise}"))
     }
 }

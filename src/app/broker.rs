@@ -16,9 +16,12 @@ use crate::core::events::Recorder;
 use crate::core::journal::OpenError;
 use crate::core::journal::aligned::BLOCK;
 use crate::core::log_view::LogsError;
+use crate::core::room;
 use crate::core::state_root::{StateRoot, StateRootError};
 use crate::core::threads;
+use nix::libc::SIGXCPU;
 use nix::unistd::geteuid;
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -91,7 +94,7 @@ fn run_to_end(
     reloader: Reloader,
     signals: Signals,
 ) -> Result<(), Failure> {
-    let Signals { mut term, mut int, mut usr1, hup } = signals;
+    let Signals { mut term, mut int, mut cpu, mut usr1, hup } = signals;
     let service = reloader.service();
     runtime.spawn(reloader.serve(hup));
     let reopened = recorder.clone();
@@ -101,20 +104,24 @@ fn run_to_end(
             tracing::info!("broker: the log and the records are opened anew");
         }
     });
-    let shutdown = async move {
+    let is_used_up = Cell::new(false);
+    let shutdown = async {
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
+            _ = cpu.recv() => is_used_up.set(true),
         }
     };
     let ended = broker::run(config, recorder.clone(), journal_id, service, shutdown);
-    runtime.block_on(ended).map_err(Failure::from)
+    runtime.block_on(ended)?;
+    if is_used_up.get() { Err(Failure::no_processor_time()) } else { Ok(()) }
 }
 
 /// What a broker listens to beside its doors.
 struct Signals {
     term: Signal,
     int: Signal,
+    cpu: Signal,
     usr1: Signal,
     hup: Signal,
 }
@@ -125,6 +132,7 @@ impl Signals {
         Ok(Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            cpu: signal(SignalKind::from_raw(SIGXCPU))?,
             usr1: signal(SignalKind::user_defined1())?,
             hup: signal(SignalKind::hangup())?,
         })
@@ -152,10 +160,17 @@ impl From<BrokerError> for Failure {
                 BindError::Io(_) => (Exit::CannotCreate, "cannot-listen"),
             },
             BrokerError::Io { .. } => (Exit::Io, "io"),
+            BrokerError::FileLimit { .. } => (Exit::CannotCreate, "file-limit"),
             BrokerError::JournalFailed(_) => (Exit::Io, "journal-failed"),
         };
-        if is_full(&error) {
-            return Failure::new(exit, "disk-full", format!("{error}; {FREE_SPACE}"));
+        match system_error(&error) {
+            Some(why) if room::is_limit(why) => {
+                return Failure::new(exit, "file-limit", format!("{error}; {}", room::RAISE));
+            }
+            Some(why) if room::is_full(why) => {
+                return Failure::new(exit, "disk-full", format!("{error}; {FREE_SPACE}"));
+            }
+            _ => {}
         }
         Failure::new(exit, code, error.to_string())
     }
@@ -165,16 +180,15 @@ impl From<BrokerError> for Failure {
 const FREE_SPACE: &str = "the disk of the state root is full: free 256 MiB there, then start the broker again. Nothing that \
      was acknowledged is lost. Below the state root only rotated logs (logs/bus/*.log.1 and on) may be removed";
 
-/// It did not come up for want of room.
-fn is_full(error: &BrokerError) -> bool {
-    let (BrokerError::StateRoot(StateRootError::Io { error, .. })
-    | BrokerError::Journal(OpenError::Io { error, .. })
-    | BrokerError::Logs(LogsError::Io { error, .. })
-    | BrokerError::Io { error, .. }) = error
-    else {
-        return false;
-    };
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+/// What the system said to it.
+fn system_error(error: &BrokerError) -> Option<&io::Error> {
+    match error {
+        BrokerError::StateRoot(StateRootError::Io { error, .. })
+        | BrokerError::Journal(OpenError::Io { error, .. })
+        | BrokerError::Logs(LogsError::Io { error, .. })
+        | BrokerError::Io { error, .. } => Some(error),
+        _ => None,
+    }
 }
 
 impl From<StateRootError> for Failure {

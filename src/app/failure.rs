@@ -3,6 +3,7 @@
 //! Always holds: a code is kebab-case and keeps its meaning; an exit code is one of DESIGN section 6. Owner:
 //! every command makes them, [`super::run`] says them.
 
+use crate::core::room;
 use std::borrow::Cow;
 use std::io;
 #[cfg(feature = "broker")]
@@ -81,7 +82,8 @@ pub fn of_io(error: &io::Error) -> (Exit, &'static str) {
         io::ErrorKind::PermissionDenied => (Exit::Refused, "permission-denied"),
         io::ErrorKind::NotADirectory => (Exit::BadData, "no-state-root"),
         io::ErrorKind::InvalidData => (Exit::BadData, "unreadable"),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (Exit::TryAgain, "disk-full"),
+        _ if room::is_limit(error) => (Exit::Io, "file-limit"),
+        _ if room::is_full(error) => (Exit::TryAgain, "disk-full"),
         io::ErrorKind::WouldBlock => (Exit::TryAgain, "busy"),
         _ => (Exit::Io, "io"),
     }
@@ -114,6 +116,13 @@ impl Failure {
         Failure::new(Exit::TryAgain, "no-threads", why)
     }
 
+    /// It ended in order because it may use the processor no longer.
+    pub fn no_processor_time() -> Self {
+        let why = "the processor time of this process is used up (RLIMIT_CPU), so it ended; raise `ulimit -t`, or LimitCPU= of the \
+             unit";
+        Failure::new(Exit::TryAgain, "cpu-limit", why)
+    }
+
     /// The system gives no thread, or nothing else of its own.
     pub fn system(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::WouldBlock {
@@ -128,6 +137,8 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         // Whoever read our output has enough.
         let exit = if error.kind() == io::ErrorKind::BrokenPipe { Exit::Ok } else { Exit::Io };
-        Failure::new(exit, "stdout", format!("stdout cannot be written: {error}"))
+        let advice =
+            if room::is_full(&error) { format!("; {}", room::advice(&error)) } else { String::new() };
+        Failure::new(exit, "stdout", format!("stdout cannot be written: {error}{advice}"))
     }
 }

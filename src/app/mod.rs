@@ -65,11 +65,13 @@ mod vm_forget;
 mod words;
 
 use crate::cli::{Cli, Command};
+use crate::core::room;
 use failure::{Exit, Failure};
 use std::process::ExitCode;
 
 /// Runs what was typed to its end.
 pub fn main() -> ExitCode {
+    room::outlive_limit();
     let cli = match Cli::typed() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {

@@ -26,12 +26,13 @@ use super::journal::{Damage, Journal, OpenError, Opened, Reached};
 use super::latest::Latest;
 use super::latest::compaction::Compaction;
 use super::latest::snapshot::Snapshots;
-use super::limits::{Limits, METRICS_CONNECTIONS};
+use super::limits::{LOG_BYTES, Limits, METRICS_CONNECTIONS};
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
 use super::metrics::{self, Metrics};
 use super::policy::Policy;
 use super::retention::{Retention, Rule, sweep};
+use super::room;
 use super::service::{self, Supervisor};
 use super::state_root::{StateRoot, StateRootError};
 use super::status::{State, VmTable};
@@ -94,6 +95,17 @@ pub enum BrokerError {
         /// Why not.
         error: io::Error,
     },
+    /// The system lets this process write no files of the size that they have.
+    #[error(
+        "this process may write files of {allowed} bytes at the most (RLIMIT_FSIZE), and its files have {needed}: {}",
+        room::RAISE
+    )]
+    FileLimit {
+        /// By the system.
+        allowed: u64,
+        /// The size of a segment, or of a log.
+        needed: u64,
+    },
     /// The disk failed while the broker ran.
     #[error(
         "the journal could not be made durable: {0}. Nothing was retried: look at the disk, then start the broker again"
@@ -109,8 +121,12 @@ impl Config {
     /// What can be known to be wrong before anything is made.
     ///
     /// # Errors
-    /// The path of a socket is too long.
+    /// The path of a socket is too long; files may not have the size that they have.
     pub fn check(&self) -> Result<(), BrokerError> {
+        let (allowed, needed) = (room::largest_file(), self.limits.segment_bytes.max(LOG_BYTES));
+        if allowed < needed {
+            return Err(BrokerError::FileLimit { allowed, needed });
+        }
         for path in self.unix.iter().chain([&self.root.socket()]) {
             let address = format!("unix:{}", path.display());
             unix::check_length(path).map_err(|error| ListenError::new(address, error))?;

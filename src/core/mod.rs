@@ -77,6 +77,7 @@ pub mod policy;
 pub mod refusal;
 pub mod repair;
 pub mod retention;
+pub mod room;
 pub mod rotation;
 pub mod service;
 pub mod session;

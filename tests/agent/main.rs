@@ -16,6 +16,7 @@ mod support;
 
 mod commands;
 mod drains;
+mod file_limit;
 mod handles;
 mod host;
 mod ill;

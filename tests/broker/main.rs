@@ -24,6 +24,7 @@ mod exit_codes;
 mod expiry;
 mod fake_broker;
 mod few_threads;
+mod file_limit;
 mod group_cli;
 mod groups;
 mod groups_begun;

@@ -16,7 +16,9 @@ use crate::core::agent::local::Door;
 use crate::core::agent::outbox::{Opened, Outbox, OutboxError};
 use crate::core::agent::{self, Plan, Standing, Tally};
 use crate::core::awake;
+use nix::libc::SIGXCPU;
 use service::Service;
+use std::cell::Cell;
 use std::path::Path;
 use std::str::FromStr;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,10 +54,12 @@ pub fn run(mut args: AgentArgs, json: &mut bool) -> Result<Exit, Failure> {
 
 async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) -> Result<Exit, Failure> {
     let _watch = awake::watch();
-    let (mut interrupt, mut terminate) = (
+    let (mut interrupt, mut terminate, mut cpu) = (
         signal(SignalKind::interrupt()).map_err(Failure::system)?,
         signal(SignalKind::terminate()).map_err(Failure::system)?,
+        signal(SignalKind::from_raw(SIGXCPU)).map_err(Failure::system)?,
     );
+    let is_used_up = Cell::new(false);
     let door = Door::bind(socket).map_err(|error| {
         let why =
             format!("no socket can be made at {}: {error}; --socket names another path", socket.display());
@@ -73,6 +77,7 @@ async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) ->
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = cpu.recv() => is_used_up.set(true),
         }
         tracing::info!("ending");
         service.stopping();
@@ -86,7 +91,7 @@ async fn serve(plan: Plan, socket: &Path, outbox: &Outbox, service: &Service) ->
         _ = async { tokio::join!(work, told) } => {}
         () = service.report(stands, outbox.clone(), &tally) => {}
     }
-    Ok(Exit::Ok)
+    if is_used_up.get() { Err(Failure::no_processor_time()) } else { Ok(Exit::Ok) }
 }
 
 /// From here on everything that is traced is a line on stderr; journald has times of its own.

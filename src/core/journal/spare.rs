@@ -13,6 +13,7 @@
 use super::disk::{Disk, DiskFile};
 use super::segment::HEADER_BYTES;
 use crate::core::limits::SEGMENT_MIN_BYTES;
+use crate::core::room;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -195,7 +196,8 @@ impl Spares {
             (State::Failed, Err(_)) => {}
             (_, Err(error)) => tracing::error!(
                 %error,
-                "journal: no room for the next segment; free some space, until then publishers get disk-full when this one is full"
+                "journal: no room for the next segment; {}, until then publishers get disk-full when this one is full",
+                room::advice(&error)
             ),
         }
         self.changed.notify_all();

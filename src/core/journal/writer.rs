@@ -28,6 +28,7 @@ use super::segment::{HEADER_BYTES, Header, Map, Segment, activate};
 use super::spare::Spare;
 use crate::core::event::{Batch, Layout};
 use crate::core::limits::{LETTER_BYTES, RESERVED_BYTES};
+use crate::core::room::is_full;
 use std::io;
 use std::sync::Arc;
 
@@ -393,8 +394,4 @@ pub fn note_bytes(note: &Note) -> u64 {
 /// What the records of `batch` take at the most.
 pub fn batch_bytes(batch: &Batch) -> u64 {
     (batch.bytes() + batch.len() * (record::HEAD_BYTES + 64)) as u64
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

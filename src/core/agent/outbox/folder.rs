@@ -31,7 +31,7 @@ pub(super) fn database(state_dir: &Path) -> PathBuf {
     state_dir.join("outbox.db")
 }
 
-fn with(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

@@ -3,13 +3,14 @@
 //! Always holds: a disk without room is called that, whatever SQLite calls it. Owner: the outbox.
 
 use super::OutboxError;
+use super::folder::with;
 use crate::core::refusal::Refusal;
+use crate::core::room;
 use nix::libc;
 use nix::sys::statvfs::statvfs;
 use rusqlite::ErrorCode::{
     CannotOpen, DatabaseBusy, DatabaseCorrupt, DatabaseLocked, DiskFull, NotADatabase, SystemIoFailure,
 };
-use std::io::ErrorKind::{QuotaExceeded, StorageFull};
 use std::path::Path;
 
 /// With less room no database can be opened, in bytes: the index of its log alone takes half of this.
@@ -21,6 +22,7 @@ pub(super) fn trouble(error: &rusqlite::Error, path: &Path) -> Refusal {
         Some(DiskFull) => disk_full(),
         Some(DatabaseBusy | DatabaseLocked) => busy(path),
         Some(SystemIoFailure | CannotOpen) if is_full(path) => disk_full(),
+        Some(SystemIoFailure | CannotOpen) if is_at_limit(path) => file_limit(),
         _ if is_damage(error) => Refusal::new("outbox-damaged", format!("the outbox is damaged: {error}")),
         _ => Refusal::new("outbox-failed", format!("the outbox's database failed: {error}")),
     }
@@ -29,6 +31,18 @@ pub(super) fn trouble(error: &rusqlite::Error, path: &Path) -> Refusal {
 pub(super) fn disk_full() -> Refusal {
     let why = "the disk of the outbox is full; free space there, publishing resumes by itself";
     Refusal::new("outbox-disk-full", why)
+}
+
+fn file_limit() -> Refusal {
+    let why = format!("this process may write no larger outbox: {}, and start the agent again", room::RAISE);
+    Refusal::new("outbox-disk-full", why)
+}
+
+/// Whether this process may not write the database at `path`, or its log, on. SQLite does not say so.
+fn is_at_limit(path: &Path) -> bool {
+    let wal = with(path, "-wal");
+    let largest = [path, &wal].map(|path| path.metadata().map_or(0, |meta| meta.len())).into_iter().max();
+    largest.unwrap_or(0).saturating_add(LEAST_ROOM) > room::largest_file()
 }
 
 /// Another process has the database.
@@ -70,9 +84,8 @@ impl OutboxError {
     pub(super) fn passing(self) -> Result<Refusal, Self> {
         match self {
             OutboxError::Failed(refusal) => Ok(refusal),
-            OutboxError::Io { ref error, .. } if matches!(error.kind(), StorageFull | QuotaExceeded) => {
-                Ok(disk_full())
-            }
+            OutboxError::Io { ref error, .. } if room::is_limit(error) => Ok(file_limit()),
+            OutboxError::Io { ref error, .. } if room::is_full(error) => Ok(disk_full()),
             OutboxError::Io { ref error, .. } if error.raw_os_error() == Some(libc::EIO) => {
                 Ok(Refusal::new("outbox-failed", self.to_string()))
             }
