@@ -10,7 +10,7 @@
 //! [`super::main`], and each command that runs long starts it.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -134,6 +134,7 @@ pub fn write(lines: &[u8]) -> bool {
 }
 
 /// Writes them when stderr takes them: for a thread of its own, whose lines are not to be dropped.
+#[cfg(feature = "broker")]
 pub fn write_waiting(lines: &[u8]) {
     // Nobody may be reading.
     let _ = io::stderr().write_all(lines);
@@ -145,8 +146,10 @@ pub fn say(text: &str) {
 }
 
 /// Where lines of text are written to, each with one call.
+#[cfg(feature = "agent")]
 pub struct Stderr;
 
+#[cfg(feature = "agent")]
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         write(bytes);
@@ -159,8 +162,9 @@ impl Write for Stderr {
 }
 
 /// Whether somebody looks at it.
+#[cfg(feature = "broker")]
 pub fn is_terminal() -> bool {
-    io::stderr().is_terminal()
+    io::IsTerminal::is_terminal(&io::stderr())
 }
 
 /// Waits until all is written that was said, for a moment at most.

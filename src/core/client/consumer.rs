@@ -217,8 +217,8 @@ impl Delivery {
         self.held.say(Say::Nack(Nack::term(reason)))
     }
 
-    /// Says nothing: it goes to another member when this one leaves.
-    pub(crate) fn put_back(mut self) {
+    /// Gives the event back without an answer: another member gets it when this one leaves, or its time is over.
+    pub fn put_back(mut self) {
         self.held.is_said = true;
     }
 

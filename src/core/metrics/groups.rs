@@ -1,8 +1,8 @@
 //! What metrics count of consumer groups, by topic and group.
 //!
 //! Always holds: no more than [`METRICS_GROUPS`] groups have a name: those of the host, then those that were there first;
-//! all others are one, [`OTHER`]; topics as in `topics.rs`. What was counted under a name that is given away goes to
-//! [`OTHER`], in one: no sum over groups ever goes back. What members hold, and how far a group is, is looked up when
+//! all others are one, `OTHER`; topics as in `topics.rs`. What was counted under a name that is given away goes to
+//! `OTHER`, in one: no sum over groups ever goes back. What members hold, and how far a group is, is looked up when
 //! somebody asks. Owner: [`super::Metrics`]; `delivery/groups/counting.rs` counts, one thread at a time for each group.
 
 use super::topics::{OTHER, Topics};
@@ -80,7 +80,7 @@ impl Sums {
 pub struct Counts {
     /// The topics that have a name.
     pub topics: Arc<Topics>,
-    /// None: all that is counted here, and was, is counted by [`OTHER`].
+    /// None: all that is counted here, and was, is counted by `OTHER`.
     sums: Mutex<Option<Sums>>,
     /// None: this is it.
     other: Option<Arc<Counts>>,
@@ -134,7 +134,7 @@ impl Counts {
         self.count(|sums| sums.handlers.observe(seconds));
     }
 
-    /// From here on [`OTHER`] counts, what was counted here as well.
+    /// From here on `OTHER` counts, what was counted here as well.
     fn give_up(&self) {
         let sums = self.lock().take();
         if let (Some(sums), Some(other)) = (sums, &self.other) {
@@ -194,7 +194,7 @@ impl Table {
         named.0.remove(group).into_iter().for_each(|one| one.counts.give_up());
     }
 
-    /// What was counted, all at one time; [`OTHER`] is the last.
+    /// What was counted, all at one time; `OTHER` is the last.
     fn all(&self) -> Vec<(Box<str>, Sums)> {
         let named = self.lock();
         let sums = |counts: &Counts| counts.lock().clone().unwrap_or_else(Sums::new);

@@ -1,7 +1,7 @@
 //! Which topics metrics have by name, and how often each was published to.
 //!
 //! Always holds: no more than [`METRICS_TOPICS`] have a name, those that came first, and it stays theirs; all others are
-//! one, [`OTHER`]; an event is counted once, whatever is read a second time. Counting takes no lock but for a topic that is
+//! one, `OTHER`; an event is counted once, whatever is read a second time. Counting takes no lock but for a topic that is
 //! new, and there are only so many of those. Owner: [`super::Metrics`]; the logs' thread counts, for it goes over every
 //! event anyway, and behind the commit. What else has a label `topic` asks [`Topics::slot`].
 
