@@ -9,6 +9,7 @@ use super::words::{count, list};
 use super::{dlq, given, host};
 use crate::cli::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupRmArgs, GroupSeekArgs};
 use crate::core::client::{Bus, Error, Group};
+use crate::core::harmless::harmless;
 use crate::core::state_root::StateRoot;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -126,7 +127,8 @@ async fn show(bus: &Bus, args: &GroupArgs) -> Said {
     let numbers = ["cursor", "lag", "members", "held", "waiting", "delayed", "dead", "expired", "stalled"];
     let [_, rest @ .., _] = cells(&group);
     lines.extend(numbers.into_iter().zip(rest));
-    let lines: Vec<String> = lines.iter().map(|(name, value)| format!("{name:<16}{value}")).collect();
+    let lines: Vec<String> =
+        lines.iter().map(|(name, value)| format!("{name:<16}{}", harmless(value))).collect();
     ok(format!("{:<16}{}\n{}", "group", group.group, lines.join("\n")))
 }
 

@@ -5,6 +5,8 @@
 use super::stderr;
 use crate::core::config::{LogFormat, LogLevel};
 use crate::core::events::Recorder;
+use crate::core::harmless::harmless;
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -47,6 +49,13 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        // Others' words are in there, too.
+        if let Ok(text) = std::str::from_utf8(&self.bytes) {
+            let lines: Vec<_> = text.split('\n').map(harmless).collect();
+            if lines.iter().any(|line| matches!(line, Cow::Owned(_))) {
+                self.bytes = lines.join("\n").into_bytes();
+            }
+        }
         let counters = &self.recorder.counters;
         if self.aloud {
             // The log has it.

@@ -3,9 +3,9 @@
 //! Always holds: its lines are printed as they are, but for what a terminal would obey. Owner: the operator.
 
 use super::given::grep;
-use super::tail::event_text::harmless;
 use super::{Exit, Failure};
 use crate::cli::LogsArgs;
+use crate::core::harmless::harmless;
 use crate::core::state_root::StateRoot;
 use crate::core::tail::chain::{Chain, Look};
 use crate::core::tail::scan::Read;

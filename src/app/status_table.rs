@@ -6,6 +6,7 @@
 use super::status_groups;
 use super::terminal::{cut, has_color, stdout_height, stdout_width};
 use super::words::{age, list};
+use crate::core::harmless::harmless;
 use crate::core::limits::REACHABLE_MS;
 use crate::core::status::State;
 use crate::core::status_report::{Report, VmReport};
@@ -202,7 +203,11 @@ fn cells(vm: &VmReport) -> Vec<String> {
         vm.lag.to_string(),
         vm.queued.to_string(),
         vm.in_flight.to_string(),
-        if vm.topics.is_empty() { "-".to_owned() } else { format!("{}{}", list(&vm.topics), more(vm)) },
+        if vm.topics.is_empty() {
+            "-".to_owned()
+        } else {
+            format!("{}{}", harmless(&list(&vm.topics)), more(vm))
+        },
     ]
 }
 
@@ -244,9 +249,9 @@ fn paragraphs(out: &mut Vec<u8>, vms: &[VmReport], rows: &[Vec<String>], width: 
             writeln!(out, "{}", cut(&format!("  {head} {cell}"), width))?;
         }
         if heads < COLUMNS.len() {
-            vm.topics
-                .iter()
-                .try_for_each(|topic| writeln!(out, "{}", cut(&format!("  TOPICS {topic}"), width)))?;
+            vm.topics.iter().try_for_each(|topic| {
+                writeln!(out, "{}", cut(&format!("  TOPICS {}", harmless(topic)), width))
+            })?;
             if vm.topics_more > 0 {
                 writeln!(out, "{}", cut(&format!("  TOPICS{}", more(vm)), width))?;
             }

@@ -7,6 +7,7 @@
 
 use super::clock;
 use super::counters::Counting;
+use super::harmless::harmless;
 use super::identity::VmName;
 use super::limits::{LOG_BYTES, SIGNALS_QUEUED};
 use super::rotation::rotate;
@@ -198,9 +199,8 @@ impl Recorder {
     }
 
     fn json(&self, target: Target, record: &impl Serialize) {
-        if let Ok(mut line) = serde_json::to_vec(record) {
-            line.push(b'\n');
-            self.send(target, line);
+        if let Ok(line) = serde_json::to_string(record) {
+            self.send(target, (harmless(&line) + "\n").into_owned().into_bytes());
         }
     }
 

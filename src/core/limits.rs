@@ -199,7 +199,9 @@ pub const LOCAL_UNANSWERED: usize = 256;
 pub const LOCAL_WRITE_TIME: Duration = Duration::from_secs(10);
 /// So many wrong tokens of one peer within a minute make it slow.
 pub const WRONG_TOKENS: usize = 5;
-/// Peers whose wrong tokens are remembered.
+/// So many for one name, wherever they come from, make all tokens for it slow.
+pub const WRONG_TOKENS_OF_NAME: usize = 50;
+/// Peers whose wrong tokens are remembered, and names.
 pub const THROTTLED_PEERS: usize = 1024;
 /// The longest token of a VM, in bytes; with all else a hello has to have room for it.
 pub const TOKEN_BYTES: usize = 256;

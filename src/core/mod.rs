@@ -60,6 +60,7 @@ pub mod event;
 pub mod events;
 pub mod exec;
 pub mod follow;
+pub mod harmless;
 pub mod identity;
 pub mod ids;
 pub mod instances;

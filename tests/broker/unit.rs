@@ -1,6 +1,7 @@
 //! deploy/systemd: the units are right, shut in as far as systemd can tell, and the broker can live in there.
 
 use crate::support::{Broker, eventually, skip};
+use castra::core::limits as bounds;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,6 +89,23 @@ fn the_service_says_what_the_broker_can_do() {
     let limits = &settings.limits;
     let wanted = limits.sessions + limits.pending_handshakes + limits.open_logs;
     assert!(descriptors >= wanted as u64 + limits.reserved_descriptors);
+    // No core file has tokens; and its memory is more than its bounds are together, but not twice as much.
+    assert_eq!(values(&service, "LimitCORE"), ["0"]);
+    let tasks: usize = values(&service, "TasksMax")[0].parse().unwrap();
+    assert!(tasks >= 512 + 2 * castra::core::broker::THREADS, "on machines of 512 processors: {tasks}");
+    let queues = limits.unacked_bytes_in_all
+        + limits.queue_bytes_in_all
+        + 2 * limits.logs_behind_bytes
+        + bounds::GROUPS_BYTES_HELD
+        + bounds::GROUPS_QUEUE_BYTES
+        + bounds::ROUTER_BYTES
+        + bounds::LATEST_BYTES
+        + bounds::SEEN_VMS * 6400;
+    let connections =
+        (limits.sessions + limits.pending_handshakes) * (bounds::OUTPUT_BYTES + bounds::FRAME_BYTES);
+    let memory = values(&service, "MemoryMax")[0].strip_suffix('G').unwrap().parse::<usize>().unwrap() << 30;
+    let sum = queues + connections;
+    assert!((sum..2 * sum).contains(&memory), "{queues} + {connections} bytes");
     // What the socket opens is what the broker would.
     let listen: Vec<std::net::SocketAddr> =
         values(&unit("castra.socket"), "ListenStream").iter().map(|a| a.parse().unwrap()).collect();

@@ -534,6 +534,7 @@ fn limits_are_those_of_limits_rs() {
         ("LOG_BYTES", limits::LOG_BYTES),
         ("LOG_FILES", u64::from(limits::LOG_FILES)),
         ("WRONG_TOKENS", limits::WRONG_TOKENS as u64),
+        ("WRONG_TOKENS_OF_NAME", limits::WRONG_TOKENS_OF_NAME as u64),
         ("THROTTLED_PEERS", limits::THROTTLED_PEERS as u64),
         ("EPOCH_BYTES", limits::EPOCH_BYTES as u64),
         ("TOKEN_BYTES", limits::TOKEN_BYTES as u64),

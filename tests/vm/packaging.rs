@@ -50,6 +50,10 @@ fn the_units_say_what_the_agent_understands() {
     let argument = |long: &str| agent.get_arguments().find(|arg| arg.get_long() == Some(long)).expect(long);
     let default = |long: &str| argument(long).get_default_values()[0].to_str().unwrap().to_owned();
     assert!(unit.contains("\nExecStart=/usr/bin/castra agent\n"));
+    // No core file has the token, and what it may take is bounded.
+    for bound in ["\nLimitCORE=0\n", "\nTasksMax=512\n", "\nMemoryMax=2G\n"] {
+        assert!(unit.contains(bound), "castra-agent.service has no {bound:?}");
+    }
     assert!(init.contains("\ncommand=/usr/bin/castra\ncommand_args=\"agent "));
     castra::cli::Cli::command().try_get_matches_from(["castra", "agent"]).unwrap();
 

@@ -30,7 +30,7 @@ use super::policy::{Admitted, Claim, Denied, Policy, Token};
 use super::session::Session;
 use super::status::Presence;
 use super::stream::{Reader, Writer, linger};
-use super::throttle::Throttle;
+use super::throttle::{Slow, Throttle};
 use super::wire::handshake::{self, BUS_V1, HEARTBEAT, HOST_BUS, Hello};
 use crate::core::awake::{Instant, timeout};
 use greeting::{Refused, hear_hello};
@@ -238,10 +238,10 @@ impl Lobby {
     /// Whether a peer is what it says. Who guesses tokens waits here.
     async fn admit(&self, claim: &Claim) -> Result<Admitted, &'static str> {
         let throttle = || self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        // By name as well: behind one address there may be many VMs, and one that guesses must not keep out the others.
-        let source = format!("{} {}", claim.peer.source(), claim.name);
+        // Behind one address there may be many VMs, and one that guesses must not keep out the others.
+        let (source, name) = (claim.peer.source(), claim.name.as_str());
         if claim.token.is_some() {
-            let wait = throttle().wait(&source, self.begun.elapsed()).ok_or("too-many-wrong-tokens")?;
+            let wait = throttle().wait(&source, name, self.begun.elapsed()).ok_or("too-many-wrong-tokens")?;
             if !wait.is_zero() {
                 tokio::select! {
                     () = sleep(wait) => {}
@@ -250,9 +250,18 @@ impl Lobby {
             }
         }
         let judged = self.bus.policy.borrow().judge(claim);
-        if judged == Err(Denied::WrongToken) && throttle().wrong(&source, self.begun.elapsed()) {
+        if judged == Err(Denied::WrongToken) {
             let (remote, vm) = (&claim.peer.address, &claim.name);
-            tracing::warn!(%remote, %vm, "handshake: many wrong tokens; this peer's are looked at one a second now");
+            let slow = throttle().wrong(&source, name, self.begun.elapsed());
+            match slow {
+                None => {}
+                Some(Slow::Peer) => {
+                    tracing::warn!(%remote, %vm, "handshake: many wrong tokens; this peer's are looked at one a second now");
+                }
+                Some(Slow::Name) => {
+                    tracing::warn!(%remote, %vm, "handshake: many wrong tokens from several peers; those for this VM wait two seconds now");
+                }
+            }
         }
         let counters = &self.bus.recorder.counters;
         judged
