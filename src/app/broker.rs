@@ -72,7 +72,7 @@ fn serve(
     let (journal_id, lock) = config.root.open().map_err(BrokerError::from)?;
     // Held until the process is gone, and with it every thread that writes: then another broker may begin.
     std::mem::forget(lock);
-    let recorder = Recorder::start(&config.root).map_err(Failure::system)?;
+    let recorder = Recorder::start(&config.root, config.limits.log_bytes).map_err(Failure::system)?;
     logging::start(recorder.clone(), log_level, log_format);
     configured.warnings.iter().for_each(|warning| tracing::warn!("config: {}", configured.line(warning)));
     let reloader = Reloader::new(configured, args, &config, in_force, service.clone());

@@ -69,7 +69,7 @@ pub fn run(
         HostCommand::Logs(args) => logs::run(&root, &args),
         HostCommand::Man(args) => man::run(&args),
         HostCommand::Status(args) => status::run(&root, &args),
-        HostCommand::Verify(args) => verify::run(&root, &args),
+        HostCommand::Verify(args) => verify::run(&root, config.settings.limits.log_bytes, &args),
         HostCommand::Backup(args) => backup::run(&root, &args),
         HostCommand::Bench(command) => bench::run(&root, &command),
         HostCommand::Vm(VmCommand::Forget(args)) => vm_forget::run(&root, &args),

@@ -16,11 +16,13 @@ use crate::core::verify::{Report, VerifyError, verify};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
-pub fn run(root: &StateRoot, args: &VerifyArgs) -> Result<Exit, Failure> {
+pub fn run(root: &StateRoot, log_bytes: u64, args: &VerifyArgs) -> Result<Exit, Failure> {
     let mut line = Progress::new();
     let mut progress = |done, total| line.show(|| format!("verify: {}", percent(done, total)));
     let (report, repaired) = match args.repair_logs {
-        true => repair_logs(root, &mut progress).map(|(report, repaired)| (report, Some(repaired))),
+        true => {
+            repair_logs(root, log_bytes, &mut progress).map(|(report, repaired)| (report, Some(repaired)))
+        }
         false => verify(root, &mut progress).map(|report| (report, None)),
     }?;
     line.clear();

@@ -71,6 +71,8 @@ Fields of --json (ages are milliseconds, null when never):
     .gaps                      ranges that subscribers were told are gone
     .duplicates                events that were sent again with the id their publisher gave
                                them, and stored once
+    .log_changes               times that a log or record file was not as the broker left it:
+                               somebody else cut it or wrote to it
   reachable                    any VM is
   last_handshake_vm, last_handshake_age_ms   the VM that said hello last
   vms[].name                   as it said in its hello

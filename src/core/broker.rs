@@ -26,7 +26,7 @@ use super::journal::{Damage, Journal, OpenError, Opened, Reached};
 use super::latest::Latest;
 use super::latest::compaction::Compaction;
 use super::latest::snapshot::Snapshots;
-use super::limits::{LOG_BYTES, Limits, METRICS_CONNECTIONS};
+use super::limits::{Limits, METRICS_CONNECTIONS};
 use super::log_view::{LogView, LogsError};
 use super::logs::Logs;
 use super::metrics::{self, Metrics};
@@ -123,7 +123,7 @@ impl Config {
     /// # Errors
     /// The path of a socket is too long; files may not have the size that they have.
     pub fn check(&self) -> Result<(), BrokerError> {
-        let (allowed, needed) = (room::largest_file(), self.limits.segment_bytes.max(LOG_BYTES));
+        let (allowed, needed) = (room::largest_file(), self.limits.segment_bytes.max(self.limits.log_bytes));
         if allowed < needed {
             return Err(BrokerError::FileLimit { allowed, needed });
         }
@@ -187,6 +187,7 @@ pub async fn run(
             return Ok(());
         }
     };
+    view.count_changes(recorder.clone());
     if let Some(metrics) = &metrics {
         view.count(metrics.topics.tally(opened.map().durable_seq()));
     }

@@ -46,6 +46,8 @@ pub struct Counters<N = u64> {
     pub gaps: N,
     /// Publishes of an event that was stored before, by its publisher's id.
     pub duplicates: N,
+    /// Times that a log or record file was not as the broker had left it.
+    pub log_changes: N,
 }
 
 /// One count per outcome of a handshake, as its record has it.
@@ -159,6 +161,7 @@ impl Counting {
             delivered_from_journal: read(&self.delivered_from_journal),
             gaps: read(&self.gaps),
             duplicates: read(&self.duplicates),
+            log_changes: read(&self.log_changes),
         }
     }
 }
@@ -220,6 +223,7 @@ mod tests {
             &counting.delivered_from_journal,
             &counting.gaps,
             &counting.duplicates,
+            &counting.log_changes,
         ]
         .into_iter()
         .enumerate()
@@ -233,6 +237,7 @@ mod tests {
             "delivered_from_journal",
             "gaps",
             "duplicates",
+            "log_changes",
         ];
         let want = names.into_iter().zip(1..).map(|(name, n)| (name.to_owned(), n)).collect();
         assert_eq!(counted(&counting.read()), want);

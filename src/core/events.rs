@@ -5,20 +5,19 @@
 //! for the disk; what does not fit the queue is counted and said in `status` (invariant 11); each file rotates
 //! like a log. Owner: `broker.rs`; one thread writes. Each session owns its [`Signals`].
 
+use super::append_file::{AppendFile, Look, say_changed};
 use super::clock;
 use super::counters::Counting;
 use super::harmless::harmless;
 use super::identity::VmName;
-use super::limits::{LOG_BYTES, SIGNALS_QUEUED};
+use super::limits::SIGNALS_QUEUED;
 use super::rotation::rotate;
 use super::signals::{Limiter, Signal, Verdict};
 use super::state_root::StateRoot;
 use serde::Serialize;
 use std::fmt::Display;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -145,11 +144,11 @@ impl std::fmt::Debug for Job {
 }
 
 impl Recorder {
-    /// Starts the thread.
+    /// Starts the thread; a file rotates at `log_bytes`.
     ///
     /// # Errors
     /// No thread can be had.
-    pub fn start(root: &StateRoot) -> io::Result<Arc<Self>> {
+    pub fn start(root: &StateRoot, log_bytes: u64) -> io::Result<Arc<Self>> {
         let (queue, jobs) = sync_channel(SIGNALS_QUEUED);
         let reopen = Arc::<AtomicBool>::default();
         let recorder = Arc::new(Recorder {
@@ -159,20 +158,22 @@ impl Recorder {
             reopen: reopen.clone(),
             thread: Mutex::default(),
         });
-        let files = [
+        let paths = [
             root.handshakes().join("handshake-events.jsonl"),
             root.handshakes().join("bus-events.jsonl"),
             root.logs().join("broker.log"),
         ];
+        let files = paths.map(|path| Appended::new(path, log_bytes));
         let counter = Arc::downgrade(&recorder);
-        let lost = move |lines| {
+        let count = move |lost, changed| {
             if let Some(recorder) = counter.upgrade() {
-                recorder.dropped.fetch_add(lines, Relaxed);
+                recorder.dropped.fetch_add(lost, Relaxed);
+                recorder.counters.log_changes.fetch_add(changed, Relaxed);
             }
         };
         let thread = std::thread::Builder::new()
             .name("castra-events".into())
-            .spawn(move || write(&jobs, files, &reopen, lost))?;
+            .spawn(move || write(&jobs, files, &reopen, count))?;
         *recorder.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(recorder)
     }
@@ -234,8 +235,7 @@ impl Recorder {
     }
 }
 
-fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], reopen: &AtomicBool, lost: impl Fn(u64)) {
-    let mut files = paths.map(Appended::new);
+fn write(jobs: &Receiver<Job>, mut files: [Appended; 3], reopen: &AtomicBool, count: impl Fn(u64, u64)) {
     while let Ok(job) = jobs.recv() {
         if reopen.swap(false, Relaxed) {
             files.iter_mut().for_each(|file| file.file = None);
@@ -247,7 +247,10 @@ fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], reopen: &AtomicBool, lost: i
             lines += 1;
             next = if lines < SIGNALS_QUEUED { jobs.try_recv().ok() } else { None };
         }
-        files.iter_mut().for_each(|file| lost(file.flush()));
+        for file in &mut files {
+            let lost = file.flush();
+            count(lost, std::mem::take(&mut file.changed));
+        }
         if matches!(next, Some(Job::Stop)) {
             return;
         }
@@ -257,14 +260,20 @@ fn write(jobs: &Receiver<Job>, paths: [PathBuf; 3], reopen: &AtomicBool, lost: i
 /// A file that lines are appended to and that rotates.
 struct Appended {
     path: PathBuf,
-    file: Option<(File, u64)>,
+    file: Option<AppendFile>,
+    /// It rotates at this size.
+    log_bytes: u64,
     pending: Vec<u8>,
     lines: u64,
+    /// How often the file was not as it had been left.
+    changed: u64,
+    /// That was said of this file.
+    said: bool,
 }
 
 impl Appended {
-    fn new(path: PathBuf) -> Self {
-        Appended { path, file: None, pending: Vec::new(), lines: 0 }
+    fn new(path: PathBuf, log_bytes: u64) -> Self {
+        Appended { path, file: None, log_bytes, pending: Vec::new(), lines: 0, changed: 0, said: false }
     }
 
     fn push(&mut self, line: &[u8]) {
@@ -288,36 +297,29 @@ impl Appended {
     }
 
     fn try_flush(&mut self) -> io::Result<()> {
-        // A file that somebody removed begins again.
-        if self.file.as_ref().is_some_and(|(file, _)| file.metadata().map_or(true, |m| m.nlink() == 0)) {
-            self.file = None;
+        match self.file.as_mut().map(AppendFile::look).transpose()? {
+            None | Some(Look::Same) => {}
+            // A file that somebody removed begins again.
+            Some(Look::Removed) => self.file = None,
+            Some(Look::Changed { expected, found }) => {
+                self.changed += 1;
+                if !std::mem::replace(&mut self.said, true) {
+                    say_changed(&self.path, Some(expected), found);
+                }
+            }
         }
-        if let Some((_, size)) = &self.file
-            && size + self.pending.len() as u64 > LOG_BYTES
-        {
+        let full = |file: &AppendFile| file.size() + self.pending.len() as u64 > self.log_bytes;
+        if self.file.as_ref().is_some_and(|file| file.size() > 0 && full(file)) {
             rotate(&self.path)?;
             self.file = None;
         }
-        let (file, size) = match &mut self.file {
-            Some(open) => open,
+        let file = match &mut self.file {
+            Some(file) => file,
             None => {
-                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path)?;
-                let size = file.metadata()?.len();
-                // What an earlier write left is no part of the next line.
-                if size > 0 && !ends_in_newline(&self.path, size)? {
-                    self.pending.insert(0, b'\n');
-                }
-                self.file.insert((file, size))
+                self.said = false;
+                self.file.insert(AppendFile::open(&self.path)?)
             }
         };
-        file.write_all(&self.pending)?;
-        *size += self.pending.len() as u64;
-        Ok(())
+        file.append(&self.pending)
     }
-}
-
-fn ends_in_newline(path: &Path, size: u64) -> io::Result<bool> {
-    let mut last = [0];
-    File::open(path)?.read_exact_at(&mut last, size - 1)?;
-    Ok(last == *b"\n")
 }

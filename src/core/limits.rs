@@ -139,9 +139,9 @@ pub const ROUTES_CACHED: usize = 4096;
 /// The bytes that one session may have under way are at most this part of what is free of those of all sessions:
 /// the 32nd. 64 sessions that flood settle at 43 MiB of 64, each the same, and 21 MiB are free for the others.
 pub const WINDOW_SHARE: usize = 32;
-/// Each log file rotates at this size …
-pub const LOG_BYTES: u64 = 64 * 1024 * 1024;
-/// … and so many rotated ones are kept: `<vm>.log.1` (newest) … `.4`.
+/// The smallest size at which a log file may rotate, in bytes: an event has room in it.
+pub const LOG_MIN_BYTES: u64 = 64 * 1024;
+/// Rotated files that are kept of a log: `<vm>.log.1` (newest) … `.4`.
 pub const LOG_FILES: u32 = 4;
 /// A VM without a session is reachable for so long after a handshake, in milliseconds.
 pub const REACHABLE_MS: i64 = 45_000;
@@ -311,6 +311,10 @@ pub struct Limits {
     pub logs_behind_bytes: usize,
     /// Log files kept open; a quarter of the descriptors at most.
     pub open_logs: usize,
+    /// A log file rotates at this size.
+    pub log_bytes: u64,
+    /// Log lines are made durable, and a checkpoint is written, after so many bytes of them.
+    pub checkpoint_bytes: usize,
     /// The size of a journal segment.
     pub segment_bytes: u64,
     /// Sealed segments are removed when the journal is larger …
@@ -344,6 +348,8 @@ impl Default for Limits {
             host_log_time: Duration::from_secs(2),
             logs_behind_bytes: 64 * 1024 * 1024,
             open_logs: 1024,
+            log_bytes: 64 * 1024 * 1024,
+            checkpoint_bytes: 64 * 1024 * 1024,
             segment_bytes: 64 * 1024 * 1024,
             retain_bytes: 1024 * 1024 * 1024,
             retain_age: Duration::from_secs(7 * 24 * 3600),

@@ -4,13 +4,14 @@
 //! synced one, which [`LogFiles::cut`] removes; so many files are open at most, the longest unused is
 //! closed first. Owner: the thread of `logs.rs`.
 
-use super::limits::{LOG_BYTES, LOG_FILES};
-use super::rotation::{rotate, rotated};
+use super::append_file::{AppendFile, Look, say_changed};
+use super::limits::LOG_FILES;
+use super::rotation::{base, is_log, nth, rotate};
 use super::state_root::sync_dir;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// So much memory for lines is kept from round to round, in bytes.
@@ -21,10 +22,11 @@ const KEPT_BYTES: usize = 8 * 1024 * 1024;
 const SYNC_BYTES: usize = 4 * 1024 * 1024;
 
 struct Open {
-    file: File,
-    size: u64,
+    file: AppendFile,
     unsynced: usize,
     used: u64,
+    /// That somebody else changes it was said.
+    said: bool,
 }
 
 /// All logs of a folder.
@@ -32,6 +34,8 @@ pub struct LogFiles {
     dir: PathBuf,
     open: HashMap<Box<[u8]>, Open>,
     limit: usize,
+    /// A file rotates at this size.
+    log_bytes: u64,
     rounds: u64,
     /// Lines of this round, by log.
     pending: HashMap<Box<[u8]>, Vec<u8>>,
@@ -41,20 +45,25 @@ pub struct LogFiles {
     entries: bool,
     /// A sync failed: what it was about may be gone though it can still be read.
     suspect: bool,
+    /// How often a file was not as it had been left.
+    changed: u64,
 }
 
 impl LogFiles {
-    /// The logs of `dir`, of which `limit` are open at most.
-    pub fn new(dir: PathBuf, limit: usize) -> Self {
+    /// The logs of `dir`, of which `limit` are open at most; a file rotates at `log_bytes`.
+    pub fn new(dir: PathBuf, limit: usize, log_bytes: u64) -> Self {
         LogFiles {
             dir,
             open: HashMap::new(),
             limit,
+            log_bytes,
             rounds: 0,
             pending: HashMap::new(),
             dirty: BTreeSet::new(),
-            entries: false,
+            // Those of an earlier process: it may have been killed before it synced them.
+            entries: true,
             suspect: false,
+            changed: 0,
         }
     }
 
@@ -99,28 +108,26 @@ impl LogFiles {
     }
 
     fn append(&mut self, log: &[u8], lines: &[u8]) -> io::Result<()> {
-        // A log that somebody removed begins again.
-        if self.open.get(log).is_some_and(|open| open.file.metadata().map_or(true, |m| m.nlink() == 0)) {
-            self.open.remove(log);
-        }
+        self.look(log)?;
         self.ensure_open(log)?;
+        let log_bytes = self.log_bytes;
         if let Some(open) =
-            self.open.get(log).filter(|o| o.size > 0 && o.size + lines.len() as u64 > LOG_BYTES)
+            self.open.get(log).filter(|o| o.file.size() > 0 && o.file.size() + lines.len() as u64 > log_bytes)
         {
-            let synced = open.file.sync_data();
+            let synced = open.file.sync();
             self.suspect |= synced.is_err();
             synced?;
+            self.entries = true;
             rotate(&self.path(log))?;
             self.open.remove(log);
             self.ensure_open(log)?;
         }
         if let Some(open) = self.open.get_mut(log) {
-            open.file.write_all(lines)?;
-            open.size += lines.len() as u64;
+            open.file.append(lines)?;
             open.used = self.rounds;
             open.unsynced += lines.len();
             if open.unsynced >= SYNC_BYTES {
-                let synced = open.file.sync_data();
+                let synced = open.file.sync();
                 self.suspect |= synced.is_err();
                 synced?;
                 open.unsynced = 0;
@@ -130,6 +137,27 @@ impl LogFiles {
             self.dirty.insert(log.into());
         }
         Ok(())
+    }
+
+    /// Looks what others did to an open log since the last round. One that was removed begins again.
+    fn look(&mut self, log: &[u8]) -> io::Result<()> {
+        let Some(open) = self.open.get_mut(log) else { return Ok(()) };
+        match open.file.look()? {
+            Look::Same => {}
+            Look::Removed => drop(self.open.remove(log)),
+            Look::Changed { expected, found } => {
+                self.changed += 1;
+                if !std::mem::replace(&mut open.said, true) {
+                    say_changed(&self.path(log), Some(expected), found);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How often a file was not as it had been left, since this was asked last.
+    pub fn take_changed(&mut self) -> u64 {
+        std::mem::take(&mut self.changed)
     }
 
     fn ensure_open(&mut self, log: &[u8]) -> io::Result<()> {
@@ -142,10 +170,16 @@ impl LogFiles {
         {
             self.open.remove(&oldest);
         }
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(log))?;
-        let size = file.metadata()?.len();
-        self.entries |= size == 0;
-        self.open.insert(log.into(), Open { file, size, unsynced: 0, used: self.rounds });
+        let path = self.path(log);
+        let file = AppendFile::open(&path)?;
+        self.entries |= file.size() == 0;
+        if file.is_torn() {
+            // It was left with whole lines when it was closed.
+            self.changed += 1;
+            say_changed(&path, None, file.size());
+        }
+        let said = file.is_torn();
+        self.open.insert(log.into(), Open { file, unsynced: 0, used: self.rounds, said });
         Ok(())
     }
 
@@ -166,7 +200,7 @@ impl LogFiles {
     fn sync_all(&mut self) -> io::Result<()> {
         for log in &self.dirty {
             match self.open.get(log) {
-                Some(open) => open.file.sync_data()?,
+                Some(open) => open.file.sync()?,
                 // Closed since, or removed by somebody.
                 None => match File::open(self.path(log)) {
                     Ok(file) => file.sync_data()?,
@@ -201,43 +235,44 @@ impl LogFiles {
     ) -> io::Result<Vec<(Box<[u8]>, u64)>> {
         self.open.clear();
         self.pending.clear();
+        self.entries = true;
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            if !is_log(&path) {
-                continue;
-            }
-            let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-            let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
-            let seq = lacking.get(base(name)).map_or(seq, |last| seq.min(*last));
-            let cut = cut_file(&path, seq).map_err(named)?;
-            let Some(log) = name.strip_suffix(b".log") else { continue };
-            let is_short = log == dense && cut.size > 0 && cut.last < seq;
-            if cut.torn || is_short {
-                // A log that was just rotated ends in the file before.
-                let before = |last| if last > 0 { Ok(last) } else { last_of(&rotated(&path, 1), seq) };
-                let last = before(cut.last).map_err(named)?;
-                if cut.torn || last < seq {
-                    found.push((log.into(), last));
+        for log in self.logs()? {
+            let path = self.path(&log);
+            let seq = lacking.get(&log).map_or(seq, |last| seq.min(*last));
+            // The last line that is kept, of the newest file that has one.
+            let (mut last, mut torn, mut is_short) = (0, false, false);
+            for n in 0..=LOG_FILES {
+                let path = nth(&path, n);
+                let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+                let Some(cut) = cut_file(&path, seq).map_err(named)? else { continue };
+                if n == 0 {
+                    (torn, is_short) = (cut.torn, *log == *dense && cut.size > 0);
+                    if cut.is_cut() {
+                        self.dirty.insert(log.clone());
+                    }
+                } else if last == 0 || cut.is_cut() {
+                    // Nothing is written to a rotated file that would sync it later. It may have been cut by an earlier
+                    // process, which was killed before its sync.
+                    File::open(&path).and_then(|file| file.sync_data()).map_err(named)?;
                 }
+                last = if last == 0 { cut.last } else { last };
+            }
+            if last < seq && (torn || is_short) {
+                found.push((log, last));
             }
         }
         self.suspect = false;
         Ok(found)
     }
-}
 
-/// The log that a file of that name belongs to.
-pub(super) fn base(name: &[u8]) -> &[u8] {
-    let digits = name.iter().rev().take_while(|b| b.is_ascii_digit()).count();
-    let rotated = name[..name.len() - digits].strip_suffix(b".").filter(|_| digits > 0);
-    rotated.unwrap_or(name).strip_suffix(b".log").unwrap_or(name)
-}
-
-/// Whether a file of that name is a log's.
-pub(super) fn is_log(path: &Path) -> bool {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    name.ends_with(".log") || (1..=LOG_FILES).any(|n| name.ends_with(&format!(".log.{n}")))
+    /// The names of the logs that have a file.
+    fn logs(&self) -> io::Result<BTreeSet<Box<[u8]>>> {
+        let paths = std::fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.path()));
+        let paths = paths.collect::<io::Result<Vec<PathBuf>>>()?;
+        let names = paths.iter().filter(|path| is_log(path)).filter_map(|path| path.file_name());
+        Ok(names.map(|name| base(name.as_encoded_bytes()).into()).collect())
+    }
 }
 
 /// What [`cut_file`] found.
@@ -246,12 +281,24 @@ struct Cut {
     size: u64,
     /// The last seq that it has, 0 when none.
     last: u64,
+    /// Where that line ends.
+    end: u64,
     /// A part of a line that it should have was behind that.
     torn: bool,
 }
 
-fn cut_file(path: &Path, seq: u64) -> io::Result<Cut> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+impl Cut {
+    fn is_cut(&self) -> bool {
+        self.end < self.size
+    }
+}
+
+/// Cuts a file behind its last whole line of at most `seq`; `None` when it is not there.
+fn cut_file(path: &Path, seq: u64) -> io::Result<Option<Cut>> {
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
     let size = file.metadata()?.len();
     let (end, last) = end_of_last(&file, size, seq)?;
     let mut torn = false;
@@ -263,7 +310,7 @@ fn cut_file(path: &Path, seq: u64) -> io::Result<Cut> {
         tracing::info!(log = %path.display(), bytes = size - end, "log: lines behind the checkpoint are cut; the journal has them");
         file.set_len(end)?;
     }
-    Ok(Cut { size, last, torn })
+    Ok(Some(Cut { size, last, end, torn }))
 }
 
 /// Whether this is the beginning of a line with a seq of at most `seq`, as far as it can be seen.
@@ -273,15 +320,6 @@ fn begins_at_most(bytes: &[u8], seq: u64) -> bool {
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     let found = std::str::from_utf8(&rest[..digits]).ok().and_then(|text| text.parse::<u64>().ok());
     found.is_none_or(|found| found <= seq || digits == rest.len())
-}
-
-/// The last seq of at most `seq` in a file; 0 when there is none.
-fn last_of(path: &Path, seq: u64) -> io::Result<u64> {
-    match File::open(path) {
-        Ok(file) => Ok(end_of_last(&file, file.metadata()?.len(), seq)?.1),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
-        Err(e) => Err(e),
-    }
 }
 
 /// Where the last whole line with a seq of at most `seq` ends, and its seq; zeros when there is none. Reads
@@ -331,13 +369,13 @@ pub fn line_seq(line: &[u8]) -> Option<u64> {
 
 /// The files of a log, oldest first, that are there.
 pub fn files_of(path: &Path) -> Vec<PathBuf> {
-    let rotated = (1..=LOG_FILES).rev().map(|n| rotated(path, n));
-    rotated.chain([path.to_owned()]).filter(|p| p.exists()).collect()
+    (0..=LOG_FILES).rev().map(|n| nth(path, n)).filter(|p| p.exists()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::limits::LOG_MIN_BYTES;
     use proptest::prelude::*;
 
     proptest! {
@@ -359,7 +397,7 @@ mod tests {
             }
             bytes.extend_from_slice(&torn);
             std::fs::write(&path, &bytes).unwrap();
-            LogFiles::new(dir.path().into(), 4).cut(seq, b"bus", &HashMap::new()).unwrap();
+            LogFiles::new(dir.path().into(), 4, LOG_MIN_BYTES).cut(seq, b"bus", &HashMap::new()).unwrap();
             prop_assert_eq!(std::fs::read(&path).unwrap().len(), want);
         }
     }
@@ -368,7 +406,7 @@ mod tests {
     #[test]
     fn after_a_failed_sync_nothing_is_vouched_for_until_it_was_cut() {
         let dir = tempfile::tempdir().unwrap();
-        let mut logs = LogFiles::new(dir.path().into(), 4);
+        let mut logs = LogFiles::new(dir.path().into(), 4, LOG_MIN_BYTES);
         logs.push(b"a", b"{\"seq\":1}\n");
         logs.flush().unwrap();
         logs.suspect = true;
@@ -388,7 +426,9 @@ mod tests {
             ("bus", all(6), Some(6)),
             ("bus", all(6) + "\0\0\0", Some(6)),
             ("bus", String::new(), None),
+            ("bus", all(7) + "{\"se", None),
             ("a", all(5), None),
+            ("a", all(7) + "{\"seq\":", None),
             ("a", all(5) + "{\"seq\":6,\"p", Some(5)),
             ("a", all(5) + "{\"seq\":8,\"p", None),
             ("a", all(5) + "{\"se", Some(5)),
@@ -396,27 +436,44 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(format!("{name}.log")), &text).unwrap();
-            let lacking = LogFiles::new(dir.path().into(), 4).cut(7, b"bus", &HashMap::new()).unwrap();
+            let lacking =
+                LogFiles::new(dir.path().into(), 4, LOG_MIN_BYTES).cut(7, b"bus", &HashMap::new()).unwrap();
             let want: Vec<(Box<[u8]>, u64)> =
                 lacks.into_iter().map(|last| (name.as_bytes().into(), last)).collect();
             assert_eq!(lacking, want, "{name}: {text}");
         }
     }
 
+    /// Rotated twice since the checkpoint: the last line that is kept stands two files back.
+    #[test]
+    fn cut_looks_through_all_rotated_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bus.log");
+        for (n, seqs) in [(2, 1..=7), (1, 8..=9), (0, 10..=11)] {
+            let text: String = seqs.map(|seq| format!("{{\"seq\":{seq},\"p\":1}}\n")).collect();
+            std::fs::write(nth(&path, n), text).unwrap();
+        }
+        let lacking = LogFiles::new(dir.path().into(), 4, LOG_MIN_BYTES).cut(7, b"bus", &HashMap::new());
+        assert_eq!(lacking.unwrap(), []);
+        let sizes = [0, 1, 2].map(|n| std::fs::metadata(nth(&path, n)).unwrap().len());
+        assert_eq!((sizes[0], sizes[1], sizes[2] > 0), (0, 0, true));
+    }
+
     #[test]
     fn rotates_and_begins_again_when_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut logs = LogFiles::new(dir.path().into(), 1);
+        let mut logs = LogFiles::new(dir.path().into(), 1, LOG_MIN_BYTES);
         let path = dir.path().join("a.log");
         logs.push(b"a", b"{\"seq\":1}\n");
         logs.push(b"b", b"{\"seq\":1}\n");
         logs.flush().unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(LOG_BYTES).unwrap();
+        let long = format!("{{\"seq\":2,\"p\":\"{}\"}}\n", "x".repeat(LOG_MIN_BYTES as usize - 30));
+        logs.push(b"a", long.as_bytes());
         logs.push(b"b", b"{\"seq\":2}\n");
         logs.flush().unwrap();
         logs.push(b"a", b"{\"seq\":4}\n");
         logs.flush().unwrap();
-        assert_eq!(files_of(&path), [rotated(&path, 1), path.clone()]);
+        assert_eq!(files_of(&path), [nth(&path, 1), path.clone()]);
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"seq\":4}\n");
         std::fs::remove_file(&path).unwrap();
         logs.push(b"a", b"{\"seq\":5}\n");

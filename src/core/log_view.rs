@@ -5,6 +5,7 @@
 //! whose thread writes; at start `broker.rs`.
 
 use super::event::Event;
+use super::events::Recorder;
 use super::identity::VmName;
 use super::journal::read::{Read, Reader};
 use super::journal::writer::Committed;
@@ -18,13 +19,12 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// A checkpoint is made after so much time …
+/// A checkpoint is made after so much time, or [`Limits::checkpoint_bytes`], whichever is first.
 const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
-/// … or so many bytes, whichever is first.
-const CHECKPOINT_BYTES: usize = 64 * 1024 * 1024;
 /// So much is gathered before it is written; it stays in the CPU's cache.
 const ROUND_BYTES: usize = 1024 * 1024;
 /// The name of the log of all events.
@@ -88,11 +88,14 @@ pub struct LogView {
     lacking: HashMap<Box<[u8]>, u64>,
     whole: u64,
     unsynced: usize,
+    checkpoint_bytes: usize,
     synced_at: Instant,
     /// A checkpoint failed: no other before this.
     retry_at: Option<Instant>,
     /// Counts what comes by, where there are metrics.
     tally: Option<Tally>,
+    /// Counts the files that others changed.
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl LogView {
@@ -131,7 +134,7 @@ impl LogView {
         }
         let dir = root.bus_logs();
         let mut view = LogView {
-            files: LogFiles::new(dir.clone(), limits.open_logs),
+            files: LogFiles::new(dir.clone(), limits.open_logs, limits.log_bytes),
             checkpoint,
             vms,
             seq,
@@ -139,9 +142,11 @@ impl LogView {
             lacking: HashMap::new(),
             whole: seq,
             unsynced: 0,
+            checkpoint_bytes: limits.checkpoint_bytes,
             synced_at: Instant::now(),
             retry_at: None,
             tally: None,
+            recorder: None,
         };
         view.rebuild(journal, &mut |_| {}).map_err(|error| LogsError::Io { path: dir, error })?;
         Ok(view)
@@ -150,6 +155,11 @@ impl LogView {
     /// Every event up to here is in the logs.
     pub fn seq(&self) -> u64 {
         self.seq
+    }
+
+    /// Has the files counted that somebody else changes from here on.
+    pub fn count_changes(&mut self, recorder: Arc<Recorder>) {
+        self.recorder = Some(recorder);
     }
 
     /// Has every event counted that is written from here on.
@@ -202,7 +212,12 @@ impl LogView {
     }
 
     fn flush(&mut self, seq: u64) -> io::Result<()> {
-        self.files.flush()?;
+        let flushed = self.files.flush();
+        let changed = self.files.take_changed();
+        if let Some(recorder) = self.recorder.as_ref().filter(|_| changed > 0) {
+            recorder.counters.log_changes.fetch_add(changed, Relaxed);
+        }
+        flushed?;
         self.seq = self.seq.max(seq);
         Ok(())
     }
@@ -275,7 +290,7 @@ impl LogView {
     /// In how long the next checkpoint is due; `None` while nothing was written.
     pub fn checkpoint_due(&self) -> Option<Duration> {
         (self.unsynced > 0).then(|| {
-            let wait = if self.unsynced >= CHECKPOINT_BYTES { Duration::ZERO } else { CHECKPOINT_TIME };
+            let wait = if self.unsynced >= self.checkpoint_bytes { Duration::ZERO } else { CHECKPOINT_TIME };
             let retry =
                 self.retry_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
             wait.saturating_sub(self.synced_at.elapsed()).max(retry)

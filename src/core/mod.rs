@@ -40,6 +40,7 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+pub mod append_file;
 pub mod awake;
 pub mod backoff;
 pub mod backup;

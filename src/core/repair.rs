@@ -12,8 +12,8 @@
 //! only whoever holds the state root's lock does this. Owner: `app/verify.rs`.
 
 use super::clock::wall_ms;
-use super::limits::{LOG_BYTES, LOG_FILES};
-use super::rotation::rotated;
+use super::limits::LOG_FILES;
+use super::rotation::nth;
 use super::state_root::{StateRoot, make_dir, sync_dir};
 use super::verify::known::Known;
 use super::verify::log::Keep;
@@ -50,12 +50,13 @@ struct Manifest {
     logs: BTreeMap<String, u32>,
 }
 
-/// Checks everything, writes the damaged logs anew, and checks once more. Takes the lock of the state root.
+/// Checks everything, writes the damaged logs anew in files of `log_bytes`, and checks once more. Takes the lock of the state root.
 ///
 /// # Errors
 /// [`VerifyError`]; `InUse` when a broker runs. Logs that were not replaced are as they were.
 pub fn repair_logs(
     root: &StateRoot,
+    log_bytes: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(Report, Repaired), VerifyError> {
     if root.journal_id()?.is_none() {
@@ -76,7 +77,7 @@ pub fn repair_logs(
     if report.damaged_logs.is_empty() {
         return Ok((report, repaired));
     }
-    let written = write_anew(root, journal, &known, &report.damaged_logs, &unfinished, progress);
+    let written = write_anew(root, journal, &known, &report.damaged_logs, (&unfinished, log_bytes), progress);
     if written.is_err() {
         // What was written is worth nothing; on a full disk it is in the way.
         let _ = remove_dir(&unfinished);
@@ -102,7 +103,7 @@ fn write_anew(
     journal: u128,
     known: &Known,
     names: &[String],
-    dir: &Path,
+    (dir, log_bytes): (&Path, u64),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<(), VerifyError> {
     make_dir(dir)?;
@@ -114,7 +115,7 @@ fn write_anew(
     for (i, group) in groups.iter().enumerate() {
         let (mut checks, mut parts) = (Vec::new(), Vec::new());
         for name in *group {
-            let part = Rc::new(RefCell::new(Parts::new(dir, name)));
+            let part = Rc::new(RefCell::new(Parts::new(dir, name, log_bytes)));
             let writer = part.clone();
             let keep: Box<Keep> = Box::new(move |line| writer.borrow_mut().push(line));
             checks.extend(pass.open_log(name, Some(keep), group.len())?);
@@ -136,9 +137,10 @@ fn write_anew(
     write().map_err(failed(dir.display()))
 }
 
-/// One log as it is written: files of [`LOG_BYTES`], of which the newest are kept, as rotation keeps them.
+/// One log as it is written: files of `log_bytes`, of which the newest are kept, as rotation keeps them.
 struct Parts {
     path: PathBuf,
+    log_bytes: u64,
     file: Option<BufWriter<File>>,
     size: u64,
     /// The files that there are: from, to.
@@ -146,8 +148,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(dir: &Path, name: &str) -> Self {
-        Parts { path: dir.join(format!("{name}.log")), file: None, size: 0, kept: (0, 0) }
+    fn new(dir: &Path, name: &str, log_bytes: u64) -> Self {
+        Parts { path: dir.join(format!("{name}.log")), log_bytes, file: None, size: 0, kept: (0, 0) }
     }
 
     /// By the order they are written in. A file `.log.N` has another name.
@@ -158,7 +160,7 @@ impl Parts {
     }
 
     fn push(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.size + line.len() as u64 > LOG_BYTES {
+        if self.size + line.len() as u64 > self.log_bytes {
             self.close()?;
         }
         let file = match &mut self.file {
@@ -265,10 +267,6 @@ fn free_name(dir: &Path) -> String {
     let now = humantime::format_rfc3339_seconds(now).to_string().replace(':', "-");
     let names = std::iter::once(now.clone()).chain((2..).map(|n| format!("{now}.{n}")));
     names.into_iter().find(|name| !dir.join(name).exists()).unwrap_or(now)
-}
-
-fn nth(path: &Path, n: u32) -> PathBuf {
-    if n == 0 { path.to_owned() } else { rotated(path, n) }
 }
 
 fn create(path: &Path) -> io::Result<File> {

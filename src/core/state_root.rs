@@ -239,7 +239,7 @@ impl StateRoot {
     fn open_format(&self) -> Result<u128, StateRootError> {
         match self.journal_id()? {
             Some(id) => Ok(id),
-            None => self.write_format(&self.path.join("format")),
+            None => sync_path_to(&self.path).and_then(|()| self.write_format(&self.path.join("format"))),
         }
     }
 
@@ -339,6 +339,24 @@ pub fn make_durable_dir(path: &Path) -> Result<(), StateRootError> {
     for dir in missing.iter().rev() {
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         sync_dir(parent).map_err(failed("sync", parent))?;
+    }
+    Ok(())
+}
+
+/// Makes the entries that lead to `path` durable: whoever made them may not have synced them.
+///
+/// # Errors
+/// A folder above it cannot be synced.
+pub fn sync_path_to(path: &Path) -> Result<(), StateRootError> {
+    let whole = std::fs::canonicalize(path).map_err(failed("look at", path))?;
+    for dir in whole.ancestors().skip(1) {
+        let synced = sync_dir(dir);
+        if synced.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
+            // A folder that may be passed and not be read cannot be synced alone: then all of the file system is.
+            let all = File::open(path).and_then(|file| Ok(nix::unistd::syncfs(&file)?));
+            return all.map_err(failed("sync", path));
+        }
+        synced.map_err(failed("sync", dir))?;
     }
     Ok(())
 }

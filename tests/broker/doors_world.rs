@@ -152,7 +152,7 @@ impl Place {
     ) -> Result<World, BrokerError> {
         let root = StateRoot::resolve(Some(self.path("root")));
         let (journal_id, lock) = root.open().unwrap();
-        let recorder = Recorder::start(&root).unwrap();
+        let recorder = Recorder::start(&root, 64 << 20).unwrap();
         let (policy, in_force) = watch::channel(say.policy());
         let limits = Limits { segment_bytes: 1 << 20, ..limits };
         let (tcp, handed) = (tcp.to_vec(), Handed::default());

@@ -87,7 +87,7 @@ fn what_a_session_signals_again_and_again_is_folded() {
     let dir = tempfile::tempdir().unwrap();
     let root = StateRoot::resolve(Some(dir.path().to_owned()));
     let _lock = root.open().unwrap();
-    let recorder = Recorder::start(&root).unwrap();
+    let recorder = Recorder::start(&root, 64 << 20).unwrap();
     let session = |n| {
         let vm = VmName::parse("dev").unwrap();
         Signals::new(recorder.clone(), vm, n)

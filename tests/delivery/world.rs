@@ -148,7 +148,7 @@ impl World {
         let reached = Reached { views: Arc::new(AtomicU64::new(u64::MAX)), ..Reached::default() };
         let dirty = Arc::<Dirty>::default();
         let journal = Arc::new(opened.start(&limits, committed, || {}, failed, reached).unwrap());
-        let recorder = Recorder::start(&root).unwrap();
+        let recorder = Recorder::start(&root, 64 << 20).unwrap();
         let (ending, ended) = watch::channel(Ending::No);
         let delivery = Arc::new(Delivery::new(
             &limits,

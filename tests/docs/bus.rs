@@ -531,7 +531,7 @@ fn limits_are_those_of_limits_rs() {
         ("RESERVED_BYTES", limits::RESERVED_BYTES),
         ("NOTE_BYTES", limits::NOTE_BYTES as u64),
         ("WINDOW_SHARE", limits::WINDOW_SHARE as u64),
-        ("LOG_BYTES", limits::LOG_BYTES),
+        ("LOG_MIN_BYTES", limits::LOG_MIN_BYTES),
         ("LOG_FILES", u64::from(limits::LOG_FILES)),
         ("WRONG_TOKENS", limits::WRONG_TOKENS as u64),
         ("WRONG_TOKENS_OF_NAME", limits::WRONG_TOKENS_OF_NAME as u64),

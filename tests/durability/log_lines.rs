@@ -120,3 +120,52 @@ fn a_stop_during_a_stall_loses_no_line() {
     assert_eq!((seqs(&broker, "bus"), seqs(&broker, "odd")), (vec![1, 2, 3], vec![2]));
     assert_eq!(seqs(&broker, "a"), [1, 3]);
 }
+
+/// Somebody cuts a log in the middle of a line, or writes half of one: the next event begins a line of its own.
+#[test]
+fn half_a_line_swallows_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = Broker::start(&dir.path().join("state"));
+    let root = broker.root.clone();
+    let path = |name: &str| root.join("logs/bus").join(format!("{name}.log"));
+    let lines = |name: &str| fs::read_to_string(path(name)).unwrap();
+    logs_reach(&broker, publish(&broker, "a", "t", 1));
+    logs_reach(&broker, publish(&broker, "a", "t", 2));
+    let cut =
+        |path: &std::path::Path, to: u64| fs::File::options().write(true).open(path).unwrap().set_len(to);
+    let whole = lines("bus");
+    cut(&path("bus"), whole.len() as u64 - 10).unwrap();
+    fs::write(path("a"), lines("a") + "half a li").unwrap();
+    let handshakes = root.join("handshakes/handshake-events.jsonl");
+    let size = fs::metadata(&handshakes).unwrap().len();
+    cut(&handshakes, size - 5).unwrap();
+    logs_reach(&broker, publish(&broker, "a", "t", 3));
+    let third = lines("a").lines().last().unwrap().to_owned();
+    assert!(third.starts_with("{\"seq\":3,"), "{third}");
+    assert_eq!(lines("bus"), format!("{}\n{third}\n", &whole[..whole.len() - 10]));
+    assert!(lines("a").ends_with(&format!("\nhalf a li\n{third}\n")), "{}", lines("a"));
+    let record = eventually("the record of the last handshake", || {
+        let text = fs::read_to_string(&handshakes).unwrap();
+        let last = text.lines().last().unwrap().to_owned();
+        (text.len() as u64 > size && text.ends_with('\n')).then_some(last)
+    });
+    assert!(serde_json::from_str::<serde_json::Value>(&record).is_ok(), "{record}");
+    // It is counted, said once for each file, and a reader passes over it.
+    eventually("the count", || (broker.status()["broker"]["counters"]["log_changes"] == 3).then_some(()));
+    let said = eventually("the warnings", || {
+        let lines = crate::support::broker_log(&root);
+        let said = lines.into_iter().filter(|line| line.contains("another process changed this file"));
+        let said: Vec<String> = said.collect();
+        (said.len() >= 3).then_some(said)
+    });
+    assert!(said.len() == 3 && said.iter().all(|line| line.contains("--repair-logs")), "{said:?}");
+    let tail = broker.run(&["bus", "tail", "-q", "--vm", "a", "-o", "json"]);
+    assert_eq!(String::from_utf8_lossy(&tail.stdout).lines().last(), Some(&*third));
+    assert_eq!(broker.run(&["verify"]).status.code(), Some(1));
+    // Emptied (copytruncate): it goes on from its beginning, and nothing is damaged by that.
+    cut(&path("bus"), 0).unwrap();
+    cut(&path("a"), 0).unwrap();
+    logs_reach(&broker, publish(&broker, "a", "t", 4));
+    assert_eq!((seqs(&broker, "bus"), seqs(&broker, "a")), (vec![4], vec![4]));
+    assert_eq!(broker.run(&["verify"]).status.code(), Some(0));
+}

@@ -20,6 +20,7 @@ mod kill;
 mod latest;
 mod load;
 mod log_lines;
+mod log_syncs;
 mod night;
 mod power_cut;
 mod resend;

@@ -31,7 +31,7 @@ where
     let dir = tempfile::tempdir()?;
     let root = StateRoot::resolve(Some(dir.path().join("state")));
     let (journal_id, _lock) = root.open()?;
-    let recorder = Recorder::start(&root)?;
+    let recorder = Recorder::start(&root, 64 << 20)?;
     let (_in_force, policy) = watch::channel(Arc::new(Policy::new(Trust::Open, Vec::new(), [])));
     // A small one: nobody waits for the zeros.
     let limits = Limits { segment_bytes: 1024 * 1024, ..Limits::default() };

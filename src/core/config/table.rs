@@ -4,7 +4,7 @@
 //! bounds the broker can be set (a test of the documents compares them). Pure. Owner: [`super::Settings`].
 
 use super::{LogFormat, LogLevel, Settings};
-use crate::core::limits::SEGMENT_MIN_BYTES;
+use crate::core::limits::{LOG_MIN_BYTES, SEGMENT_MIN_BYTES};
 use crate::core::policy::Trust;
 use ::core::net::SocketAddr;
 use std::path::PathBuf;
@@ -231,6 +231,16 @@ pub static SETTINGS: &[Setting] = &[
         "open_logs",
         Kind::Count(|s| Usize(&mut s.limits.open_logs), 1, MANY),
         "Log files kept open; a quarter of the descriptors at most",
+    ),
+    limit(
+        "log_bytes",
+        Kind::Bytes(|s| U64(&mut s.limits.log_bytes), LOG_MIN_BYTES, 64 * GIB),
+        "A log file (logs/bus/*.log, logs/broker.log, handshakes/*.jsonl) rotates at this size",
+    ),
+    limit(
+        "checkpoint_bytes",
+        Kind::Bytes(|s| Usize(&mut s.limits.checkpoint_bytes), LOG_MIN_BYTES, GIB),
+        "Bytes of log lines after which the logs are synced and a checkpoint is written; 30 s at the latest",
     ),
     limit(
         "reserved_descriptors",

@@ -264,6 +264,7 @@ pub(super) fn put_aside(path: &Path) -> io::Result<PathBuf> {
             _ => {}
         }
     }
+    sync_dir(folder)?;
     match std::fs::rename(path, &aside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

@@ -159,6 +159,7 @@ impl Out<'_> {
             delivered_from_journal,
             gaps,
             duplicates,
+            log_changes,
         } = counters;
         let outcomes = [("granted", *granted), ("denied", *denied), ("timeout", *timeout)];
         self.counts("castra_handshakes", "Handshakes, by outcome.", "outcome", outcomes)?;
@@ -196,6 +197,11 @@ impl Out<'_> {
             ),
             ("castra_gaps", "Ranges that subscribers were told are gone.", gaps),
             ("castra_duplicates", "Events that were sent again with their id, and stored once.", duplicates),
+            (
+                "castra_log_changes",
+                "Times that a log or record file was not as the broker left it.",
+                log_changes,
+            ),
         ] {
             self.count(name, help, *value)?;
         }

@@ -3,6 +3,7 @@
 //! Always holds: the file is whole at any moment: it is replaced, never written into; it names the journal,
 //! for a seq means nothing in another one. Owner: `app/tail/`.
 
+use crate::core::state_root::sync_dir;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -91,6 +92,13 @@ impl CursorFile {
         let (mut file, new) = self.create()?;
         let written = file.write_all(&text).and_then(|()| file.sync_data());
         let replaced = written.and_then(|()| std::fs::rename(&new, &self.path));
-        replaced.inspect_err(|_| _ = std::fs::remove_file(&new))
+        replaced.inspect_err(|_| _ = std::fs::remove_file(&new))?;
+        // Without its entry the next run would begin where a first one does.
+        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match sync_dir(dir) {
+            // A folder that may be written and not be read.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        }
     }
 }

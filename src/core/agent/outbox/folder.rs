@@ -6,7 +6,7 @@
 use super::OutboxError;
 use crate::core::clock;
 use crate::core::limits::OUTBOX_ASIDES;
-use crate::core::state_root::{StateRootError, make_durable_dir, sync_dir};
+use crate::core::state_root::{StateRootError, make_durable_dir, sync_dir, sync_path_to};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::ffi::OsString;
@@ -47,10 +47,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Makes it if it is missing, and takes its lock.
     pub fn open(path: &Path) -> Result<Self, OutboxError> {
-        make_durable_dir(path).map_err(|error| match error {
-            StateRootError::Io { what, path, error } => OutboxError::Io { what, path, error },
-            other => failed("create", path)(io::Error::other(other.to_string())),
-        })?;
+        make_durable_dir(path).map_err(|error| of_state_root(error, path))?;
         let owner = std::fs::metadata(path).map_err(failed("look at", path))?.uid();
         let uid = nix::unistd::geteuid().as_raw();
         if owner != uid {
@@ -71,7 +68,6 @@ impl Folder {
     /// beside it the same one.
     pub fn make_database(&self) -> Result<(), OutboxError> {
         let path = self.database();
-        let new = !path.exists();
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -82,8 +78,10 @@ impl Folder {
             .custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).map_err(failed("open", &path))?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(failed("set the mode of", &path))?;
-        if new {
+        // A process that was killed may have made it, or the folder, and synced neither.
+        if file.metadata().map_err(failed("look at", &path))?.len() == 0 {
             sync_dir(&self.path).map_err(failed("sync", &self.path))?;
+            sync_path_to(&self.path).map_err(|error| of_state_root(error, &self.path))?;
         }
         Ok(())
     }
@@ -117,9 +115,17 @@ impl Folder {
                 _ => {}
             }
         }
+        sync_dir(&self.path).map_err(failed("sync", &self.path))?;
         std::fs::rename(&path, &aside).map_err(failed("put aside", &path))?;
         sync_dir(&self.path).map_err(failed("sync", &self.path))?;
         Ok(aside)
+    }
+}
+
+fn of_state_root(error: StateRootError, path: &Path) -> OutboxError {
+    match error {
+        StateRootError::Io { what, path, error } => OutboxError::Io { what, path, error },
+        other => failed("create", path)(io::Error::other(other.to_string())),
     }
 }
 
