@@ -5,7 +5,8 @@
 //! written. Owner: `pass.rs` and `log.rs`; `backup.rs` opens logs with it.
 
 use crate::core::limits::{EVENT_BYTES, LOG_FILES};
-use crate::core::rotation::rotated;
+use crate::core::log_files::end_of_last;
+use crate::core::rotation::nth;
 use crate::core::state_root::open_plain;
 use std::fs::File;
 use std::io;
@@ -42,6 +43,8 @@ pub struct Lines {
     bytes: Vec<u8>,
     start: usize,
     step: usize,
+    /// For each file, where that ends which is vouched for; what lies behind it is cut by the next start.
+    ends: Vec<u64>,
 }
 
 /// Opens the files of a log, oldest first, so that they are those of one moment.
@@ -49,8 +52,7 @@ pub struct Lines {
 /// # Errors
 /// A file cannot be opened, or the log rotates all the time.
 pub fn open_log(path: &Path) -> io::Result<Vec<(PathBuf, File)>> {
-    let paths: Vec<PathBuf> =
-        (1..=LOG_FILES).rev().map(|n| rotated(path, n)).chain([path.to_owned()]).collect();
+    let paths: Vec<PathBuf> = (0..=LOG_FILES).rev().map(|n| nth(path, n)).collect();
     for _ in 0..TRIES {
         let mut files = Vec::new();
         for path in &paths {
@@ -75,7 +77,37 @@ pub fn open_log(path: &Path) -> io::Result<Vec<(PathBuf, File)>> {
 impl Lines {
     /// The lines of these files, oldest first; `step` bytes are read at a time.
     pub fn new(files: Vec<(PathBuf, File)>, step: usize) -> Self {
-        Lines { files, current: 0, read_to: 0, eof: false, bytes: Vec::new(), start: 0, step }
+        Lines {
+            files,
+            current: 0,
+            read_to: 0,
+            eof: false,
+            bytes: Vec::new(),
+            start: 0,
+            step,
+            ends: Vec::new(),
+        }
+    }
+
+    /// Marks what the next start cuts: in each file what lies behind its last whole line of at most `seq`. The start
+    /// looks for that with the same function.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn end_at(&mut self, seq: u64) -> io::Result<()> {
+        let end = |(_, file): &(PathBuf, File)| Ok(end_of_last(file, file.metadata()?.len(), seq)?.0);
+        self.ends = self.files.iter().map(end).collect::<io::Result<_>>()?;
+        Ok(())
+    }
+
+    /// Whether the next start cuts what stands here.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn is_cut(&mut self) -> io::Result<bool> {
+        self.fill(1)?;
+        let (_, at) = self.place();
+        Ok(self.ends.get(self.current).is_some_and(|end| at >= *end))
     }
 
     /// How many files.
@@ -148,6 +180,7 @@ impl Lines {
         (self.eof, self.start) = (true, self.bytes.len());
         if self.current + 1 >= self.files.len() {
             self.files.clear();
+            self.ends.clear();
         }
     }
 

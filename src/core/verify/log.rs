@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Always holds: a line is right only when it is the journal's, byte for byte; up to [`Bounds::whole`] every
-//! event must be there, from the log's first line on (`bus.log` must have a line at all); behind that, what a
-//! crash can leave is no finding, and anything else is. Lines that the journal cannot speak for (older, or lost
-//! by it) are counted. Owner: `pass.rs`.
+//! event must be there, from the log's first line on (`bus.log` must have a line at all). What the next start cuts and
+//! writes anew is counted and no finding, but for lines of events that the journal does not have. Lines that the journal
+//! cannot speak for (older, or lost by it) are counted. Owner: `pass.rs`.
 
 use super::finding::{Finding, Kind};
 use super::lines::{Line, Lines};
@@ -45,8 +45,8 @@ impl Bounds {
         self.lost.iter().any(|range| range.contains(&seq))
     }
 
-    /// What lies behind `whole` may have been cut off in the middle.
-    fn unclean(&self) -> bool {
+    /// After a disorderly stop the next start cuts what lies behind `whole`; after an orderly one nothing does.
+    pub(super) fn is_unclean(&self) -> bool {
         !self.live && self.whole < self.head
     }
 }
@@ -54,9 +54,7 @@ impl Bounds {
 /// What stands at a place of the log.
 enum Look {
     Event(u64),
-    Garbage {
-        zeros: bool,
-    },
+    Garbage,
     /// The beginning of a line, of this event if that can be told.
     Unfinished(Option<u64>),
     End,
@@ -77,8 +75,6 @@ pub struct LogCheck {
     begins_late: Option<Finding>,
     /// Missing behind [`Bounds::whole`]: only wrong when more lines follow.
     pending: Option<Finding>,
-    /// Zeros stood where they are missing: a crash leaves such a hole.
-    hole: bool,
     /// What was found, in order; [`FINDINGS_SHOWN`] at most.
     pub findings: Vec<Finding>,
     /// How many further lines something is wrong with.
@@ -89,6 +85,10 @@ pub struct LogCheck {
     pub older: u64,
     /// Lines of events that the journal has lost.
     pub lost: u64,
+    /// Bytes that the next start cuts.
+    pub cut: u64,
+    /// The first of these that no crash leaves: with no line before it the next start does not see what is missing.
+    foreign: Option<Finding>,
     /// What is no damage and good to know.
     pub note: Option<String>,
     /// Takes the lines that are kept and the journal's.
@@ -110,12 +110,13 @@ impl LogCheck {
             unbroken: false,
             begins_late: None,
             pending: None,
-            hole: false,
             findings: Vec::new(),
             more: 0,
             right: 0,
             older: 0,
             lost: 0,
+            cut: 0,
+            foreign: None,
             note: None,
             keep,
         }
@@ -155,24 +156,17 @@ impl LogCheck {
     /// Looks for the line of `seq`; whether there is one, right or not.
     fn find(&mut self, seq: u64, line: &[u8], bounds: &Bounds) -> io::Result<bool> {
         while seq >= self.ahead {
-            if matches!(self.lines.starts_with(line), Ok(true)) {
+            if matches!(self.lines.is_cut(), Ok(false)) && matches!(self.lines.starts_with(line), Ok(true)) {
                 self.lines.take(line.len());
                 self.goes_on(seq);
                 self.right += 1;
                 return Ok(true);
             }
-            match self.look() {
+            match self.look(bounds) {
                 (Look::End, _) => self.ahead = u64::MAX,
                 // The end of the log; what must stand before it is missing.
                 (Look::Unfinished(_), _) => self.ahead = u64::MAX,
-                // A log that has no line yet may have begun behind what is vouched for.
-                (Look::Garbage { zeros: true }, bytes)
-                    if bounds.unclean() && (seq > bounds.whole || self.last.is_none()) =>
-                {
-                    self.hole = true;
-                    self.lines.take(bytes);
-                }
-                (Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
+                (Look::Garbage, bytes) => self.wrong(Kind::Garbage, None, bytes),
                 (Look::Event(found), bytes) if found < seq => self.stale(found, bytes, bounds)?,
                 (Look::Event(found), bytes) if found == seq => {
                     let unbroken = self.unbroken;
@@ -200,6 +194,9 @@ impl LogCheck {
     /// A kept line cannot be written.
     pub fn finish(&mut self, bounds: &Bounds) -> io::Result<()> {
         self.finish_lines(bounds)?;
+        if let Some(foreign) = self.foreign.take().filter(|_| self.last.is_none()) {
+            self.add(foreign);
+        }
         let Some(missing) = self.begins_late.take() else { return Ok(()) };
         // A running broker may have made it anew a moment ago.
         if self.last.is_none() && !(bounds.live && self.files() > 0) {
@@ -218,35 +215,62 @@ impl LogCheck {
 
     fn finish_lines(&mut self, bounds: &Bounds) -> io::Result<()> {
         loop {
-            match self.look() {
+            match self.look(bounds) {
                 (Look::End, _) => return Ok(()),
                 (Look::Unfinished(begins), _)
-                    if (bounds.live || bounds.unclean()) && begins.is_none_or(|seq| seq > bounds.whole) =>
+                    if bounds.live && begins.is_none_or(|seq| seq > bounds.whole) =>
                 {
                     return Ok(());
                 }
-                (Look::Garbage { zeros: true }, bytes) if bounds.unclean() => self.lines.take(bytes),
-                (Look::Unfinished(_) | Look::Garbage { .. }, bytes) => self.wrong(Kind::Garbage, None, bytes),
+                (Look::Unfinished(_) | Look::Garbage, bytes) => self.wrong(Kind::Garbage, None, bytes),
                 (Look::Event(found), _) if found > bounds.newest => return Ok(()),
                 (Look::Event(found), bytes) => self.stale(found, bytes, bounds)?,
             }
         }
     }
 
-    /// What stands here, and how many bytes it is.
-    fn look(&mut self) -> (Look, usize) {
+    /// What stands here, and how many bytes it is. What the next start cuts is passed over.
+    fn look(&mut self, bounds: &Bounds) -> (Look, usize) {
+        while matches!(self.lines.is_cut(), Ok(true)) {
+            let (look, bytes) = self.look_here(bounds);
+            match look {
+                Look::End => return (Look::End, 0),
+                // The logs have only what was durable: so the journal has lost it.
+                Look::Event(seq) if seq > bounds.head => self.wrong(Kind::NotInJournal, Some(seq), bytes),
+                Look::Garbage if self.foreign.is_none() && !self.has_zeros() => {
+                    self.foreign = Some(self.finding(Kind::Garbage, None));
+                    self.lines.take(bytes);
+                }
+                _ => self.lines.take(bytes),
+            }
+            self.cut += bytes as u64;
+        }
+        self.look_here(bounds)
+    }
+
+    /// Whether what stands here has a hole: a crash leaves such.
+    fn has_zeros(&mut self) -> bool {
+        match self.lines.line() {
+            Ok(Line::Whole(line) | Line::Broken(line) | Line::Unfinished(line)) => line.contains(&0),
+            Ok(Line::End) | Err(_) => false,
+        }
+    }
+
+    fn look_here(&mut self, bounds: &Bounds) -> (Look, usize) {
         match self.lines.line() {
             Ok(Line::End) => (Look::End, 0),
+            // A line that is being written begins like one.
+            Ok(Line::Unfinished(line)) if !may_begin(line) => (Look::Garbage, line.len()),
             Ok(Line::Unfinished(line)) => (Look::Unfinished(begun_seq(line)), line.len()),
-            Ok(Line::Broken(line)) => (Look::Garbage { zeros: line.contains(&0) }, line.len()),
+            Ok(Line::Broken(line)) => (Look::Garbage, line.len()),
             Ok(Line::Whole(line)) => {
                 let seq = line_seq(&line[..line.len() - 1]).filter(|seq| *seq > 0);
-                (seq.map_or_else(|| Look::Garbage { zeros: line.contains(&0) }, Look::Event), line.len())
+                (seq.map_or(Look::Garbage, Look::Event), line.len())
             }
             Err(_) => {
                 self.wrong(Kind::Unreadable, None, 0);
                 self.lines.skip_file();
-                self.look()
+                self.look(bounds)
             }
         }
     }
@@ -280,9 +304,9 @@ impl LogCheck {
 
     /// There is a line of this log here.
     fn goes_on(&mut self, seq: u64) {
-        let pending = self.pending.take().filter(|_| !self.hole);
+        let pending = self.pending.take();
         pending.into_iter().for_each(|missing| self.add(missing));
-        (self.last, self.hole, self.unbroken) = (Some(seq), false, false);
+        (self.last, self.unbroken) = (Some(seq), false);
     }
 
     fn misses(&mut self, seq: u64, bounds: &Bounds) {
@@ -329,6 +353,12 @@ impl LogCheck {
     }
 }
 
+/// Whether this may be the beginning of a line.
+fn may_begin(bytes: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"{\"seq\":";
+    bytes.starts_with(BEGIN) || BEGIN.starts_with(bytes)
+}
+
 /// The seq of a line that may end in the middle.
 fn begun_seq(line: &[u8]) -> Option<u64> {
     let digits = line.strip_prefix(b"{\"seq\":")?.split(|b| *b == b',');
@@ -359,7 +389,11 @@ mod tests {
             (path.clone(), File::open(path).unwrap())
         };
         let files = files.iter().enumerate().map(open).collect();
-        let mut check = LogCheck::new("a".into(), Lines::new(files, 64), None);
+        let mut lines = Lines::new(files, 64);
+        if bounds.is_unclean() {
+            lines.end_at(bounds.whole).unwrap();
+        }
+        let mut check = LogCheck::new("a".into(), lines, None);
         for seq in bounds.first..=bounds.head {
             if let Some(line) = event(seq).filter(|_| seq <= bounds.newest) {
                 check.meet(seq, line.as_bytes(), true, bounds).unwrap();

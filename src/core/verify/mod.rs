@@ -17,7 +17,7 @@ pub(super) mod pass;
 use super::journal::inspect::Inspection;
 use super::journal::{Damage, OpenError};
 use super::limits::FINDINGS_SHOWN;
-use super::log_files::{base, is_log};
+use super::rotation::{base, is_log};
 use super::state_root::{StateRoot, StateRootError};
 use finding::Finding;
 use known::Known;
@@ -135,6 +135,7 @@ pub(super) fn verify_known(
     pass.look_for_logs_beside(&names);
     let groups: Vec<&[String]> = names.chunks(pass.at_once()).collect();
     let total = report.bytes * groups.len() as u64;
+    let (mut cut, mut cut_logs) = (0, 0u64);
     for (i, group) in groups.iter().enumerate() {
         let mut checks = Vec::new();
         for name in *group {
@@ -152,12 +153,17 @@ pub(super) fn verify_known(
             report.older_lines += check.older;
             report.lost_lines += check.lost;
             report.more_log_damage += check.more;
+            (cut, cut_logs) = (cut + check.cut, cut_logs + u64::from(check.cut > 0));
             report.notes.extend(check.note.clone());
             if check.is_damaged() {
                 report.damaged_logs.push(check.name);
                 report.log_damage.extend(check.findings);
             }
         }
+    }
+    if cut > 0 {
+        let logs = if cut_logs == 1 { "1 log".to_owned() } else { format!("{cut_logs} logs") };
+        report.notes.push(format!("{cut} bytes at the end of {logs} are behind the checkpoint: the next start cuts them and writes these events anew from the journal"));
     }
     if let Some(names) = pass.without_log()? {
         report.notes.push(format!("these have events in the journal and no log: {names}; a log that was removed begins anew with the next event"));

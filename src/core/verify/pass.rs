@@ -98,8 +98,11 @@ impl Pass {
         let path = self.root.bus_logs().join(format!("{name}.log"));
         let files = open_log(&path).map_err(failed(path.display()))?;
         let step = (LINES_BYTES / of.max(1)).clamp(4096, 256 * 1024);
-        Ok((!files.is_empty() || name == SHARED)
-            .then(|| LogCheck::new(name.to_owned(), Lines::new(files, step), keep)))
+        let mut lines = Lines::new(files, step);
+        if self.bounds.is_unclean() {
+            lines.end_at(self.bounds.whole).map_err(failed(path.display()))?;
+        }
+        Ok((lines.files() > 0 || name == SHARED).then(|| LogCheck::new(name.to_owned(), lines, keep)))
     }
 
     /// Reads the journal once, past these logs; what of it is lost.
