@@ -75,7 +75,7 @@ fn serve(
     let recorder = Recorder::start(&config.root, config.limits.log_bytes).map_err(Failure::system)?;
     logging::start(recorder.clone(), log_level, log_format);
     configured.warnings.iter().for_each(|warning| tracing::warn!("config: {}", configured.line(warning)));
-    let reloader = Reloader::new(configured, args, &config, in_force, service.clone());
+    let reloader = Reloader::new(configured, args, &config, in_force, service.clone(), recorder.clone());
     let ended = run_to_end(&runtime, config, &recorder, journal_id, reloader, signals);
     // What hangs in a view is left to the next start.
     runtime.shutdown_background();

@@ -9,17 +9,20 @@ use super::{Exit, Failure};
 use crate::cli::BrokerArgs;
 use crate::core::config::advice::{Is, advise};
 use crate::core::config::vms::{Secret, VmSetting};
-use crate::core::config::{Mistake, Place, Places, Settings, table, tokens};
+use crate::core::config::{Mistake, Place, Places, Settings, table, tokens, trust_word};
 use crate::core::limits::CONFIG_BYTES;
-use crate::core::policy::Policy;
+use crate::core::policy::{Policy, Trust};
 use crate::core::state_root::StateRoot;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const SYSTEM: &str = "/etc/castra/castra.toml";
+/// Named for no castra.toml.
+const NONE: &str = "/dev/null";
 
 /// The settings, and where each that is no default is from.
 #[derive(Debug, Default)]
@@ -42,12 +45,22 @@ pub struct Config {
 
 /// Reads the castra.toml that was `given`, else the first of the usual ones that is there.
 pub fn load(given: Option<&Path>) -> Result<Config, Failure> {
-    let config = look(given)?;
+    let config = take(given, |path| read(File::open(path)?))?;
     config.refuse_mistakes().map(|()| config)
 }
 
-/// The same; what is wrong in it is in [`Config::mistakes`].
+/// The same for a broker that runs: what stands there must be a regular file with something in it.
+pub fn load_again(given: Option<&Path>) -> Result<Config, Failure> {
+    let config = take(given, read_again)?;
+    config.refuse_mistakes().map(|()| config)
+}
+
+/// The same without waiting for the writer of a FIFO; what is wrong is in [`Config::mistakes`].
 pub fn look(given: Option<&Path>) -> Result<Config, Failure> {
+    take(given, |path| read(open(path)?))
+}
+
+fn take(given: Option<&Path>, read: impl Fn(&Path) -> io::Result<(String, u32)>) -> Result<Config, Failure> {
     let mut config = Config::default();
     let Some(path) = given.map(Path::to_owned).or_else(usual_place) else { return Ok(config) };
     let (text, mode) = read(&path).map_err(|e| {
@@ -59,6 +72,7 @@ pub fn look(given: Option<&Path>) -> Result<Config, Failure> {
     config.origins = read.said.iter().map(|setting| (setting.name(), from.clone())).collect();
     (config.mistakes, config.warnings, config.places) = (read.mistakes, read.warnings, read.places);
     (config.file, config.mode) = (Some(path), mode);
+    config.warnings.extend(config.no_reload().map(|message| Mistake { place: None, message }));
     Ok(config)
 }
 
@@ -70,10 +84,44 @@ fn usual_place() -> Option<PathBuf> {
     places.into_iter().find(|path| path.metadata().is_ok())
 }
 
-/// The text, and who may read and write it.
-fn read(path: &Path) -> io::Result<(String, u32)> {
+/// [`read`] of what must be a regular file with something in it.
+fn read_again(path: &Path) -> io::Result<(String, u32)> {
+    if path == Path::new(NONE) {
+        return Ok((String::new(), 0));
+    }
+    let file = open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file (a pipe cannot be read twice)"));
+    }
+    let (text, mode) = read_open(file)?;
+    if text.trim().is_empty() {
+        return Err(io::Error::other("it is empty"));
+    }
+    Ok((text, mode))
+}
+
+/// The text, and who may read and write it. A pipe is read to its end; one that gives nothing is an error, because
+/// whoever should have written it has failed.
+fn read(file: File) -> io::Result<(String, u32)> {
+    let is_pipe = file.metadata()?.file_type().is_fifo();
+    if is_pipe {
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty()))?;
+    }
+    let (text, mode) = read_open(file)?;
+    if is_pipe && text.trim().is_empty() {
+        return Err(io::Error::other("it is a pipe, and nobody wrote anything into it"));
+    }
+    Ok((text, mode))
+}
+
+/// Does not wait for somebody to open the other end of a FIFO.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)
+}
+
+/// The text of at most [`CONFIG_BYTES`], and the mode.
+fn read_open(file: File) -> io::Result<(String, u32)> {
     let mut text = String::new();
-    let file = File::open(path)?;
     let is = file.metadata()?;
     let mode = if is.is_file() { is.mode() & 0o7777 } else { 0 };
     file.take(CONFIG_BYTES as u64 + 1).read_to_string(&mut text)?;
@@ -133,6 +181,37 @@ impl Config {
             self.given("broker.unix");
         }
         Ok(())
+    }
+
+    /// Why a reload would refuse this file, if it would.
+    fn no_reload(&self) -> Option<String> {
+        let path = self.file.as_deref().filter(|path| *path != Path::new(NONE))?;
+        let is = path.metadata().ok();
+        let why = match is {
+            Some(is) if is.is_file() && is.len() > 0 => return None,
+            Some(is) if is.is_file() => "it is empty",
+            _ => "it is no regular file",
+        };
+        Some(format!("{}: {why}: a broker that runs refuses to reload it (SIGHUP)", path.display()))
+    }
+
+    /// What a reload from a policy with `trust`, and with VMs or without, would open although the file does not say so.
+    pub fn weakens(&self, trust: Trust, has_vms: bool) -> Option<String> {
+        let rank = |trust| match trust {
+            Trust::Open => 0,
+            Trust::Known => 1,
+            Trust::Proven => 2,
+        };
+        let (old, new) = (trust_word(trust), trust_word(self.settings.trust));
+        if rank(self.settings.trust) < rank(trust) && !self.origins.contains_key("broker.trust") {
+            return Some(format!(
+                "broker.trust: it is not set, which means {new:?}, and {old:?} is in force: write trust = {new:?} to lower it"
+            ));
+        }
+        let drops = has_vms && self.settings.vms.is_empty() && !self.places.no_vms;
+        drops.then(|| {
+            "vms: there are no [[vms]], and some are in force: write vms = [] to drop them all".to_owned()
+        })
     }
 
     fn given(&mut self, name: &str) {

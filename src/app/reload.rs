@@ -5,7 +5,8 @@
 //!                                     └ something is ─▶ said; the old one stays in force
 //! ```
 //!
-//! Always holds: a castra.toml that is wrong changes nothing; a SIGHUP ends no broker, however early it comes; only
+//! Always holds: a castra.toml that is wrong, or no regular file with something in it, changes nothing, nor does one that
+//! lowers trust or drops all VMs without saying so; a SIGHUP ends no broker, however early it comes; only
 //! trust, hybrid and the VMs change before the next start, and what else differs is said. Owner: `app/broker.rs`.
 
 use super::config::{self, Config};
@@ -16,12 +17,15 @@ use crate::core::broker;
 use crate::core::config::advice::{metrics_to_all, open_to_all};
 use crate::core::config::trust_word;
 use crate::core::door::tcp::is_loopback;
+use crate::core::events::Recorder;
 use crate::core::policy::{Policy, Trust, VmEntry};
+use crate::core::status::ReloadRefused;
 use nix::sys::signal::{SigSet, Signal as Sig};
 use nix::unistd::geteuid;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
@@ -49,6 +53,7 @@ pub struct Reloader {
     open: Option<String>,
     in_force: watch::Sender<Arc<Policy>>,
     service: Arc<Service>,
+    recorder: Arc<Recorder>,
 }
 
 impl Reloader {
@@ -59,12 +64,13 @@ impl Reloader {
         broker: &broker::Config,
         in_force: watch::Sender<Arc<Policy>>,
         service: Arc<Service>,
+        recorder: Arc<Recorder>,
     ) -> Self {
         let handed = broker.handed.tcp.iter().filter_map(|listener| listener.local_addr().ok());
         let is_open = |addr: &SocketAddr| !is_loopback(addr);
         let open = broker.tcp.iter().copied().chain(handed).find(is_open).map(|addr| open_to_all(&addr));
         let open = open.or_else(|| broker.metrics.filter(is_open).map(|addr| metrics_to_all(&addr)));
-        Reloader { started, args, open, in_force, service }
+        Reloader { started, args, open, in_force, service, recorder }
     }
 
     /// Who is told.
@@ -89,22 +95,33 @@ impl Reloader {
         let complaint = match self.read() {
             Ok((config, policy)) => {
                 self.take(&config, policy);
+                self.recorder.reload_refused(None);
                 None
             }
             Err(failure) => {
                 failure.message.lines().for_each(|line| tracing::error!("config: {line}"));
                 tracing::error!("config: castra.toml was not taken; what was in force stays so");
-                Some("castra.toml is wrong and was not taken; `castra config check` says why".to_owned())
+                let reason = failure.message.lines().next().unwrap_or_default().to_owned();
+                let at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+                self.recorder.reload_refused(Some(ReloadRefused { at, reason }));
+                Some("castra.toml is wrong and was not taken; `castra status` says why".to_owned())
             }
         };
         self.service.reloaded(complaint);
     }
 
     fn read(&self) -> Result<(Config, Policy), Failure> {
-        let mut config = config::load(self.started.file.as_deref())?;
+        let mut config = config::load_again(self.started.file.as_deref())?;
         config.take(&self.args)?;
         let policy = config.examine(&[geteuid().as_raw()]);
         config.refuse_mistakes()?;
+        let (trust, has_vms) = {
+            let old = self.in_force.borrow();
+            (old.trust, old.vms().next().is_some())
+        };
+        if let Some(why) = config.weakens(trust, has_vms) {
+            return Err(Failure::new(Exit::BadConfig, "weaker-config", why));
+        }
         match &self.open {
             Some(why) if policy.trust == Trust::Open => {
                 Err(Failure::new(Exit::BadConfig, "not-loopback", why.clone()))

@@ -8,7 +8,7 @@ use super::terminal::{cut, has_color, stdout_height, stdout_width};
 use super::words::{age, list};
 use crate::core::harmless::harmless;
 use crate::core::limits::REACHABLE_MS;
-use crate::core::status::State;
+use crate::core::status::{ReloadRefused, State};
 use crate::core::status_report::{Report, VmReport};
 use std::io::{self, Write};
 use std::path::Path;
@@ -75,6 +75,10 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
         warn(what)?;
     }
     journal.damage.iter().try_for_each(|damage| warn(format!("damage: {damage}")))?;
+    if let Some(refused) = &report.broker.reload_refused {
+        let ReloadRefused { at, reason } = refused;
+        warn(format!("the reload of {at} was refused, the old settings are in force: {reason}"))?;
+    }
     if let Some(why) = &report.broker.logs_stalled {
         warn(format!("logs are not being written: {why}"))?;
     }

@@ -36,6 +36,8 @@ Fields of --json (ages are milliseconds, null when never):
                                repeats of theirs may be stored again (docs/BUS.md, Repeats)
   broker.journal.damage        ranges that were durable and cannot be read (at most 16;
                                logs/broker.log has all)
+  broker.reload_refused        the last reload of castra.toml was refused and changed nothing:
+                               .at when, .reason why; else null
   broker.logs_stalled          why the logs are not being written, or null
   broker.latest                the newest events per key ([[topics]] in castra.toml, and dead
                                letters); null where there are none:

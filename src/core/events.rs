@@ -14,6 +14,7 @@ use super::limits::SIGNALS_QUEUED;
 use super::rotation::rotate;
 use super::signals::{Limiter, Signal, Verdict};
 use super::state_root::StateRoot;
+use super::status::ReloadRefused;
 use serde::Serialize;
 use std::fmt::Display;
 use std::io;
@@ -133,6 +134,7 @@ pub struct Recorder {
     pub counters: Counting,
     queue: SyncSender<Job>,
     dropped: AtomicU64,
+    reload_refused: Mutex<Option<ReloadRefused>>,
     reopen: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -155,6 +157,7 @@ impl Recorder {
             counters: Counting::default(),
             queue,
             dropped: AtomicU64::new(0),
+            reload_refused: Mutex::default(),
             reopen: reopen.clone(),
             thread: Mutex::default(),
         });
@@ -192,6 +195,16 @@ impl Recorder {
     /// Appends a line, newline included, to the broker's own log.
     pub fn log_line(&self, line: Vec<u8>) {
         self.send(Target::BrokerLog, line);
+    }
+
+    /// How the last reload of castra.toml ended; `None`: it was taken.
+    pub fn reload_refused(&self, refused: Option<ReloadRefused>) {
+        *self.reload_refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    /// The last reload, if it was refused.
+    pub fn last_reload_refused(&self) -> Option<ReloadRefused> {
+        self.reload_refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many signals were lost: the queue was full, or the file could not be written.

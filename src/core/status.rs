@@ -17,7 +17,7 @@ use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
 pub use latest::LatestStatus;
 use serde::{Deserialize, Serialize};
-pub use snapshot::{JournalStatus, Now, Snapshot, State};
+pub use snapshot::{JournalStatus, Now, ReloadRefused, Snapshot, State};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -398,6 +398,7 @@ pub(super) mod tests {
             signals_dropped: 0,
             counters: crate::core::counters::Counters::default(),
             pauses: crate::core::awake::Pauses::NONE,
+            reload_refused: None,
             logs_stalled: None,
             latest: None,
             groups_count: 0,

@@ -85,6 +85,7 @@ impl StatusKeeper {
             signals_dropped: 0,
             counters: Counters::default(),
             pauses: Pauses::NONE,
+            reload_refused: None,
             logs_stalled: None,
             latest: None,
             groups_count: 0,
@@ -196,6 +197,7 @@ impl StatusKeeper {
         (snapshot.signals_dropped, snapshot.counters) =
             (self.recorder.dropped(), self.recorder.counters.read());
         snapshot.pauses = awake::pauses();
+        snapshot.reload_refused = self.recorder.last_reload_refused();
         (snapshot.boot_ms, snapshot.wall_ms) = (clock::boot_ms(), clock::wall_ms());
         snapshot.vms = self.vms.records(snapshot.journal.head_seq);
         let written = writer.write(snapshot);

@@ -9,7 +9,7 @@ use super::delivery::groups::figures::Figures;
 use super::identity::Identity;
 use super::limits::{REACHABLE_MS, UNRESPONSIVE_MS};
 use super::state_root::Holder;
-use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State};
+use super::status::{JournalStatus, LatestStatus, Now, ReloadRefused, SCHEMA, Snapshot, State};
 use serde::Serialize;
 
 /// What `castra status --json` prints; `castra status --help` documents every field.
@@ -37,6 +37,7 @@ pub struct BrokerReport {
     pub uptime_ms: Option<i64>,
     pub listeners: Vec<String>,
     pub journal: JournalStatus,
+    pub reload_refused: Option<ReloadRefused>,
     pub logs_stalled: Option<String>,
     pub latest: Option<LatestStatus>,
     pub signals_dropped: u64,
@@ -94,6 +95,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
                 uptime_ms: None,
                 listeners: Vec::new(),
                 journal: JournalStatus::default(),
+                reload_refused: None,
                 logs_stalled: None,
                 latest: None,
                 signals_dropped: 0,
@@ -159,6 +161,7 @@ pub fn report(snapshot: Option<&Snapshot>, holder: Holder, now: &Now) -> Report 
             uptime_ms: said_by_it.then(|| snapshot.age(snapshot.started_boot_ms, now)),
             listeners: if said_by_it { snapshot.listeners.clone() } else { Vec::new() },
             journal: snapshot.journal.clone(),
+            reload_refused: snapshot.reload_refused.clone(),
             logs_stalled: snapshot.logs_stalled.clone(),
             latest: snapshot.latest.clone(),
             signals_dropped: snapshot.signals_dropped,

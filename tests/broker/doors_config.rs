@@ -51,7 +51,7 @@ fn castra_toml_opens_and_shuts_the_doors_of_vms() {
     listens(&broker, format!("serial:{}", serial.display()));
     publishes(&mut guest);
 
-    say("[broker]\ntrust = \"proven\"\n");
+    say("vms = []\n[broker]\ntrust = \"proven\"\n");
     broker.signal(Signal::SIGHUP);
     assert_eq!(guest.receive()["reason"], "identity-revoked");
     gone(&beside(&web));

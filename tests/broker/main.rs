@@ -50,6 +50,7 @@ mod publish_jsonl;
 mod publish_lost;
 mod refusals;
 mod reload;
+mod reload_weaker;
 mod sentences;
 mod service;
 mod signals;

@@ -83,6 +83,7 @@ fn a_running_broker_shows_itself_and_its_vms() {
             "logs_stalled",
             "pauses",
             "pid",
+            "reload_refused",
             "signals_dropped",
             "started_at",
             "state",

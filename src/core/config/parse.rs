@@ -37,6 +37,8 @@ pub struct Places {
     settings: BTreeMap<&'static str, Vec<Place>>,
     /// Of the VMs, in the order of [`Settings::vms`].
     pub vms: Vec<VmPlaces>,
+    /// The file says `vms = []`: that there are none is meant so.
+    pub no_vms: bool,
 }
 
 impl Places {
@@ -142,7 +144,10 @@ fn take(reader: &mut Reader<'_>, settings: &mut Settings, table: &DeTable<'_>) {
             }
         } else if key.get_ref() == vms::SECTION {
             match value.get_ref() {
-                DeValue::Array(items) => vms::take(reader, settings, items),
+                DeValue::Array(items) => {
+                    reader.reading.places.no_vms = items.is_empty();
+                    vms::take(reader, settings, items);
+                }
                 _ => reader.wrong(&key.span(), "each VM is a section of its own, to be written [[vms]]"),
             }
         } else if key.get_ref() == topics::SECTION {

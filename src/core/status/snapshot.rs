@@ -64,6 +64,15 @@ pub struct JournalStatus {
     pub damage: Vec<String>,
 }
 
+/// A reload of castra.toml that changed nothing.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ReloadRefused {
+    /// When, RFC 3339.
+    pub at: String,
+    /// Why, the first of the lines.
+    pub reason: String,
+}
+
 /// What the broker writes into the status file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Snapshot {
@@ -97,6 +106,9 @@ pub struct Snapshot {
     /// The pauses of its process. An older broker noticed none.
     #[serde(default)]
     pub pauses: Pauses,
+    /// Why the last reload was refused, if it was.
+    #[serde(default)]
+    pub reload_refused: Option<ReloadRefused>,
     /// Why the logs are not being written, if so.
     pub logs_stalled: Option<String>,
     /// The newest events per key, where they are kept.
