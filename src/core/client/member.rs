@@ -12,19 +12,17 @@
 //! event. It waits for nothing. Owner: [`super::state`].
 
 use super::error::Error;
-use super::event::Event;
 use super::queue::{Arrived, Queue, Unanswered};
+use super::said::{Asked, Done, Said, write};
 use super::word::{Joining, Say, To};
 use crate::core::awake::Instant;
 use crate::core::limits::ACK_SEQS;
-use crate::core::wire::codec::FrameCodec;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio_util::codec::Encoder;
 
 /// What is not begun is extended so many times in the time that the group waits …
 const TIMES: u32 = 3;
@@ -76,36 +74,6 @@ struct Held {
     session: u64,
     /// The program has it.
     is_begun: bool,
-}
-
-/// What the program is done with.
-struct Done {
-    seq: u64,
-    id: Arc<str>,
-    /// Nothing behind it came since: it may come again.
-    is_open: bool,
-}
-
-/// A frame that is not answered.
-struct Asked {
-    kind: &'static str,
-    said: Vec<Said>,
-}
-
-pub(super) struct Said {
-    pub seq: u64,
-    pub id: Arc<str>,
-    pub say: Say,
-    pub answer: Option<To<()>>,
-    pub unanswered: Option<Unanswered>,
-}
-
-impl Said {
-    fn answer(self, result: Result<(), Error>) {
-        drop(self.unanswered);
-        // Nobody may be waiting.
-        self.answer.map(|answer| answer.send(result));
-    }
 }
 
 impl Membership {
@@ -421,17 +389,4 @@ impl Membership {
             answer.take().map(|answer| answer.send(()));
         }
     }
-}
-
-impl Arrived {
-    /// The delivery of this line; `None` when that is no event.
-    pub fn of(line: &[u8], attempt: u32, max_attempts: u32) -> Option<Self> {
-        Some(Arrived { event: Event::of(line)?, attempt, max_attempts })
-    }
-}
-
-/// Appends a small frame.
-pub(super) fn write(frame: &Value, out: &mut BytesMut) {
-    // Some numbers and short strings: it fits.
-    let _ = FrameCodec.encode(frame.to_string().as_bytes(), out);
 }

@@ -99,6 +99,7 @@ mod member;
 mod nack;
 mod publish;
 mod queue;
+mod said;
 mod state;
 mod subscribe;
 mod target;

@@ -18,6 +18,13 @@ pub(super) struct Arrived {
     pub max_attempts: u32,
 }
 
+impl Arrived {
+    /// The delivery of this line; `None` when that is no event.
+    pub fn of(line: &[u8], attempt: u32, max_attempts: u32) -> Option<Self> {
+        Some(Arrived { event: Event::of(line)?, attempt, max_attempts })
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     inner: Mutex<Inner>,

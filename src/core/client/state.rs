@@ -11,9 +11,10 @@
 
 use super::connection::ClientError;
 use super::error::Error;
-use super::member::{Membership, Said, write};
+use super::member::Membership;
 use super::publish::Published;
 use super::queue::Arrived;
+use super::said::{Said, write};
 use super::word::{Asking, Command, Joining, Publishing, Word};
 use crate::core::awake::Instant;
 use crate::core::event::Text;
