@@ -44,8 +44,9 @@ struct Line<'a> {
 }
 
 impl Known {
-    /// Takes in an event; whether it is the one that was newest of its key already.
-    pub fn take(&mut self, line: &[u8]) -> bool {
+    /// Takes in an event; whether it is the one that was newest of its key already. A topic that `has` no state has no keys
+    /// to remember.
+    pub fn take(&mut self, line: &[u8], has: impl Fn(&str) -> bool) -> bool {
         let Ok(Line { topic, key: Some(key), payload }) = serde_json::from_slice(line) else { return false };
         // An old event that was published again changes nothing.
         if self.is_over || retry::of(line).is_some() {
@@ -61,6 +62,9 @@ impl Known {
         }
         let entry = Entry { hash: self.hasher.hash_one(line), round: self.round };
         if !self.topics.contains_key(&*topic) {
+            if !has(&topic) {
+                return false;
+            }
             self.bytes += topic.len() + ENTRY_BYTES;
             self.topics.insert(topic.as_ref().into(), HashMap::new());
         }

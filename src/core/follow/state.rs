@@ -228,12 +228,12 @@ impl Following {
     fn event(&mut self, seq: u64, line: &[u8], next: u64) {
         if self.is_same(seq, line, next) && seq >= next {
             self.next = Some(seq.saturating_add(1));
-            if let Some(keeping) = &mut self.keeping
-                && keeping.known.take(line)
-                && keeping.is_anew
-            {
-                // It was handed out before.
-                return;
+            if let Some(Keeping { known, compacted, is_anew, .. }) = &mut self.keeping {
+                let has = |topic: &str| compacted.as_ref().is_none_or(|compacted| compacted.has(topic));
+                if known.take(line, has) && *is_anew {
+                    // It was handed out before.
+                    return;
+                }
             }
             let begin = self.lines.len();
             self.lines.extend_from_slice(line);
@@ -306,4 +306,168 @@ impl Following {
 /// Whether an ack is of our `subscribe`: a broker that knows none acks a `frame`.
 fn is_answer(ack: &Ack<'_>) -> bool {
     ack.is_of("subscribe") || (ack.is_of("frame") && !ack.is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Topic and key; the line.
+    type Map = BTreeMap<(String, String), String>;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A key gets a value, or ends; it is delivered, or missed until the next state.
+        Change { topic: u8, key: u8, is_end: bool },
+        /// What is published from now on is missed.
+        Cut,
+        /// The state comes anew; `cut`: so many of its rows, and then the connection is lost.
+        Anew { cut: Option<usize> },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..3u8, 0..5u8, any::<bool>())
+                .prop_map(|(topic, key, is_end)| Step::Change { topic, key, is_end }),
+            1 => Just(Step::Cut),
+            2 => proptest::option::of(0..4usize).prop_map(|cut| Step::Anew { cut }),
+        ]
+    }
+
+    fn topic(n: u8) -> String {
+        // The last one has no state.
+        if n < 2 { format!("s.{n}") } else { "plain".into() }
+    }
+
+    struct World {
+        following: Following,
+        /// Of topics that have a state: the broker's, by seq, …
+        broker: BTreeMap<u64, (String, String, String)>,
+        head: u64,
+        /// … and that of whoever is handed lines.
+        reader: Map,
+        seen: Vec<u64>,
+        is_live: bool,
+    }
+
+    impl World {
+        fn keeping(&mut self) -> &mut Keeping {
+            self.following.keeping.as_mut().unwrap()
+        }
+
+        fn deliver(&mut self, seq: u64, line: &str) {
+            let next = self.following.next.unwrap();
+            self.following.event(seq, line.as_bytes(), next);
+        }
+
+        fn hand_out(&mut self) {
+            let (mut bytes, room) = (Vec::new(), Room::default());
+            self.following.hand_out(&room, &mut |news| {
+                if let News::Events(lines) = news {
+                    bytes = lines;
+                }
+            });
+            for line in String::from_utf8(bytes).unwrap().lines() {
+                let event: Value = serde_json::from_str(line).unwrap();
+                let name = |name: &str| event[name].as_str().unwrap().to_owned();
+                match event["payload"].is_null() {
+                    true => drop(self.reader.remove(&(name("topic"), name("key")))),
+                    false => drop(self.reader.insert((name("topic"), name("key")), line.to_owned())),
+                }
+                if event["headers"]["castra-event"].is_null() {
+                    self.seen.push(event["seq"].as_u64().unwrap());
+                }
+            }
+        }
+
+        fn change(&mut self, n: u8, key: u8, is_end: bool) {
+            self.head += 1;
+            let (seq, topic, key) = (self.head, topic(n), format!("k{key}"));
+            let payload = if is_end { "null" } else { "1" };
+            let line = format!(
+                "{{\"seq\":{seq},\"ts\":{seq},\"id\":\"i{seq}\",\"vm\":\"v\",\"topic\":\"{topic}\",\"key\":\"{key}\",\"payload\":{payload}}}"
+            );
+            if n < 2 {
+                self.broker.retain(|_, (t, k, _)| (&*t, &*k) != (&topic, &key));
+                if !is_end {
+                    self.broker.insert(seq, (topic, key, line.clone()));
+                }
+            }
+            if self.is_live {
+                self.deliver(seq, &line);
+                self.hand_out();
+            }
+        }
+
+        fn anew(&mut self, cut: Option<usize>) {
+            assert!(self.following.begin_anew());
+            self.following.begin();
+            let through = self.head;
+            self.keeping().phase = Phase::Rows(through);
+            let rows: Vec<(u64, String)> =
+                self.broker.iter().map(|(seq, row)| (*seq, row.2.clone())).collect();
+            for (seq, line) in rows.iter().take(cut.unwrap_or(usize::MAX)) {
+                self.deliver(*seq, line);
+            }
+            self.is_live = cut.is_none();
+            if self.is_live {
+                self.following.state(through, self.following.next.unwrap());
+            }
+            self.hand_out();
+        }
+
+        fn is_up_to_date(&self) -> bool {
+            let own = self.reader.iter().filter(|((topic, _), _)| topic != "plain");
+            let broker = self.broker.values().map(|(t, k, line)| ((t.clone(), k.clone()), line.clone()));
+            own.map(|(name, line)| (name.clone(), line.clone())).collect::<Map>() == broker.collect()
+        }
+    }
+
+    proptest! {
+        /// Whatever is missed and however often the state is begun anew: with each whole state, and with each event behind
+        /// it, whoever is handed lines has that of the broker; and no event is handed out twice.
+        #[test]
+        fn a_state_that_comes_anew_is_the_brokers(steps in proptest::collection::vec(step(), 1..60)) {
+            let mut following = Following { next: Some(1), ..Following::new(&Begin::State(0)) };
+            let keeping = following.keeping.as_mut().unwrap();
+            keeping.compacted = Some(Compaction::new(Pattern::parse("s.>")));
+            keeping.phase = Phase::Events;
+            let mut world = World {
+                following,
+                broker: BTreeMap::new(),
+                head: 0,
+                reader: Map::new(),
+                seen: Vec::new(),
+                is_live: true,
+            };
+            for step in steps {
+                match step {
+                    Step::Change { topic, key, is_end } => world.change(topic, key, is_end),
+                    Step::Cut => world.is_live = false,
+                    Step::Anew { cut } => world.anew(cut),
+                }
+                prop_assert!(!world.is_live || world.is_up_to_date(), "{:?} {:?}", world.reader, world.broker);
+            }
+            let count = world.seen.len();
+            world.seen.sort_unstable();
+            world.seen.dedup();
+            prop_assert_eq!(world.seen.len(), count, "an event came twice");
+        }
+    }
+
+    /// Keys of topics that have no state do not use up what is remembered of those that have one.
+    #[test]
+    fn only_keys_of_a_state_are_remembered() {
+        let mut known = Known::default();
+        let has = |topic: &str| topic == "s";
+        let line =
+            |topic: &str, key: usize| format!("{{\"topic\":\"{topic}\",\"key\":\"{key}\",\"payload\":1}}");
+        assert!(!known.take(line("s", 1).as_bytes(), has) && known.take(line("s", 1).as_bytes(), has));
+        for key in 0..1_100_000 {
+            known.take(line("plain", key).as_bytes(), has);
+        }
+        assert!(known.begin_anew() && known.take(line("s", 1).as_bytes(), has));
+    }
 }
