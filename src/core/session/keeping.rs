@@ -34,6 +34,8 @@ impl Session<'_> {
         let compacted = (bytes <= NAMED_BYTES).then_some(&*compacted);
         self.output.own(|out| state_ack(out, interest.sub(), begun.next, state, compacted));
         let subscribing = &mut self.subscribing;
+        // What was lost while it was looked up is not passed over.
+        subscribing.losses = subscribing.losses.min(begun.losses);
         let id = subscribing.table.add(Arc::new(interest), begun.next);
         if let Some(subscription) = subscribing.table.get_mut(id) {
             (subscription.source, subscription.keeps) = (begun.source, Some(begun.losses));
