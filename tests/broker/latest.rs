@@ -5,6 +5,7 @@ use crate::support::{Broker, Guest, LocalGuest, broker_log, castra, eventually};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 const HOST: &str = "hello vm:host capabilities=bus-v1,host-bus\n";
 
@@ -469,4 +470,78 @@ fn a_file_that_somebody_else_has_locked_is_said_and_holds_up_no_end() {
     let broker = compacting(dir.path(), &["s.>"]);
     let newest = latest(&mut broker.guest("q"), "s.a");
     assert_eq!(newest, [("k".to_owned(), json!(3))]);
+}
+
+/// Whoever asks meanwhile hears all of it or that it is not there yet; and what was found of the old file is not held
+/// against the new one.
+#[test]
+fn a_view_that_is_made_anew_is_not_taken_for_all_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &["s.>"]);
+    let mut guest = broker.guest("p");
+    for i in 0..50 {
+        put(&mut guest, "s.a", &format!("k{i}"), json!(i));
+    }
+    let stop = AtomicBool::new(false);
+    let asides = || {
+        let names = std::fs::read_dir(&broker.root).unwrap().map(|one| one.unwrap().file_name());
+        names.filter(|name| name.to_str().unwrap().starts_with("latest.db.aside-")).count() / 3
+    };
+    std::thread::scope(|scope| {
+        let askers = (0..4).map(|n| {
+            let (stop, mut guest) = (&stop, broker.guest(&format!("q{n}")));
+            scope.spawn(move || {
+                while !stop.load(SeqCst) {
+                    let ack = guest.ask(r#"{"type":"latest","topic":"s.a"}"#);
+                    match ack["status"] == "ok" {
+                        true => assert_eq!(ack["events"].as_array().unwrap().len(), 50, "{ack}"),
+                        false => assert_eq!(ack["code"], "view-behind", "{ack}"),
+                    }
+                }
+            })
+        });
+        let askers: Vec<_> = askers.collect();
+        for round in 1..=3 {
+            let db = rusqlite::Connection::open(broker.root.join("latest.db")).unwrap();
+            db.busy_timeout(crate::support::PATIENCE).unwrap();
+            db.execute("UPDATE latest SET crc = crc + 1 WHERE key = 'k7'", []).unwrap();
+            drop(db);
+            eventually("it is put aside", || (asides() >= round).then_some(()));
+            put(&mut guest, "s.a", "k7", json!(round));
+            eventually("it is there again", || {
+                (guest.ask(r#"{"type":"latest","topic":"s.a"}"#)["status"] == "ok").then_some(())
+            });
+            assert_eq!(asides(), round);
+        }
+        stop.store(true, SeqCst);
+        askers.into_iter().for_each(|asker| asker.join().unwrap());
+    });
+}
+
+/// A subscriber waits for a state that cannot be read, and the broker does not turn in circles for it.
+#[test]
+fn a_state_that_cannot_be_read_is_not_tried_without_a_pause() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = compacting(dir.path(), &["s.>"]);
+    let mut guest = broker.guest("p");
+    put(&mut guest, "s.a", "k", json!(1));
+    let path = broker.root.join("latest.db");
+    eventually("it is written", || path.exists().then_some(()));
+    std::fs::rename(&path, dir.path().join("gone.db")).unwrap();
+    let mut reader = broker.guest("r");
+    reader.ask(r#"{"type":"subscribe","topic":"s.>","sub":"s","from":"state"}"#);
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", broker.pid())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let (before, begun) = (ticks(), std::time::Instant::now());
+    // As long as the time is: a broker that waits needs next to none.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let spent = std::time::Duration::from_millis(10 * (ticks() - before));
+    assert!(spent < begun.elapsed() / 5, "{spent:?} of {:?}", begun.elapsed());
+    // When it is there again the state comes.
+    put(&mut guest, "s.a", "k", json!(2));
+    let newest = std::iter::from_fn(|| reader.receive()).find(|frame| frame["seq"] == 2);
+    assert_eq!(newest.expect("the newest event")["key"], "k");
 }

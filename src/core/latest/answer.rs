@@ -81,16 +81,20 @@ impl Latest {
         through: u64,
         read: impl FnOnce(&Connection) -> Result<T, Wrong> + Send + 'static,
     ) -> Result<T, Refusal> {
-        let this = self.clone();
+        let (this, file) = (self.clone(), self.shared.pool.file());
         let result = when_free(&self.reads, move || Ok(this.shared.pool.read(read))).await;
+        // In this order: where it has caught up since, it is another file.
+        let is_new_enough = *self.shared.seq.borrow() >= through;
+        let is_same = || self.shared.pool.file() == file;
         let refusal = match result {
-            // Not of one that is being made anew since.
-            Ok(Ok(value)) if *self.shared.seq.borrow() >= through => return Ok(value),
+            Ok(Ok(value)) if is_new_enough && is_same() => return Ok(value),
             Ok(Ok(_)) => {
                 "the newest events per key are being read from the journal; ask again in a while".into()
             }
             Ok(Err(Wrong::Damaged(why))) => {
-                self.shared.lock().is_damaged = true;
+                let mut queue = self.shared.lock();
+                queue.is_damaged |= is_same();
+                drop(queue);
                 self.shared.changed.notify_all();
                 format!("the newest events per key are damaged and made anew; ask again in a while: {why}")
             }

@@ -134,12 +134,14 @@ impl Shared {
         !waited.unwrap_or_else(PoisonError::into_inner).0.stop
     }
 
-    /// The view is further back than it was: what `map` has may be needed.
+    /// The view is at `seq`, which may be further back than it was: what `map` has may be needed. Before the file becomes
+    /// another one this is 0, so that nobody takes its rows for all of them.
     fn goes_back_to(&self, seq: u64, map: &Map) {
         if seq < self.floor.load(Relaxed) {
             self.reading.store(bytes(map), Relaxed);
         }
         self.floor.store(seq, Relaxed);
+        self.seq.send_replace(seq);
     }
 
     /// Keys may be missing from now on; returns the seq before which nobody knows that.

@@ -63,6 +63,8 @@ pub(super) struct Viewed<'a> {
     pub had: bool,
     /// Called when keys may be missing from now on; returns the seq before which no subscriber knows that.
     pub lose: &'a dyn Fn() -> u64,
+    /// Called before the file becomes another one.
+    pub goes_back: &'a dyn Fn(),
 }
 
 impl Viewed<'_> {
@@ -74,7 +76,11 @@ impl Viewed<'_> {
 
 /// Opens the view of this journal, or begins one; how many events are gone from it that one which was lost may have had.
 pub(super) fn open(path: &Path, viewed: &Viewed<'_>, compaction: &Compaction) -> Result<(Store, u64), Wrong> {
-    let had = viewed.had || symlink_metadata(path).is_ok();
+    let is_there = symlink_metadata(path).is_ok();
+    if !is_there {
+        (viewed.goes_back)();
+    }
+    let had = viewed.had || is_there;
     let mut lost = 0;
     let found = connect(path).and_then(|db| {
         if !viewed.had {
@@ -93,6 +99,7 @@ pub(super) fn open(path: &Path, viewed: &Viewed<'_>, compaction: &Compaction) ->
     });
     let (mut store, is_old) = match found {
         Err(Wrong::Damaged(why)) => {
+            (viewed.goes_back)();
             let aside = put_aside(path)?;
             tracing::error!(
                 "latest: {} cannot be used ({why}); it was put aside as {}, and is made anew from the journal",

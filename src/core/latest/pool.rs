@@ -32,6 +32,11 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// Which file it is: another number, another file.
+    pub fn file(&self) -> u64 {
+        self.file.load(Relaxed)
+    }
+
     /// Reads.
     pub fn read<T>(&self, f: impl FnOnce(&Connection) -> Result<T, Wrong>) -> Result<T, Wrong> {
         let file = self.file.load(Relaxed);

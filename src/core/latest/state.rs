@@ -13,7 +13,7 @@
 //! session.
 
 use super::open::Wrong;
-use super::{Latest, pool};
+use super::{Latest, RETRY, pool};
 use crate::core::delivery::catch_up::Step;
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::subscription::{Source, StatePlan};
@@ -110,7 +110,14 @@ impl Latest {
         }
         let this = self.clone();
         let read = move |db: &Connection| state(db, &plan, &|name| this.compaction().has(name));
-        Ok(self.look(through, read).await.unwrap_or(nothing))
+        match self.look(through, read).await {
+            Ok(step) => Ok(step),
+            // It is asked again at once.
+            Err(_) => {
+                tokio::time::sleep(RETRY).await;
+                Ok(nothing)
+            }
+        }
     }
 }
 

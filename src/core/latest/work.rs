@@ -63,6 +63,7 @@ impl Work {
                 head: self.map.durable_seq(),
                 had,
                 lose: &|| self.shared.lose(&self.map),
+                goes_back: &|| self.shared.goes_back_to(0, &self.map),
             };
             let shared = &self.shared;
             let opened = {
@@ -78,21 +79,25 @@ impl Work {
             let error = match opened {
                 Ok(store) => {
                     shared.pool.renew();
+                    // What was found is of the file before.
+                    shared.lock().is_damaged = false;
                     match View::new(&self, store).map_err(Wrong::from).and_then(|mut view| view.follow()) {
                         Ok(()) => {
                             return shared.mapped.lock().unwrap_or_else(PoisonError::into_inner).let_go();
                         }
-                        Err(Wrong::Damaged(why)) => match put_aside(&shared.path) {
-                            Ok(aside) => {
-                                shared.goes_back_to(0, &self.map);
-                                let (path, aside) = (shared.path.display(), aside.display());
-                                tracing::error!(
-                                    "latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal"
-                                );
-                                continue;
+                        Err(Wrong::Damaged(why)) => {
+                            (viewed.goes_back)();
+                            match put_aside(&shared.path) {
+                                Ok(aside) => {
+                                    let (path, aside) = (shared.path.display(), aside.display());
+                                    tracing::error!(
+                                        "latest: {path} is damaged ({why}); it was put aside as {aside}, and is made anew from the journal"
+                                    );
+                                    continue;
+                                }
+                                Err(error) => error.to_string(),
                             }
-                            Err(error) => error.to_string(),
-                        },
+                        }
                         Err(Wrong::Failed(why)) => why,
                     }
                 }
@@ -134,7 +139,6 @@ impl<'a> View<'a> {
         shared.since.store(store.since()?, SeqCst);
         // It may be further back than it was.
         shared.goes_back_to(store.seq, &work.map);
-        shared.seq.send_replace(store.seq);
         let mut store = store;
         store.letters.remember(&shared.letters().dropped_of);
         Ok(View {
