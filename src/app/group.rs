@@ -4,18 +4,21 @@
 //! [`PATIENCE`]. Owner: the operator.
 
 use super::failure::{Exit, Failure};
+use super::stderr::say;
 use super::terminal::{cut, print_all, stdout_width};
-use super::words::{count, list};
+use super::words::{at_least, count, list};
 use super::{dlq, given, host};
 use crate::cli::{GroupArgs, GroupCommand, GroupCreateArgs, GroupLagArgs, GroupRmArgs, GroupSeekArgs};
 use crate::core::client::{Bus, Error, Group};
 use crate::core::harmless::harmless;
 use crate::core::state_root::StateRoot;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The broker answers at once, or something is wrong with it. A look for a time or an id may take a while.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The broker counts lags for so long; it goes on where it was when it is asked again.
+const COUNTING: Duration = Duration::from_secs(10);
 
 pub fn run(root: &StateRoot, command: &GroupCommand) -> Result<Exit, Failure> {
     let runtime =
@@ -51,7 +54,8 @@ fn ok(text: impl Into<String>) -> Said {
 }
 
 async fn ls(bus: &Bus, json: bool) -> Said {
-    let groups = bus.groups().await.map_err(refused)?;
+    let mut groups = bus.groups().await.map_err(refused)?;
+    counted(bus, &mut groups, None).await?;
     if json {
         return ok(json!({"schema": 1, "groups": groups}).to_string());
     }
@@ -88,9 +92,9 @@ fn table(groups: &[Group], width: usize) -> String {
 }
 
 fn cells(group: &Group) -> [String; COLUMNS.len()] {
+    let lag = at_least(group.lag, group.lag_at_least);
     let numbers = [
         group.cursor,
-        group.lag,
         group.members,
         group.held,
         group.waiting,
@@ -98,7 +102,7 @@ fn cells(group: &Group) -> [String; COLUMNS.len()] {
         group.dead,
         group.expired_undelivered,
     ];
-    let [cursor, lag, members, held, waiting, delayed, dead, expired] = numbers.map(|n| n.to_string());
+    let [cursor, members, held, waiting, delayed, dead, expired] = numbers.map(|n| n.to_string());
     let stalled = group.stalled.clone().unwrap_or_else(|| "-".to_owned());
     let topics = list(&group.spec.topics);
     [group.group.clone(), cursor, lag, members, held, waiting, delayed, dead, expired, stalled, topics]
@@ -210,21 +214,73 @@ async fn seek(bus: &Bus, args: &GroupSeekArgs) -> Said {
     })
 }
 
+/// It is not known whether the group is behind by more than this; without it, by how much.
+fn is_open(group: &Group, over: Option<u64>) -> bool {
+    group.lag_at_least && over.is_none_or(|over| group.lag <= over)
+}
+
+/// Asks on for lags that are lower bounds, for [`COUNTING`] at the most: once for each group, or until it is known whether
+/// one is above `over`.
+async fn counted(bus: &Bus, groups: &mut [Group], over: Option<u64>) -> Result<(), Failure> {
+    let until = Instant::now() + COUNTING;
+    for group in groups {
+        while is_open(group, over) && Instant::now() < until {
+            // It may be gone by now; then it stays as it was.
+            let Some(now) = bus.group(&group.group).await.map_err(refused)? else { break };
+            *group = now;
+            match over {
+                Some(over) if group.lag > over => return Ok(()),
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn lag(bus: &Bus, args: &GroupLagArgs) -> Said {
-    let groups = match &args.group {
+    let mut groups = match &args.group {
         Some(name) => vec![bus.group(name).await.map_err(refused)?.ok_or_else(|| unknown(name))?],
         None => bus.groups().await.map_err(refused)?,
     };
-    let is_over = args.over.is_some_and(|over| groups.iter().any(|group| group.lag > over));
+    let is_over =
+        |groups: &[Group]| args.over.is_some_and(|over| groups.iter().any(|group| group.lag > over));
+    if !is_over(&groups) {
+        counted(bus, &mut groups, args.over).await?;
+    }
+    let is_over = is_over(&groups);
+    let is_undecided =
+        !is_over && args.over.is_some() && groups.iter().any(|group| is_open(group, args.over));
     let text = if args.json {
-        let each = |group: &Group| json!({"group": group.group, "lag": group.lag, "stalled": group.stalled});
+        let each = |group: &Group| {
+            let mut each = json!({"group": group.group, "lag": group.lag, "stalled": group.stalled});
+            if group.lag_at_least {
+                each["lag_at_least"] = true.into();
+            }
+            each
+        };
         let groups: Vec<Value> = groups.iter().map(each).collect();
-        json!({"schema": 1, "groups": groups, "over": is_over}).to_string() + "\n"
+        let mut said = json!({"schema": 1, "groups": groups, "over": is_over});
+        if is_undecided {
+            said["undecided"] = true.into();
+        }
+        said.to_string() + "\n"
     } else {
-        let stalled = |group: &Group| group.stalled.clone().unwrap_or_else(|| "-".to_owned());
-        groups.iter().map(|group| format!("{} {} {}\n", group.group, group.lag, stalled(group))).collect()
+        let line = |group: &Group| {
+            let stalled = group.stalled.as_deref().unwrap_or("-");
+            format!("{} {} {stalled}\n", group.group, at_least(group.lag, group.lag_at_least))
+        };
+        groups.iter().map(line).collect()
     };
-    Ok((text, if is_over { Exit::Degraded } else { Exit::Ok }))
+    if is_undecided {
+        say("not all events could be counted in time; ask again, the broker goes on where it was");
+    }
+    let exit = match (is_over, is_undecided) {
+        (true, _) => Exit::Degraded,
+        (false, true) => Exit::TryAgain,
+        (false, false) => Exit::Ok,
+    };
+    Ok((text, exit))
 }
 
 fn unknown(group: &str) -> Failure {

@@ -3,7 +3,7 @@
 //! Always holds: a line is no wider than the terminal; without groups there is nothing. Owner: `status_table.rs`.
 
 use super::terminal::cut;
-use super::words::count;
+use super::words::{at_least, count};
 use crate::core::delivery::groups::figures::Figures;
 use crate::core::status_report::Report;
 use std::io::{self, Write};
@@ -49,8 +49,9 @@ pub fn write(
 }
 
 fn cells(group: &Figures) -> [String; COLUMNS.len()] {
-    let numbers = [group.lag, group.members, group.in_flight, group.dead, group.expired_undelivered];
-    let [lag, members, in_flight, dead, expired] = numbers.map(|n| n.to_string());
+    let lag = at_least(group.lag, group.lag_at_least);
+    let numbers = [group.members, group.in_flight, group.dead, group.expired_undelivered];
+    let [members, in_flight, dead, expired] = numbers.map(|n| n.to_string());
     let stalled = group.stalled.clone().unwrap_or_else(|| "-".to_owned());
     [cut(&group.name, NAME_WIDTH), lag, members, in_flight, dead, expired, stalled]
 }

@@ -21,6 +21,11 @@ pub fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
+/// `17`, or `>=17` when there may be more.
+pub fn at_least(number: u64, is_bound: bool) -> String {
+    if is_bound { format!(">={number}") } else { number.to_string() }
+}
+
 /// Topics, the first ones of many.
 pub fn list(topics: &[String]) -> String {
     match topics.len() {

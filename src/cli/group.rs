@@ -24,8 +24,9 @@ Exit codes:
   65   what was given is wrong: a bad name, topic, header or tag, a place to begin that is none,
        an event beyond the newest one, an id that is not there
   69   no broker answers
-  75   try again later: another seek looks for its place, the journal could not be read, the disk
-       is full, or the broker accepts nobody just now
+  75   try again later: with lag --over: too much to count in 10 s; another seek looks for its
+       place, the journal could not be read, the disk is full, or the broker accepts nobody just
+       now
   77   refused: too many groups, topics that are not for you, a state root of somebody else
   124  no answer"#;
 
@@ -34,8 +35,8 @@ pub const LS_HELP: &str = r#"Examples:
   castra bus group ls
   castra bus group ls --json | jq -r '.groups[] | select(.stalled) | .group'
 
-Columns: CURSOR everything up to this seq is done; LAG how many seqs, of whatever topic, are
-between that and the newest event; MEMBERS; HELD by them; WAITING for one, or behind another of
+Columns: CURSOR everything up to this seq is done; LAG how many events the group has yet to do,
+'>=N' where not all are counted; MEMBERS; HELD by them; WAITING for one, or behind another of
 their key; DELAYED after a nack; DEAD given up, the dead letter not durable yet; EXPIRED taken by
 retention before the group had them, since the broker started; STALLED why nothing is delivered.
 
@@ -47,9 +48,9 @@ pub const SHOW_HELP: &str = r#"Examples:
   castra bus group show mailers --json | jq .lag
 
 With --json an object: schema, group, spec (what it is: topics, headers, tags, batch,
-ack_timeout_ms, max_attempts, ordered_by_key), cursor, lag, members, held, waiting, delayed,
-dead, expired_undelivered, stalled ("no members", "in-flight full", "waiting full", "behind
-retention" or null)."#;
+ack_timeout_ms, max_attempts, ordered_by_key), cursor, lag, lag_at_least (true: there may be
+more; else left out), members, held, waiting, delayed, dead, expired_undelivered, stalled ("no
+members", "in-flight full", "waiting full", "behind retention" or null)."#;
 
 /// Behind `create --help`.
 pub const CREATE_HELP: &str = r#"Examples:
@@ -89,8 +90,13 @@ pub const LAG_HELP: &str = "Examples:
   castra bus group lag
   castra bus group lag mailers --over 1000 || ./page
 
-A line for each group: its name, its lag in events, and why it is stalled if it is ('-' if not).
-With --json: schema, groups (group, lag, stalled), over: whether one is above.";
+A line for each group: its name, its lag, and why it is stalled if it is ('-' if not). The lag is
+the number of events that the group has yet to do: of its topics, not expired, past its filter.
+'>=N' is a lower bound: the broker has not counted all of them.
+
+With --over N it ends with 1 when a lag is above N, and with 75 when that is not known after 10
+seconds. With --json: schema, groups (group, lag, lag_at_least: true for a lower bound, stalled),
+over: whether one is above, undecided: true when that is not known.";
 
 /// `castra bus group`.
 #[derive(Debug, Subcommand)]

@@ -98,7 +98,9 @@ Fields of --json (ages are milliseconds, null when never):
   groups_count                 consumer groups
   groups[]                     those that are furthest behind, at most 64; 'castra bus group ls'
                                has all. At most a second old
-  groups[].name, lag           seqs, of whatever topic, between what is done and head_seq
+  groups[].name, lag           events that it has yet to do: of its topics, not expired, past its
+                               filter; counted at most 30 seconds ago
+  groups[].lag_at_least        true when not all of them are counted; else left out
   groups[].members             0 when the broker does not run
   groups[].in_flight           events that they hold
   groups[].dead                given up, the dead letter is not durable yet

@@ -124,6 +124,10 @@ pub const SEEN_SHARE: u64 = 8;
 /// Events of a group that wait: for a member, for the end of a delay, for another of their key, or for their dead
 /// letter. With more, no further ones are looked at until some of them are done.
 pub const GROUP_WAITING: usize = 8192;
+/// A question of how far a group is behind counts in the journal for so long at the most; then it says a lower bound.
+pub const GROUP_LAG_COUNT: Duration = Duration::from_secs(2);
+/// So much of the journal is read every 30 seconds to count how far groups are behind, in bytes.
+pub const GROUPS_COUNT_BYTES: usize = 64 * 1024 * 1024;
 /// Deliveries in vain that are remembered of an event, with their reasons: the last ones.
 pub const GROUP_FAILURES: usize = 5;
 /// An event that is nacked waits for so long after the first attempt, twice as long after each further one …

@@ -31,6 +31,7 @@ mod groups_begun;
 mod groups_bounds;
 mod groups_edges;
 mod groups_killed;
+mod groups_lag;
 mod groups_retention;
 mod half_characters;
 mod handshake;

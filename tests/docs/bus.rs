@@ -519,6 +519,8 @@ fn limits_are_those_of_limits_rs() {
         ("GROUP_ACK_TIMEOUT", limits::GROUP_ACK_TIMEOUT.as_millis() as u64),
         ("ACK_SEQS", limits::ACK_SEQS as u64),
         ("GROUP_WAITING", limits::GROUP_WAITING as u64),
+        ("GROUP_LAG_COUNT", limits::GROUP_LAG_COUNT.as_millis() as u64),
+        ("GROUPS_COUNT_BYTES", limits::GROUPS_COUNT_BYTES as u64),
         ("GROUP_FAILURES", limits::GROUP_FAILURES as u64),
         ("NACK_DELAY", limits::NACK_DELAY.as_millis() as u64),
         ("NACK_DELAY_LONGEST", limits::NACK_DELAY_LONGEST.as_millis() as u64),

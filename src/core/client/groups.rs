@@ -18,8 +18,11 @@ pub struct Group {
     pub spec: Spec,
     /// Everything up to this seq is done.
     pub cursor: u64,
-    /// Seqs between that and the newest event, of whatever topic.
+    /// Events of its topics that pass its filter, have not expired and are not done.
     pub lag: u64,
+    /// There may be more: the broker has not counted them all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lag_at_least: bool,
     /// How many members it has.
     pub members: u64,
     /// Events that they hold.

@@ -26,6 +26,8 @@ pub struct Step {
     pub expired: u64,
     /// Some of the events have a `ttl_ms`.
     pub expires: bool,
+    /// The events that were looked at have so many bytes.
+    pub looked_at: usize,
     /// Everything before this seq was looked at.
     pub next: u64,
     /// First and last seq that are gone; those who keep the state are sent what is newest of them next.
@@ -103,6 +105,6 @@ pub fn read(
             }
         }
     }
-    (step.next, step.mark) = (reader.next_seq(), reader.mark());
+    (step.next, step.mark, step.looked_at) = (reader.next_seq(), reader.mark(), looked_at);
     Ok(step)
 }

@@ -14,7 +14,7 @@ use super::interest::Chunk;
 use crate::core::limits::GROUP_ANSWERS;
 use bytes::Bytes;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -39,6 +39,8 @@ pub struct Outlet {
     room: Arc<Room>,
     /// Answers that wait for the disk before they come here.
     awaited: AtomicUsize,
+    /// What a group took out last has not arrived yet. Set under the queue's lock.
+    in_hand: AtomicBool,
 }
 
 /// The place of an answer that waits for the disk. Until it is dropped it counts against its session.
@@ -103,6 +105,7 @@ impl Outlet {
             most_bytes,
             room,
             awaited: AtomicUsize::new(0),
+            in_hand: AtomicBool::new(false),
         }
     }
 
@@ -168,6 +171,9 @@ impl Outlet {
     pub fn pop(&self) -> Option<Item> {
         let mut queue = self.lock();
         let item = queue.items.pop_front();
+        if matches!(item, Some(Item::Chunk(..) | Item::Left(..))) {
+            self.in_hand.store(true, Relaxed);
+        }
         match &item {
             Some(Item::Chunk(_, chunk)) => {
                 queue.events -= chunk.events;
@@ -201,6 +207,16 @@ impl Outlet {
     /// Whether something waits.
     pub fn is_empty(&self) -> bool {
         self.lock().items.is_empty()
+    }
+
+    /// What was taken out has arrived.
+    pub fn arrived(&self) {
+        self.in_hand.store(false, Relaxed);
+    }
+
+    /// Nothing waits, and what was taken out has arrived.
+    pub fn is_idle(&self) -> bool {
+        self.lock().items.is_empty() && !self.in_hand.load(Relaxed)
     }
 
     /// More waits than anybody hands out at a time: whoever sends for more is taken from no longer.

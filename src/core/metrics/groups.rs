@@ -274,7 +274,7 @@ impl Grouped {
             *members += group.members;
             *lag = (*lag).max(group.lag);
         }
-        let lag = "Events between what a group has done and the newest one; of '$other' the most.";
+        let lag = "Events that a group has yet to do, as far as they are counted; of '$other' the most.";
         for (n, (name, help)) in [
             ("events_inflight", "Events that members of a group hold."),
             ("castra_group_members", "Members of a group."),

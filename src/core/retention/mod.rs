@@ -96,10 +96,14 @@ impl Retention {
 
 /// Whether an event whose topic has this bound is of no use any more at `now`, wall time in milliseconds.
 pub fn is_expired(event: &Event<'_>, bound: Option<Bound>, now: u64) -> bool {
-    event.expires_at().is_some_and(|at| at <= now)
-        || bound.is_some_and(|bound| {
-            event.seq <= bound.through || bound.age_ms.is_some_and(|age| event.ts.saturating_add(age) <= now)
-        })
+    expires_at(event, bound).is_some_and(|at| at <= now)
+        || bound.is_some_and(|bound| event.seq <= bound.through)
+}
+
+/// When an event whose topic has this bound is of no use any more, wall time in milliseconds, as far as it depends on time.
+pub fn expires_at(event: &Event<'_>, bound: Option<Bound>) -> Option<u64> {
+    let by_age = bound.and_then(|bound| bound.age_ms).map(|age| event.ts.saturating_add(age));
+    event.expires_at().into_iter().chain(by_age).min()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a session asks of the newest events per key, one question after the other.
+//! What a session asks of the newest events per key, and of a group, one question after the other.
 //!
 //! Always holds: answers come in the order of the questions, and each when it is known; so many wait at the most, then the
 //! session is not read on (invariant 6); nothing else of the session waits for them. Owner: the session.
@@ -31,6 +31,11 @@ impl Asking {
         self.waiting.len() >= LATEST_ASKED
     }
 
+    /// One more.
+    pub fn add(&mut self, answer: impl Future<Output = Vec<u8>> + Send + 'static) {
+        self.waiting.push_back(Box::pin(answer));
+    }
+
     /// The answer to the first one, when it is known.
     pub async fn answer(&mut self) -> Vec<u8> {
         poll_fn(|cx| match self.waiting.front_mut() {
@@ -58,7 +63,7 @@ impl Session<'_> {
                 Box::pin(async move { latest.answer(&ask).await.unwrap_or_else(|why| refused(&ask, &why)) })
             }
         };
-        self.asking.waiting.push_back(answer);
+        self.asking.add(answer);
     }
 
     fn may_ask(&self, ask: &Ask) -> Result<(), Refusal> {

@@ -98,12 +98,22 @@ impl Session<'_> {
         }
     }
 
-    fn try_manage(&self, manage: Manage) -> Result<Option<Value>, Refusal> {
+    fn try_manage(&mut self, manage: Manage) -> Result<Option<Value>, Refusal> {
         let (groups, outlet) = (&self.bus.groups, &self.subscribing.outlet);
         let may = |patterns: &[Pattern]| self.check_rights(patterns);
         match manage {
             Manage::List(after) => return Ok(Some(groups.list(after.as_deref(), may))),
-            Manage::Show(group) => return groups.show(&group, may).map(Some),
+            Manage::Show(group) => {
+                let said = groups.show(&group, may)?;
+                self.asking.add(async move {
+                    let mut out = Vec::new();
+                    match said.await {
+                        Ok(said) => report(&mut out, "group", &said),
+                        Err(refusal) => refused(&mut out, "group", &group, None, &refusal),
+                    }
+                    out
+                });
+            }
             Manage::Create(wish) => groups.create(*wish, (outlet, &self.vm.name), may)?,
             Manage::Seek(group, from) => groups.seek(&group, from, outlet, may)?,
             Manage::Remove(group) => groups.remove(&group, outlet, may)?,

@@ -1,4 +1,5 @@
-//! Looks after groups that have no members, so that their cursors come along and what they missed is known.
+//! Looks after groups that have no members, so that their cursors come along and what they missed is known; and counts on
+//! how far all of them are behind.
 //!
 //! Always holds: a group that has members, or was moved meanwhile, is left alone; what only passed by is not worth a
 //! record: a snapshot has it, and the end of the broker. Owner: [`super::Groups`].
@@ -49,6 +50,7 @@ impl Handle {
         }
         state.machine.pass(passed.through);
         state.awaited = passed.awaited;
+        state.count_passed(passed.expired > 0);
         if passed.expired > 0 {
             state.expire(passed.expired);
             state.wants_cursor = true;
@@ -61,9 +63,16 @@ impl Handle {
 
 /// For as long as the broker runs.
 pub(super) async fn run(groups: Arc<Groups>) {
+    let mut counted = 0;
     loop {
         if let Err(error) = turn(&groups).await {
             tracing::error!(%error, "journal: cannot be read for groups without members");
+        }
+        match groups.count_all(counted).await {
+            Ok(next) => counted = next,
+            Err(error) => {
+                tracing::error!(%error, "journal: cannot be read to count how far groups are behind")
+            }
         }
         sleep(EVERY).await;
     }

@@ -4,6 +4,7 @@
 
 use super::Groups;
 use super::handle::{Handle, State};
+use super::lag::{Lag, Place};
 use crate::core::delivery::group::figures::Stall;
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +14,11 @@ use serde::{Deserialize, Serialize};
 pub struct Figures {
     /// Its name.
     pub name: String,
-    /// Seqs between what is done and the newest event.
+    /// Events that it has yet to do.
     pub lag: u64,
+    /// There may be more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lag_at_least: bool,
     /// How many members.
     pub members: u64,
     /// Events that they hold.
@@ -42,17 +46,19 @@ impl State {
 }
 
 impl Handle {
-    fn figures(&self, first: u64, head: u64) -> Figures {
+    fn figures(&self, place: Place) -> Figures {
         let state = self.lock();
         let counts = state.machine.counts();
+        let Lag { events, at_least } = state.lag(place);
         Figures {
             name: self.name.to_string(),
-            lag: head.saturating_sub(counts.cursor),
+            lag: events,
+            lag_at_least: at_least,
             members: state.members.len() as u64,
             in_flight: counts.in_flight as u64,
             dead: counts.dead as u64,
             expired_undelivered: state.expired,
-            stalled: state.stalled(first).map(str::to_owned),
+            stalled: state.stalled(place.first).map(str::to_owned),
         }
     }
 }
@@ -60,9 +66,8 @@ impl Handle {
 impl Groups {
     /// All of them, in the order of their names.
     pub fn figures(&self) -> Vec<Figures> {
-        let map = self.journal.map();
-        let (first, head) = (map.first_seq(), map.durable_seq());
-        self.all().iter().map(|handle| handle.figures(first, head)).collect()
+        let place = self.place();
+        self.all().iter().map(|handle| handle.figures(place)).collect()
     }
 
     /// How many there are, and those that are furthest behind, `most` of them, the worst first.

@@ -11,6 +11,7 @@
 
 use super::counting::Counting;
 use super::intake::Came;
+use super::lag::Counted;
 use super::lines::Lines;
 use super::notes::Known;
 use super::passing::Awaited;
@@ -43,7 +44,7 @@ pub(super) struct Handle {
     pub patterns: Box<[Pattern]>,
     /// The VM whose session began it; empty when it is not known.
     pub by: Box<str>,
-    keys: RandomState,
+    pub(super) keys: RandomState,
     state: Mutex<State>,
     /// Its task has something to do.
     pub(super) wake: Notify,
@@ -114,6 +115,10 @@ pub(super) struct State {
     pub(super) is_seeking: bool,
     /// Where the task is to go on.
     pub(super) seek: Option<u64>,
+    /// Its queue, while the router puts all of its events there.
+    pub(super) live: Option<Arc<Outlet>>,
+    /// What was counted for somebody who asked how far it is behind.
+    pub(super) counted: Option<Box<Counted>>,
     /// What it waits with while it has no members, as far as that is known.
     pub(super) awaited: Option<Awaited>,
     /// The cursor is to be written, though it only passed other events.
@@ -191,6 +196,8 @@ impl Handle {
                 is_life_written: true,
                 is_seeking: false,
                 seek: None,
+                live: None,
+                counted: None,
                 awaited: None,
                 wants_cursor: false,
                 creators: Vec::new(),
@@ -222,21 +229,27 @@ impl Handle {
         Interest::of_group(&self.name, &self.patterns, &self.spec)
     }
 
-    /// Takes events in, whose frames begin with `head`, and what was looked at up to `through`.
-    pub fn take(self: &Arc<Self>, came: &Came, head: &[u8]) {
+    /// Takes events in, whose frames begin with `head`, and what was looked at up to `through`; `outlet` is the queue that
+    /// the router puts them in.
+    pub fn take(self: &Arc<Self>, came: &Came, head: &[u8], outlet: &Arc<Outlet>) {
         let (mut found, mut expired) = (Vec::new(), came.expired);
         let own = (head, &*self.name);
         super::taken::each(&came.frames, own, &self.spec, &self.keys, |one| found.push(one));
         let mut state = self.lock();
+        outlet.arrived();
         // It goes on elsewhere: what lies before these events is not done.
         if state.seek.is_some() {
             return;
+        }
+        if came.is_live != state.live.is_some() {
+            state.live = came.is_live.then(|| outlet.clone());
         }
         let mut held = Vec::new();
         for one in found {
             match one {
                 Found::Event(Taken { place, key, bytes }) => {
                     if state.machine.offer(place.seq, key, bytes) {
+                        state.count_taken(place.seq);
                         held.push(place);
                     }
                 }
@@ -253,6 +266,7 @@ impl Handle {
         state.expire(expired);
         state.wants_cursor |= expired > 0;
         state.machine.pass(came.through);
+        state.count_passed(expired > 0);
         self.act(&mut state);
     }
 
@@ -263,6 +277,7 @@ impl Handle {
             return;
         }
         state.machine.pass(through);
+        state.count_passed(false);
         state.wants_cursor = state.machine.unwritten_cursor() > 0;
         self.act(&mut state);
     }
@@ -289,7 +304,7 @@ impl Handle {
         state.is_running = !rests;
         if rests {
             state.machine.shrink();
-            state.awaited = None;
+            (state.awaited, state.live) = (None, None);
             self.list_cursor(&mut state);
         }
         rests
@@ -333,6 +348,7 @@ impl State {
     pub(super) fn clear(&mut self) {
         self.lines.clear();
         self.expires = false;
+        (self.live, self.counted) = (None, None);
         self.counting.iter_mut().for_each(|counting| counting.clear());
         (self.dying, self.burying, self.letters) = (Vec::new(), Vec::new(), VecDeque::new());
     }

@@ -37,6 +37,8 @@ pub(super) struct Came {
     pub expires: bool,
     /// Everything up to this seq was looked at.
     pub through: u64,
+    /// What follows comes out of the queue.
+    pub is_live: bool,
 }
 
 pub(super) struct Intake {
@@ -104,11 +106,13 @@ impl Intake {
                         let Chunk { frames, expires, .. } = chunk;
                         // They may be kept for long, and have room for more behind them.
                         let frames = Bytes::copy_from_slice(&frames);
-                        return Ok(Came { frames, expired: 0, expires, through: chunk.to });
+                        return Ok(Came { frames, expired: 0, expires, through: chunk.to, is_live: true });
                     }
                     Some(Item::Left(_, from)) => {
                         self.is_live = false;
                         self.next = self.next.max(from);
+                        let (frames, through) = (Bytes::new(), self.next - 1);
+                        return Ok(Came { frames, expired: 0, expires: false, through, is_live: false });
                     }
                     Some(Item::Held(..)) => {}
                     None => self.outlet.ready().await,
@@ -144,8 +148,14 @@ impl Intake {
             let Step { mut frames, expired, expires, .. } = step;
             // As above.
             frames.shrink_to_fit();
-            return Ok(Came { frames: frames.into(), expired, expires, through: self.next - 1 });
+            let (frames, through, is_live) = (frames.into(), self.next - 1, self.is_live);
+            return Ok(Came { frames, expired, expires, through, is_live });
         }
+    }
+
+    /// The queue that the router puts events in.
+    pub fn outlet(&self) -> &Arc<Outlet> {
+        &self.outlet
     }
 
     /// A read has begun, for which there was room.

@@ -16,6 +16,7 @@ mod frames;
 mod hand_out;
 mod handle;
 mod intake;
+mod lag;
 mod lapse;
 mod ledger;
 mod letters;
@@ -198,29 +199,15 @@ impl Groups {
         group: &str,
         may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
     ) -> Result<Arc<Handle>, Refusal> {
-        let Some(handle) = handles.get(group) else {
-            return Err(Refusal::new("unknown-group", format!("there is no group '{group}'")));
-        };
+        let handle = handles.get(group).ok_or_else(|| unknown(group))?;
         may(&handle.patterns)?;
         Ok(handle.clone())
     }
 
-    /// How a group stands.
-    ///
-    /// # Errors
-    /// `unknown-group`, and what `may` says of its topics.
-    pub fn show(
-        &self,
-        group: &str,
-        may: impl Fn(&[Pattern]) -> Result<(), Refusal>,
-    ) -> Result<Value, Refusal> {
-        let map = self.journal.map();
-        Ok(self.find(&self.lock(), group, may)?.report(map.first_seq(), map.durable_seq()))
-    }
-
-    /// How some groups stand whose topics `may` lets be seen: those behind the name `after`, as many as fit a frame.
+    /// How some groups stand whose topics `may` lets be seen: those behind the name `after`, as many as fit a frame. Their
+    /// lags are what was counted last.
     pub fn list(&self, after: Option<&str>, may: impl Fn(&[Pattern]) -> Result<(), Refusal>) -> Value {
-        let map = self.journal.map();
+        let place = self.place();
         let (mut groups, mut bytes, mut is_more) = (Vec::new(), 0, false);
         let behind = (after.map_or(Unbounded, Excluded), Unbounded);
         let all: Vec<_> = self.lock().range::<str, _>(behind).map(|(_, handle)| handle.clone()).collect();
@@ -228,7 +215,7 @@ impl Groups {
             if may(&handle.patterns).is_err() {
                 continue;
             }
-            let report = handle.report(map.first_seq(), map.durable_seq());
+            let report = handle.report(place);
             bytes += report.to_string().len() + 1;
             if bytes > LIST_BYTES && !groups.is_empty() {
                 is_more = true;
@@ -382,6 +369,10 @@ impl Drop for Membership {
     fn drop(&mut self) {
         self.handle.leave(self.number);
     }
+}
+
+fn unknown(group: &str) -> Refusal {
+    Refusal::new("unknown-group", format!("there is no group '{group}'"))
 }
 
 fn patterns_of(topics: &[String]) -> Vec<Pattern> {

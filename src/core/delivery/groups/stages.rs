@@ -9,6 +9,7 @@
 //! durable. Owner: [`super::Groups`].
 
 use super::handle::{Handle, Stage, State};
+use super::lag::{Lag, Place};
 use crate::core::clock::wall_ms;
 use crate::core::delivery::outlet::Outlet;
 use crate::core::refusal::Refusal;
@@ -130,18 +131,22 @@ impl Handle {
         matches!(self.lock().stage, Stage::Gone | Stage::Removed)
     }
 
-    /// How it stands, `head` being the newest event and `first` the oldest.
-    pub fn report(&self, first: u64, head: u64) -> Value {
+    /// How it stands.
+    pub fn report(&self, place: Place) -> Value {
         let state = self.lock();
         let counts = state.machine.counts();
-        let cursor = counts.cursor;
-        let stalled = state.stalled(first);
-        json!({
-            "group": self.name, "spec": self.spec, "cursor": cursor, "lag": head.saturating_sub(cursor),
+        let Lag { events, at_least } = state.lag(place);
+        let stalled = state.stalled(place.first);
+        let mut report = json!({
+            "group": self.name, "spec": self.spec, "cursor": counts.cursor, "lag": events,
             "members": state.members.len(), "held": counts.in_flight,
             "waiting": counts.waiting + counts.behind, "delayed": counts.delayed, "dead": counts.dead,
             "stalled": stalled, "expired_undelivered": state.expired,
-        })
+        });
+        if at_least {
+            report["lag_at_least"] = true.into();
+        }
+        report
     }
 
     /// It begins behind `cursor`.
@@ -225,7 +230,7 @@ mod tests {
     }
 
     fn came(frames: Vec<u8>) -> Came {
-        Came { frames: frames.into(), expired: 0, expires: false, through: 95 }
+        Came { frames: frames.into(), expired: 0, expires: false, through: 95, is_live: false }
     }
 
     #[tokio::test]
@@ -260,15 +265,15 @@ mod tests {
         group.unwritten();
         group.written();
         group.end_seek(Ok(10), &outlet);
-        let mut frames = Vec::new();
+        let (mut frames, place) = (Vec::new(), Place { first: 1, head: 95, handed: 95 });
         let head = delivery_head("g", 1, 5);
         event(&mut frames, &head, b"{\"seq\":90,\"id\":\"x\"}\n");
-        group.take(&came(frames.clone()), &head);
+        group.take(&came(frames.clone()), &head, &outlet);
         group.pass(99);
-        assert_eq!((group.cursor(), group.report(1, 95)["waiting"].as_u64()), (10, Some(0)));
+        assert_eq!((group.cursor(), group.report(place)["waiting"].as_u64()), (10, Some(0)));
         assert_eq!(group.take_seek(), Some(11));
-        group.take(&came(frames), &head);
-        assert_eq!(group.report(1, 95)["waiting"].as_u64(), Some(1));
+        group.take(&came(frames), &head, &outlet);
+        assert_eq!(group.report(place)["waiting"].as_u64(), Some(1));
     }
     #[tokio::test]
     async fn a_group_has_a_task_once_it_knows_where_it_begins_and_somebody_is_there() {

@@ -82,7 +82,7 @@ async fn run(groups: Arc<Groups>, handle: Arc<Handle>) {
             came = intake.next(room), if room > 0 || intake.is_reading() => match came {
                 Ok(came) => {
                     intake.read.take().into_iter().for_each(|time| handle.polled(time));
-                    handle.take(&came, interest.head());
+                    handle.take(&came, interest.head(), intake.outlet());
                 }
                 Err(error) => {
                     tracing::error!(%error, group = %handle.name, "journal: cannot be read for a group");
