@@ -7,8 +7,8 @@ use super::status_groups;
 use super::terminal::{cut, has_color, stdout_height, stdout_width};
 use super::words::{age, list};
 use crate::core::harmless::harmless;
-use crate::core::limits::REACHABLE_MS;
-use crate::core::status::{ReloadRefused, State};
+use crate::core::limits::{PAUSE_FREE, REACHABLE_MS};
+use crate::core::status::{GraceStatus, ReloadRefused, State};
 use crate::core::status_report::{Report, VmReport};
 use std::io::{self, Write};
 use std::path::Path;
@@ -102,6 +102,9 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
             "{lines} log lines were dropped from stderr: nobody read it; logs/broker.log has them"
         ))?;
     }
+    if let Some(text) = journal.grace.as_ref().and_then(grace) {
+        writeln!(out, "{}", cut(&text, width))?;
+    }
     if let Some(text) = lost(report) {
         writeln!(out, "{}", cut(&text, width))?;
     }
@@ -132,6 +135,19 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
         .iter()
         .flatten()
         .try_for_each(|line| writeln!(out, "{}", paint.with(DIM, &cut(line, width))))
+}
+
+/// A pause that does not count as age yet, unless it was too short to matter.
+fn grace(grace: &GraceStatus) -> Option<String> {
+    let pause = match grace.pause_ms {
+        0 => "a while".to_owned(),
+        ms if u128::from(ms) <= PAUSE_FREE.as_millis() => return None,
+        ms => age(ms as i64),
+    };
+    let (through, left) = (grace.through, age(grace.left_ms as i64));
+    Some(format!(
+        "no broker ran for {pause}; events up to {through} do not age by that before {left} have passed"
+    ))
 }
 
 /// How wide the columns are that find room: all, or those before the topics, or those that are needed, or fewer.

@@ -34,6 +34,12 @@ Fields of --json (ages are milliseconds, null when never):
                                else 0
   broker.journal.ids_left_out  VMs whose newest ids a segment has no room for: after a restart
                                repeats of theirs may be stored again (docs/BUS.md, Repeats)
+  broker.journal.removed       seqs that retention removed since the broker started, by reason:
+                               .size, .age, .topics (the retention of topics)
+  broker.journal.grace         no broker ran for a while, which does not count as age yet; or null:
+    .through                   the newest event before that
+    .pause_ms                  how long that was; 0: not known
+    .left_ms                   running time until it counts
   broker.journal.damage        ranges that were durable and cannot be read (at most 16;
                                logs/broker.log has all)
   broker.reload_refused        the last reload of castra.toml was refused and changed nothing:

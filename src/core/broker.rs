@@ -13,6 +13,7 @@ use super::awake::{self, Instant, timeout, timeout_at};
 use super::bus::{Bus, Ending};
 use super::config::topics::{Keep, TopicSetting};
 use super::delivery::Delivery;
+use super::delivery::groups::figures::asks_without;
 use super::delivery::groups::notes::Replay;
 use super::delivery::groups::{Dirty, Groups};
 use super::delivery::router::Router;
@@ -211,9 +212,10 @@ pub async fn run(
     let dirty = Arc::<Dirty>::default();
     let router =
         Router::start(opened.map().durable_seq() + 1, on_failure.clone()).map_err(failed("router"))?;
+    let (owners, without) = asks_without(vms.clone());
     let (journal, known) = {
         let logs = logs.clone();
-        let reached = Reached { views: latest.floor(logs.floor()), useless: retention.useless() };
+        let reached = Reached { views: latest.floor(logs.floor()), useless: retention.useless(), without };
         let view = latest.clone();
         let commits = router.clone();
         let metrics = metrics.clone();
@@ -247,6 +249,7 @@ pub async fn run(
     let counts = metrics.as_ref().map(|metrics| metrics.groups.clone());
     let views = (latest.clone(), counts);
     let groups = Groups::start(limits, delivery.clone(), journal.clone(), replay, dirty, views);
+    let _ = owners.set(Arc::downgrade(&groups));
     status.attach_groups(groups.clone());
     let snapshots = Snapshots::new(latest.clone(), journal.clone());
     tokio::spawn(snapshots.clone().schedule(std::mem::take(topics)));

@@ -354,12 +354,9 @@ impl<'a> Event<'a> {
         self.line.get(self.layout.topic()).unwrap_or_default()
     }
 
-    /// The wall time in milliseconds from which on it is delivered no more, if it has such a time.
-    pub fn expires_at(&self) -> Option<u64> {
-        self.layout
-            .expires
-            .then(|| self.line.get(self.layout.topic().end + 1..).and_then(ttl_of))?
-            .map(|ttl| self.ts.saturating_add(ttl))
+    /// So many milliseconds after it was published it is delivered no more, if it has a `ttl_ms`.
+    pub fn ttl_ms(&self) -> Option<u64> {
+        self.layout.expires.then(|| self.line.get(self.layout.topic().end + 1..).and_then(ttl_of))?
     }
 
     /// Its id, encoded, without its quotes.
@@ -417,7 +414,7 @@ mod tests {
         assert!(std::str::from_utf8(batch.tail(&draft)).unwrap().ends_with(tail));
         let line = [b"{\"seq\":1,\"ts\":7,", batch.tail(&draft)].concat();
         let event = Event { seq: 1, ts: 7, line: &line, layout: Layout::of(&draft, 16) };
-        assert_eq!(event.expires_at(), Some(5007));
+        assert_eq!(event.ttl_ms(), Some(5000));
         for (wrong, code) in [
             (r#"{"ttl_ms":0}"#, "bad-ttl"),
             (r#"{"ttl_ms":315360000001}"#, "bad-ttl"),
@@ -429,7 +426,7 @@ mod tests {
         push(&mut batch, r#"{"topic":"t","key":",\"ttl_ms\":5"}"#).unwrap();
         let draft = batch.drafts()[1];
         let line = [b"{\"seq\":1,\"ts\":7,", batch.tail(&draft)].concat();
-        assert_eq!(Event { seq: 1, ts: 7, line: &line, layout: Layout::of(&draft, 16) }.expires_at(), None);
+        assert_eq!(Event { seq: 1, ts: 7, line: &line, layout: Layout::of(&draft, 16) }.ttl_ms(), None);
     }
 
     #[test]

@@ -32,6 +32,21 @@ pub const HEADERS: usize = 32;
 pub const HEADER_BYTES: usize = 1024;
 /// The longest `sid`, in bytes.
 pub const SID_BYTES: usize = 128;
+/// A longer pause, during which no broker ran or the machine slept, counts for retention only after [`AGE_GRACE`].
+pub const PAUSE_FREE: Duration = Duration::from_secs(600);
+/// A broker runs for so long before a pause counts for retention. Longer than consumers and an operator take to come
+/// back, shorter than a laptop's day.
+pub const AGE_GRACE: Duration = Duration::from_secs(4 * 3600);
+/// The wall clock has not been set for so long when it says how long a pause was.
+pub const AGE_STEADY: Duration = Duration::from_secs(600);
+/// Events that came within so long may count as of the same age.
+pub const AGE_STEP: Duration = Duration::from_millis(100);
+/// The most times that are kept, to know how old events are.
+pub const AGE_MARKS: usize = 8192;
+/// The most pauses that are kept apart until they count.
+pub const AGE_PAUSES: usize = 64;
+/// How old events are is written down so often; a broker that is killed forgets the age of those that came since.
+pub const AGE_SAVE: Duration = Duration::from_secs(30);
 /// The longest `ttl_ms`: ten years.
 pub const TTL_MS: u64 = 315_360_000_000;
 /// The most tags of one event, and the most ids in its `caused_by`.

@@ -92,6 +92,13 @@ impl Standing {
     }
 }
 
+impl Standing {
+    /// It reads the event `seq` or an older one.
+    pub(super) fn is_behind(&self, seq: u64) -> bool {
+        self.behind.load(Relaxed) <= seq
+    }
+}
+
 impl Totals {
     /// Takes in a session, while `head_seq` is the newest event.
     pub(super) fn add(&mut self, session: &Standing, head_seq: u64) {

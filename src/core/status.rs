@@ -17,7 +17,7 @@ use super::limits::{TOPIC_BYTES, TOPICS_SHOWN_BYTES};
 use super::standing::{Standing, Together};
 pub use latest::LatestStatus;
 use serde::{Deserialize, Serialize};
-pub use snapshot::{JournalStatus, Now, ReloadRefused, Snapshot, State};
+pub use snapshot::{GraceStatus, JournalStatus, Now, ReloadRefused, RemovedStatus, Snapshot, State};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

@@ -15,7 +15,9 @@ use super::limits::{DAMAGE_SHOWN, GROUPS_SHOWN};
 use super::logs::Logs;
 use super::service::Supervisor;
 use super::state_root::StateRoot;
-use super::status::{JournalStatus, LatestStatus, Now, SCHEMA, Snapshot, State, VmTable};
+use super::status::{
+    GraceStatus, JournalStatus, LatestStatus, Now, RemovedStatus, SCHEMA, Snapshot, State, VmTable,
+};
 use super::status_file::{self, StatusWriter};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,8 +63,14 @@ impl StatusKeeper {
             Ok(Some(old)) => {
                 vms.remember(&old.vms, now.boot_ms, |stamp| old.age(stamp, &now));
                 // Until the journal is open; a start that fails leaves it so.
-                journal =
-                    JournalStatus { ts_ahead_ms: 0, ids_left_out: 0, damage: Vec::new(), ..old.journal };
+                journal = JournalStatus {
+                    ts_ahead_ms: 0,
+                    ids_left_out: 0,
+                    removed: RemovedStatus::default(),
+                    grace: None,
+                    damage: Vec::new(),
+                    ..old.journal
+                };
             }
             Ok(None) => {}
             Err(error) => {
@@ -156,7 +164,7 @@ impl StatusKeeper {
         let mut changed = self.vms.take_changed() || always;
         if let Some((journal, logs, latest)) = running {
             let map = journal.map();
-            let segments = map.segments();
+            let (segments, removed) = (map.segments(), journal.removed());
             let now = JournalStatus {
                 first_seq: map.first_seq(),
                 head_seq: map.durable_seq(),
@@ -165,6 +173,16 @@ impl StatusKeeper {
                 bytes: segments.iter().map(|s| s.end).sum(),
                 ts_ahead_ms: map.newest_ts().saturating_sub(clock::wall_ms()),
                 ids_left_out: map.ids_left_out(),
+                removed: RemovedStatus {
+                    size: removed.by_size,
+                    age: removed.by_age,
+                    topics: removed.by_topics,
+                },
+                grace: journal.ages().uncounted().map(|pause| GraceStatus {
+                    through: pause.through,
+                    pause_ms: pause.pause_ms,
+                    left_ms: pause.left_ms,
+                }),
                 damage: std::mem::take(&mut snapshot.journal.damage),
             };
             let state = match snapshot.state {

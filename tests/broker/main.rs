@@ -76,3 +76,4 @@ mod terminal;
 mod tokens;
 mod unit;
 mod unix;
+mod wrong_clock;

@@ -102,7 +102,18 @@ fn a_running_broker_shows_itself_and_its_vms() {
     let journal = &own["journal"];
     assert_eq!(
         keys(journal),
-        ["bytes", "damage", "first_seq", "head_seq", "ids_left_out", "logs_seq", "segments", "ts_ahead_ms"]
+        [
+            "bytes",
+            "damage",
+            "first_seq",
+            "grace",
+            "head_seq",
+            "ids_left_out",
+            "logs_seq",
+            "removed",
+            "segments",
+            "ts_ahead_ms"
+        ]
     );
     assert_eq!((&journal["first_seq"], &journal["head_seq"]), (&json!(1), &json!(7)));
     assert_eq!(journal["ts_ahead_ms"], 0);

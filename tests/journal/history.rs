@@ -448,7 +448,8 @@ impl Life {
         let keep = rng.below(5 * self.bytes);
         let floor =
             if rng.one_in(4) { rng.below(self.map.durable_seq() + 1) } else { self.map.durable_seq() };
-        let gone = retain::expired(&segments, self.now, keep, 1 << 40, (floor, 0), self.map.needed());
+        let bounds = retain::Bounds { bytes: keep, floor, notes: self.map.needed(), ..Default::default() };
+        let gone = retain::expired(&segments, &bounds).len();
         if gone == 0 {
             return Ok(());
         }

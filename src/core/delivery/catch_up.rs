@@ -5,6 +5,7 @@
 
 use super::subscription::{Plan, Wanted};
 use crate::core::event::Event;
+use crate::core::journal::Ages;
 use crate::core::journal::read::{Mark, Read, Reader};
 use crate::core::latest::compaction::Compaction;
 use crate::core::latest::is_change;
@@ -40,8 +41,8 @@ pub struct Step {
     pub mark: Option<Mark>,
 }
 
-/// Reads on for `plan`, and makes about as many bytes of frames as it says. What has expired at `now`, wall time in
-/// milliseconds, is left out.
+/// Reads on for `plan`, and makes about as many bytes of frames as it says. What has expired, now
+/// that events are so old, is left out.
 ///
 /// # Errors
 /// The journal cannot be read.
@@ -50,7 +51,7 @@ pub fn read(
     plan: &Plan,
     retention: &Retention,
     compaction: &Compaction,
-    now: u64,
+    ages: &Ages,
 ) -> io::Result<Step> {
     let mut step = Step { next: plan.at, ..Step::default() };
     let mut looked_at = 0;
@@ -69,7 +70,7 @@ pub fn read(
                 wanted.extend((0..plan.wanted.len()).filter(|i| plan.wanted[*i].interest.wants(text)));
                 bound = if wanted.is_empty() { None } else { retention.of(&topic) };
             }
-            let is_over = !wanted.is_empty() && is_expired(&found, bound, now);
+            let is_over = !wanted.is_empty() && is_expired(&found, bound, ages);
             // What changes the state is never out of date for those who keep it.
             let stays = is_over && is_change(compaction, &found);
             *expires |= found.layout.expires && !is_over;

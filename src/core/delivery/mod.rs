@@ -22,7 +22,6 @@ pub mod router;
 mod routes;
 pub mod subscription;
 
-use super::clock::wall_ms;
 use super::identity::VmName;
 use super::journal::Journal;
 use super::journal::read::Mark;
@@ -174,7 +173,7 @@ impl Delivery {
             if let Some(mark) = mark {
                 reader.resume(mark)?;
             }
-            catch_up::read(&mut reader, &plan, &retention, &compaction, wall_ms())
+            catch_up::read(&mut reader, &plan, &retention, &compaction, &journal.ages())
         })
     }
 }

@@ -16,6 +16,7 @@ use super::inbox::{Next, Round, Rounds};
 use super::notes::{Class, Note};
 use super::repeats::Seqs;
 use super::spare::Spares;
+use super::timekeeper::Timekeeper;
 use super::writer::{CommitError, Committed, Share, Writer, batch_bytes, note_bytes};
 use crate::core::clock::wall_ms;
 use crate::core::event::Batch;
@@ -90,6 +91,8 @@ pub(super) trait Observer: Send {
 
 pub(super) struct CommitLoop<O> {
     pub writer: Writer,
+    /// How old events are.
+    pub time: Arc<Timekeeper>,
     pub spares: Arc<Spares>,
     pub rounds: Rounds,
     pub observer: O,
@@ -285,6 +288,10 @@ impl<O: Observer> CommitLoop<O> {
         }
         match self.writer.commit() {
             Ok(committed) => {
+                if let Some(last) = committed.last_seq() {
+                    // Before anybody hears of them.
+                    self.time.committed(last);
+                }
                 self.waiting.drain(..).for_each(|(seqs, submission)| settle(seqs, submission));
                 self.noted.drain(..).for_each(|reply| answer(reply, Ok(())));
                 if committed.first_seq().is_some() {

@@ -10,8 +10,10 @@
 //! stands in a journal, `held.rs` and `inspect.rs` the same for whoever only reads, `repeats.rs`, `seen.rs` and `window.rs`
 //! which events are repeats, `opening.rs` and `snapshot.rs` what a segment begins with of that, `refill.rs` the same after a start; `lookup.rs` and `index.rs` find a time
 //! or an id; `notes.rs` what others keep here, `replay.rs` the same after a
-//! start. Owner: `broker.rs`.
+//! start; `timeline.rs` and `timekeeper.rs` how old events are, `retainer.rs` has retention done and says so. Owner:
+//! `broker.rs`.
 
+mod ages;
 pub mod aligned;
 mod commit;
 mod committed;
@@ -32,15 +34,19 @@ mod refill;
 mod repeats;
 mod replay;
 pub mod retain;
+mod retainer;
 mod scan;
 mod seen;
 pub mod segment;
 mod snapshot;
 pub mod spare;
+mod timekeeper;
+mod timeline;
 mod turns;
 mod window;
 pub mod writer;
 
+pub use ages::{Ages, Uncounted};
 pub use commit::{NotCommitted, Outcome, Receipt};
 pub use damage::{Damage, Found};
 pub use look::OpenError;
@@ -56,13 +62,14 @@ use commit::{CommitLoop, NoteCall, Observer, SeenCall, Submission};
 use disk::Disk;
 use inbox::Inbox;
 use read::Reader;
-pub use retain::Reached;
+pub use retain::{Reached, Removed, Without};
+use retainer::Retainer;
 use segment::Map;
 use spare::Spares;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use timekeeper::Timekeeper;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use writer::{Committed, Share, Writer};
 
@@ -71,6 +78,7 @@ pub struct Opened {
     disk: Arc<dyn Disk>,
     map: Arc<Map>,
     writer: Writer,
+    time: Arc<Timekeeper>,
     /// What was found.
     pub report: Report,
 }
@@ -87,8 +95,9 @@ impl Opened {
             tracing::warn!(%error, "journal: an index of ids that is of no use could not be removed");
         }
         let seen = refill::refill(&disk, &map).map_err(look::failed("read its ids"))?;
+        let time = Arc::new(Timekeeper::open(&*disk, &map, report.next.ts));
         let writer = Writer::new(disk.clone(), map.clone(), report.next, rewritten, seen);
-        Ok(Opened { disk, map, writer, report })
+        Ok(Opened { disk, map, writer, time, report })
     }
 
     /// The map of segments.
@@ -164,12 +173,13 @@ impl Opened {
         failed: impl FnOnce(String) + Send + 'static,
         reached: Reached,
     ) -> io::Result<Journal> {
-        let Opened { disk, map, writer, .. } = self;
+        let Opened { disk, map, writer, time, .. } = self;
         let spares = Arc::new(Spares::default());
         let (inbox, rounds) = inbox::open();
         let observer = Callbacks { committed, rotated, failed: Some(failed) };
         let commit = CommitLoop {
             writer,
+            time: time.clone(),
             spares: spares.clone(),
             rounds,
             observer,
@@ -180,28 +190,15 @@ impl Opened {
         };
         let committer =
             std::thread::Builder::new().name("castra-commit".into()).spawn(move || commit.run())?;
+        let retainer = Arc::new(Retainer::new(&time, &map, limits, reached));
         {
-            let (spares, disk, map) = (spares.clone(), disk.clone(), map.clone());
-            let (segment_bytes, retain_bytes) = (limits.segment_bytes, limits.retain_bytes);
-            let retain_age = u64::try_from(limits.retain_age.as_millis()).unwrap_or(u64::MAX);
-            let retain = move |disk: &dyn Disk| {
-                let segments = map.segments();
-                let views = reached.views.seq();
-                let useless = reached.useless.load(Ordering::Relaxed);
-                // Asked for later: what it does not need any more is in these segments, and the first note of all is
-                // in none of them but the newest.
-                let needed = map.needed();
-                let gone =
-                    retain::expired(&segments, wall_ms(), retain_bytes, retain_age, (views, useless), needed);
-                if let Err(error) = retain::apply(disk, &map, gone) {
-                    tracing::warn!(%error, "journal: an expired segment could not be removed; it is tried again");
-                }
-            };
-            let run = move || spares.run(&*disk, segment_bytes, || retain(&*disk));
+            let (spares, disk, retainer) = (spares.clone(), disk.clone(), retainer.clone());
+            let segment_bytes = limits.segment_bytes;
+            let run = move || spares.run(&*disk, segment_bytes, || retainer.keep(&*disk));
             std::thread::Builder::new().name("castra-keeper".into()).spawn(run)?;
         }
         let committer = Mutex::new(Some(committer));
-        Ok(Journal { disk, map, spares, inbox, committer })
+        Ok(Journal { disk, map, time, retainer, spares, inbox, committer })
     }
 }
 
@@ -209,6 +206,8 @@ impl Opened {
 pub struct Journal {
     disk: Arc<dyn Disk>,
     map: Arc<Map>,
+    time: Arc<Timekeeper>,
+    retainer: Arc<Retainer>,
     spares: Arc<Spares>,
     inbox: Inbox,
     committer: Mutex<Option<JoinHandle<()>>>,
@@ -301,6 +300,16 @@ impl Journal {
         })
     }
 
+    /// How old events are now.
+    pub fn ages(&self) -> Ages {
+        self.time.ages()
+    }
+
+    /// What retention has removed since the start.
+    pub fn removed(&self) -> Removed {
+        self.retainer.removed()
+    }
+
     /// There is no room for the next segment.
     pub fn is_full(&self) -> bool {
         self.spares.failed()
@@ -319,6 +328,7 @@ impl Journal {
         let _ = committer.map(JoinHandle::join);
         // The committer may have needed one. A spare that is just being filled is nothing to wait for.
         self.spares.stop();
+        self.time.save(&*self.disk, &self.map, true);
     }
 }
 

@@ -8,12 +8,13 @@
 //!
 //! Always holds: the first rule in the file that matches a topic is the one that counts; what a rule has expired is a
 //! beginning of what it matches, so one seq says it; an event that was expired by bytes or count stays so while the
-//! broker runs. Pure, but for `sweep.rs`: the wall time comes from outside. Owner: `broker.rs` makes one, `delivery` looks at it.
+//! broker runs. Pure, but for `sweep.rs`: how old events are comes from outside. Owner: `broker.rs` makes one, `delivery` looks at it.
 
 pub mod sweep;
 mod tally;
 
 use super::event::Event;
+use super::journal::Ages;
 use super::topic::Pattern;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -94,16 +95,44 @@ impl Retention {
     }
 }
 
-/// Whether an event whose topic has this bound is of no use any more at `now`, wall time in milliseconds.
-pub fn is_expired(event: &Event<'_>, bound: Option<Bound>, now: u64) -> bool {
-    expires_at(event, bound).is_some_and(|at| at <= now)
-        || bound.is_some_and(|bound| event.seq <= bound.through)
+/// What ends an event's use with time: its `ttl_ms`, or the age that a rule allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Expiry {
+    seq: u64,
+    ts: u64,
+    ttl_ms: Option<u64>,
+    age_ms: Option<u64>,
 }
 
-/// When an event whose topic has this bound is of no use any more, wall time in milliseconds, as far as it depends on time.
-pub fn expires_at(event: &Event<'_>, bound: Option<Bound>) -> Option<u64> {
-    let by_age = bound.and_then(|bound| bound.age_ms).map(|age| event.ts.saturating_add(age));
-    event.expires_at().into_iter().chain(by_age).min()
+impl Expiry {
+    /// That of an event whose topic has this bound, if there is one.
+    pub fn of(event: &Event<'_>, bound: Option<Bound>) -> Option<Self> {
+        let (ttl_ms, age_ms) = (event.ttl_ms(), bound.and_then(|bound| bound.age_ms));
+        let Event { seq, ts, .. } = *event;
+        (ttl_ms.is_some() || age_ms.is_some()).then_some(Expiry { seq, ts, ttl_ms, age_ms })
+    }
+
+    /// Whether the event is of no use any more, now that events are so old.
+    pub fn is_over(&self, ages: &Ages) -> bool {
+        self.ttl_ms.is_some_and(|ttl| ages.is_over(self.seq, self.ts, ttl))
+            || self.age_ms.is_some_and(|age| ages.is_past(self.seq, age))
+    }
+
+    /// The one of two that is over first, as far as the `ts` of their events tell.
+    pub fn first(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        one.into_iter().chain(other).min_by_key(Expiry::by_ts)
+    }
+
+    fn by_ts(&self) -> u64 {
+        let after = self.ttl_ms.into_iter().chain(self.age_ms).min();
+        after.map_or(u64::MAX, |ms| self.ts.saturating_add(ms))
+    }
+}
+
+/// Whether an event whose topic has this bound is of no use any more, now that events are so old.
+pub fn is_expired(event: &Event<'_>, bound: Option<Bound>, ages: &Ages) -> bool {
+    bound.is_some_and(|bound| event.seq <= bound.through)
+        || Expiry::of(event, bound).is_some_and(|expiry| expiry.is_over(ages))
 }
 
 #[cfg(test)]
@@ -125,23 +154,23 @@ mod tests {
     #[test]
     fn the_first_rule_that_matches_counts_and_a_ttl_in_any_case() {
         let retention = Retention::new(vec![rule("a.b", None), rule("a.*", Some(10)), rule("\"q", Some(1))]);
-        let expired = |topic: &str, ttl_ms: Option<u64>, now: u64| {
+        let expired = |topic: &str, ttl_ms: Option<u64>, age: i64| {
             let mut batch = Batch::default();
             let publish = Publish { topic: Some(Text(topic.into())), ttl_ms, ..Publish::default() };
             batch.push(&VmName::host(), &publish, |out| out.push(b'i')).unwrap();
             let line = [b"{\"seq\":5,\"ts\":100,", batch.tail(&batch.drafts()[0])].concat();
             let layout = Layout::of(&batch.drafts()[0], 18);
             let event = Event { seq: 5, ts: 100, line: &line, layout };
-            is_expired(&event, retention.of(event.topic()), now)
+            is_expired(&event, retention.of(event.topic()), &Ages::all_of(age))
         };
-        assert_eq!([109, 110].map(|now| expired("a.c", None, now)), [false, true]);
-        assert!(!expired("a.b", None, 1000), "the first one has no bound");
-        assert!(!expired("other", None, u64::MAX));
-        assert!(expired("\"q", None, 101), "topics are compared as they are encoded");
-        assert_eq!([104, 105].map(|now| expired("other", Some(5), now)), [false, true]);
+        assert_eq!([9, 10].map(|age| expired("a.c", None, age)), [false, true]);
+        assert!(!expired("a.b", None, 900), "the first one has no bound");
+        assert!(!expired("other", None, i64::MAX));
+        assert!(expired("\"q", None, 1), "topics are compared as they are encoded");
+        assert_eq!([4, 5].map(|age| expired("other", Some(5), age)), [false, true]);
         retention.rules[0].through.store(5, Relaxed);
-        assert!(expired("a.b", None, 100));
+        assert!(expired("a.b", None, 0));
         retention.rules[0].through.store(4, Relaxed);
-        assert!(!expired("a.b", None, 100));
+        assert!(!expired("a.b", None, 0));
     }
 }

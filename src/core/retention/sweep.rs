@@ -5,7 +5,6 @@
 
 use super::Retention;
 use super::tally::Tally;
-use crate::core::clock::wall_ms;
 use crate::core::journal::Journal;
 use crate::core::journal::read::{Mark, Read};
 use std::collections::VecDeque;
@@ -24,8 +23,8 @@ const STEP_BYTES: usize = 16 * 1024 * 1024;
 struct Newest {
     /// The segment's first seq.
     first: u64,
-    /// By rule; the last one is of what no rule matches. Seq and ts; 0 is none.
-    events: Box<[(u64, u64)]>,
+    /// By rule; the last one is of what no rule matches. 0 is none.
+    events: Box<[u64]>,
 }
 
 struct Sweep {
@@ -84,10 +83,10 @@ impl Sweep {
             let first =
                 firsts[..firsts.partition_point(|first| *first <= event.seq)].last().copied().unwrap_or(1);
             if segments.back().is_none_or(|newest| newest.first < first) {
-                segments.push_back(Newest { first, events: vec![(0, 0); tallies.len() + 1].into() });
+                segments.push_back(Newest { first, events: vec![0; tallies.len() + 1].into() });
             }
             if let Some(newest) = segments.back_mut() {
-                newest.events[rule.unwrap_or(tallies.len())] = (event.seq, event.ts);
+                newest.events[rule.unwrap_or(tallies.len())] = event.seq;
             }
         };
         let is_end = reader.read(STEP_BYTES, &mut each)? == Read::End;
@@ -97,7 +96,7 @@ impl Sweep {
     }
 
     fn tell(&mut self) {
-        let (first, now) = (self.journal.map().first_seq(), wall_ms());
+        let (first, ages) = (self.journal.map().first_seq(), self.journal.ages());
         for (ruled, tally) in self.retention.rules.iter().zip(&mut self.tallies) {
             tally.forget(first);
             ruled.through.store(tally.through(), Relaxed);
@@ -105,12 +104,11 @@ impl Sweep {
         // The last one is being written, or about to be.
         while self.segments.len() > 1 {
             let is_past = self.segments.get(1).is_some_and(|next| next.first <= first);
-            let is_useless = |(rule, (seq, ts)): (usize, &(u64, u64))| {
+            let is_useless = |(rule, seq): (usize, &u64)| {
                 *seq == 0
                     || self.retention.rules.get(rule).is_some_and(|ruled| {
                         let age = ruled.rule.age_ms;
-                        *seq <= ruled.through.load(Relaxed)
-                            || age.is_some_and(|age| ts.saturating_add(age) <= now)
+                        *seq <= ruled.through.load(Relaxed) || age.is_some_and(|age| ages.is_past(*seq, age))
                     })
             };
             if !is_past && !self.segments[0].events.iter().enumerate().all(is_useless) {

@@ -60,6 +60,10 @@ pub struct JournalStatus {
     pub ts_ahead_ms: u64,
     /// VMs whose newest ids the newest segment has no room for.
     pub ids_left_out: usize,
+    /// What retention has removed since the start, by reason, in seqs.
+    pub removed: RemovedStatus,
+    /// A pause that does not count as age yet.
+    pub grace: Option<GraceStatus>,
     /// Ranges that were durable and cannot be read, for people; the broker's log has them all.
     pub damage: Vec<String>,
 }
@@ -71,6 +75,30 @@ pub struct ReloadRefused {
     pub at: String,
     /// Why, the first of the lines.
     pub reason: String,
+}
+
+/// Seqs that retention has removed.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
+pub struct RemovedStatus {
+    /// The journal was larger than `retain_bytes`.
+    pub size: u64,
+    /// They were older than `retain_age`.
+    pub age: u64,
+    /// The retention of their topics had expired all that was with them.
+    pub topics: u64,
+}
+
+/// No broker ran for a while, which does not count as age yet.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
+pub struct GraceStatus {
+    /// The newest event that this is about.
+    pub through: u64,
+    /// For how long no broker ran, in milliseconds; 0 when it is not known.
+    pub pause_ms: u64,
+    /// It counts after so many more milliseconds of running.
+    pub left_ms: u64,
 }
 
 /// What the broker writes into the status file.

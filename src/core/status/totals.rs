@@ -3,10 +3,10 @@
 //! Always holds: no session is asked (invariant 8), and no list is made; a VM is looked at for as long as adding up its
 //! sessions takes. Pure. Owner: [`super::VmTable`]; the metrics read it.
 
-use super::VmTable;
+use super::{Vm, VmTable};
 use crate::core::standing::Totals;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 impl VmTable {
     /// All of them together, while `head_seq` is the newest event.
@@ -18,6 +18,13 @@ impl VmTable {
             totals.in_flight += vm.in_flight.load(Relaxed).max(0) as u64;
         }
         totals
+    }
+
+    /// How many sessions read the event `seq` or an older one for a subscription that is behind.
+    pub fn behind(&self, seq: u64) -> u64 {
+        let vms = self.vms.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |vm: &Arc<Vm>| vm.sessions().iter().filter(|session| session.is_behind(seq)).count() as u64;
+        vms.values().chain([&self.host]).map(of).sum()
     }
 }
 

@@ -8,7 +8,6 @@ use super::Groups;
 use super::handle::{Handle, Stage};
 use super::passing::{Passed, Passing};
 use super::task::say_expired;
-use crate::core::clock::wall_ms;
 use crate::core::delivery::when_free;
 use crate::core::journal::read::{Mark, Read};
 use std::io;
@@ -124,11 +123,11 @@ fn step(groups: &Groups, mut at: At, absent: Arc<[Absent]>) -> impl Future<Outpu
         if let Some(mark) = at.mark.take().filter(|_| from == at.next) {
             reader.resume(mark)?;
         }
-        let (now, bytes) = (wall_ms(), STEPS[usize::from(at.is_far)]);
+        let (ages, bytes) = (journal.ages(), STEPS[usize::from(at.is_far)]);
         let passing = &mut at.passing;
         let mut each = |event: crate::core::event::Event<'_>| {
             let over = |n: usize, passed: Passed| absent[n].0.pass_by(absent[n].1, &passed);
-            passing.event(&event, || retention.of(event.topic()), now, over);
+            passing.event(&event, || retention.of(event.topic()), &ages, over);
         };
         if let Read::Gap { from, to } = reader.read(bytes, &mut each)? {
             at.passing.gap(from, to);

@@ -6,7 +6,25 @@ use super::Groups;
 use super::handle::{Handle, State};
 use super::lag::{Lag, Place};
 use crate::core::delivery::group::figures::Stall;
+use crate::core::journal::Without;
+use crate::core::status::VmTable;
 use serde::{Deserialize, Serialize};
+use std::sync::{Arc, OnceLock, Weak};
+
+/// Says who had not had all of some events.
+pub type AsksWithout = Box<dyn Fn(u64, u64) -> Without + Send>;
+
+/// What retention asks when it removes events, and where the groups are to be put: they are there only after the journal.
+pub fn asks_without(vms: Arc<VmTable>) -> (Arc<OnceLock<Weak<Groups>>>, AsksWithout) {
+    let owners = Arc::new(OnceLock::<Weak<Groups>>::new());
+    let groups = owners.clone();
+    let asks = move |first, through| {
+        let groups = groups.get().and_then(Weak::upgrade);
+        let groups = groups.map_or_else(Vec::new, |groups| groups.without(first, through));
+        Without { groups, sessions: vms.behind(through) }
+    };
+    (owners, Box::new(asks))
+}
 
 /// A group in figures.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -68,6 +86,15 @@ impl Groups {
     pub fn figures(&self) -> Vec<Figures> {
         let place = self.place();
         self.all().iter().map(|handle| handle.figures(place)).collect()
+    }
+
+    /// The groups that had not done all of these events, and how many of them each lacked at the most.
+    pub fn without(&self, first: u64, through: u64) -> Vec<(String, u64)> {
+        let lacks = |handle: &Arc<Handle>| {
+            let done = handle.cursor().max(first.saturating_sub(1));
+            (done < through).then(|| (handle.name.to_string(), through - done))
+        };
+        self.all().iter().filter_map(lacks).collect()
     }
 
     /// How many there are, and those that are furthest behind, `most` of them, the worst first.

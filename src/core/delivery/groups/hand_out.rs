@@ -7,7 +7,6 @@ use super::frames::Frames;
 use super::handle::{Handle, Stage, State};
 use super::lines::Lines;
 use super::taken::event_of;
-use crate::core::clock::wall_ms;
 use crate::core::delivery::group::Effect;
 use crate::core::delivery::group::progress::Failure;
 use crate::core::metrics::groups::What;
@@ -20,10 +19,13 @@ impl Handle {
     pub(super) fn act(self: &Arc<Self>, state: &mut State) {
         let effects = state.machine.step(self.now());
         let mut frames: BTreeMap<u64, Frames> = BTreeMap::new();
-        let wall = (state.expires || !self.shared.retention.is_empty()).then(wall_ms);
+        let may_expire = state.expires || !self.shared.retention.is_empty();
+        let ages = may_expire.then(|| (self.shared.ages)());
         for effect in effects {
             match effect {
-                Effect::Deliver { seq, .. } if wall.is_some_and(|now| self.is_of_no_use(state, seq, now)) => {
+                Effect::Deliver { seq, .. }
+                    if ages.as_ref().is_some_and(|ages| self.is_of_no_use(state, seq, ages)) =>
+                {
                     self.lapse(state, seq);
                 }
                 Effect::Deliver { member, seq, attempt } => {

@@ -24,6 +24,7 @@ use crate::core::delivery::group::{self, Group};
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::outlet::{Outlet, PendingAnswer};
 use crate::core::event::string_body;
+use crate::core::journal::Ages;
 use crate::core::metrics::groups::Table;
 use crate::core::retention::Retention;
 use crate::core::topic::Pattern;
@@ -55,6 +56,8 @@ pub(super) struct Handle {
 pub(super) struct Shared {
     pub dirty: Arc<Dirty>,
     pub retention: Arc<Retention>,
+    /// How old events are.
+    pub ages: Box<dyn Fn() -> Ages + Send + Sync>,
     /// The bytes of all chunks that groups keep, and of what they are about to read.
     pub held: Arc<AtomicUsize>,
     /// The broker ends: whoever leaves leaves what it holds to the next one, which delivers it as if it was never out.

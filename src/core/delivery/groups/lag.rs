@@ -13,14 +13,15 @@ use super::handle::{Handle, Stage, State};
 use super::taken::{Found, Taken, event_of};
 use super::{Groups, unknown};
 use crate::core::awake::Instant;
-use crate::core::clock::wall_ms;
 use crate::core::delivery::catch_up::Step;
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::subscription::{Plan, Wanted};
+use crate::core::event::Event;
+use crate::core::journal::Ages;
 use crate::core::journal::read::Mark;
 use crate::core::limits::{GROUP_LAG_COUNT, GROUPS_COUNT_BYTES};
 use crate::core::refusal::Refusal;
-use crate::core::retention::expires_at;
+use crate::core::retention::Expiry;
 use crate::core::topic::Pattern;
 use serde_json::Value;
 use std::io;
@@ -72,8 +73,8 @@ pub(super) struct Counted {
     /// The oldest event when it began.
     first: u64,
     since: Instant,
-    /// When the first of them expires, wall time in milliseconds.
-    expires_at: u64,
+    /// What ends the use of that one of them which expires first.
+    expiry: Option<Expiry>,
     /// Rules of retention may expire some of them before that.
     has_rules: bool,
 }
@@ -89,8 +90,9 @@ enum For {
 
 impl Counted {
     /// Some of these events have expired, or may have.
-    fn is_old(&self, who: For) -> bool {
-        let (age, is_over) = (self.since.elapsed(), self.expires_at <= wall_ms());
+    fn is_old(&self, who: For, ages: &dyn Fn() -> Ages) -> bool {
+        let (age, is_over) =
+            (self.since.elapsed(), self.expiry.is_some_and(|expiry| expiry.is_over(&ages())));
         match who {
             For::Asker => is_over || (self.has_rules && age > FRESH),
             For::Pass => (is_over || self.has_rules) && age > STALE,
@@ -151,7 +153,7 @@ impl Handle {
     /// Where to count on up to the newest event; none when the lag is known, or cannot be.
     fn counts_from(&self, place: Place, who: For) -> Option<Count> {
         let mut state = self.lock();
-        if state.counted.as_deref().is_some_and(|counted| counted.is_old(who)) {
+        if state.counted.as_deref().is_some_and(|counted| counted.is_old(who, &*self.shared.ages)) {
             state.counted = None;
         }
         if matches!(state.stage, Stage::Searching | Stage::Removed | Stage::Gone)
@@ -175,9 +177,8 @@ impl Handle {
                     let may_expire = step.expires || has_rules;
                     let line = step.frames.get(end - bytes..end).filter(|_| may_expire);
                     let event = line.and_then(event_of);
-                    let at =
-                        event.and_then(|event| expires_at(&event, self.shared.retention.of(event.topic())));
-                    seqs.push((place.seq, at.unwrap_or(u64::MAX)));
+                    let bound = |event: &Event<'_>| self.shared.retention.of(event.topic());
+                    seqs.push((place.seq, event.and_then(|event| Expiry::of(&event, bound(&event)))));
                 }
                 Found::Other | Found::Gap(..) => {}
             }
@@ -192,17 +193,17 @@ impl Handle {
         }
         let done = state.machine.saved().done();
         let new = seqs.into_iter().filter(|(seq, _)| *seq > at && !done.contains(*seq));
-        let (more, until) = new.fold((0, u64::MAX), |(count, until), (_, at)| (count + 1, until.min(at)));
+        let (more, expiry) =
+            new.fold((0, None), |(count, first), (_, expiry)| (count + 1, Expiry::first(first, expiry)));
         if !kept {
             let since = Instant::now();
-            let (pending, expires_at) = (0, u64::MAX);
-            let counted = Counted { through, pending, first, since, expires_at, has_rules };
+            let counted = Counted { through, pending: 0, first, since, expiry: None, has_rules };
             state.counted = Some(Box::new(counted));
         }
         if let Some(counted) = &mut state.counted {
             counted.through = through;
             counted.pending += more;
-            counted.expires_at = counted.expires_at.min(until);
+            counted.expiry = Expiry::first(counted.expiry, expiry);
         }
     }
 

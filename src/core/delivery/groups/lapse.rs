@@ -6,7 +6,7 @@
 
 use super::handle::{Handle, State};
 use super::taken::event_of;
-use crate::core::clock::wall_ms;
+use crate::core::journal::Ages;
 use crate::core::retention::is_expired;
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ impl Handle {
     pub fn sweep(self: &Arc<Self>) {
         let mut state = self.lock();
         if state.expires || !self.shared.retention.is_empty() {
-            let (now, waiting) = (wall_ms(), state.machine.waiting().collect::<Vec<_>>());
+            let (ages, waiting) = ((self.shared.ages)(), state.machine.waiting().collect::<Vec<_>>());
             for seq in
-                waiting.into_iter().filter(|seq| self.is_of_no_use(&state, *seq, now)).collect::<Vec<_>>()
+                waiting.into_iter().filter(|seq| self.is_of_no_use(&state, *seq, &ages)).collect::<Vec<_>>()
             {
                 self.lapse(&mut state, seq);
             }
@@ -25,9 +25,9 @@ impl Handle {
         }
     }
 
-    pub(super) fn is_of_no_use(&self, state: &State, seq: u64, now: u64) -> bool {
+    pub(super) fn is_of_no_use(&self, state: &State, seq: u64, ages: &Ages) -> bool {
         let event = state.lines.get(seq).and_then(event_of);
-        event.is_some_and(|event| is_expired(&event, self.shared.retention.of(event.topic()), now))
+        event.is_some_and(|event| is_expired(&event, self.shared.retention.of(event.topic()), ages))
     }
 
     pub(super) fn lapse(&self, state: &mut State, seq: u64) {

@@ -103,6 +103,10 @@ impl Groups {
         let shared = Arc::new(Shared {
             dirty,
             retention: delivery.retention.clone(),
+            ages: Box::new({
+                let journal = journal.clone();
+                move || journal.ages()
+            }),
             held: Arc::default(),
             ends: Arc::default(),
             runs,

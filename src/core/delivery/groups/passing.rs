@@ -6,6 +6,7 @@
 use crate::core::delivery::interest::Interest;
 use crate::core::delivery::patterns::Patterns;
 use crate::core::event::Event;
+use crate::core::journal::Ages;
 use crate::core::retention::{Bound, is_expired};
 
 /// The event that a group without members waits with.
@@ -74,12 +75,12 @@ impl Passing {
         }
     }
 
-    /// The next event, whose topic has this bound at `now`; `over` is told whose way ends at it.
+    /// The next event, whose topic has this bound, now that events are so old; `over` is told whose way ends at it.
     pub fn event(
         &mut self,
         event: &Event<'_>,
         bound: impl FnOnce() -> Option<Bound>,
-        now: u64,
+        ages: &Ages,
         mut over: impl FnMut(usize, Passed),
     ) {
         self.begin(event.seq);
@@ -93,7 +94,7 @@ impl Passing {
         found.dedup();
         found.retain(|n| self.groups[*n as usize].interest.may_pass(event.line));
         if !found.is_empty() {
-            let has_expired = is_expired(event, bound(), now);
+            let has_expired = is_expired(event, bound(), ages);
             for n in &found {
                 let one = &mut self.groups[*n as usize];
                 if has_expired {
@@ -182,7 +183,7 @@ mod tests {
             for (seq, (topic, expires)) in (first..).zip(&events) {
                 if passing.from(seq).is_some_and(|from| from <= seq) {
                     let over = |n: usize, at: Passed| assert!(passed[n].replace(at).is_none());
-                    event(seq, TOPICS[*topic], *expires, |event| passing.event(event, || None, 200, over));
+                    event(seq, TOPICS[*topic], *expires, |event| passing.event(event, || None, &Ages::all_of(1), over));
                 }
             }
             for (n, at) in passing.end(last) {

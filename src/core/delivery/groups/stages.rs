@@ -221,6 +221,7 @@ mod tests {
             runs,
             counts: None,
             begun: crate::core::awake::Instant::now(),
+            ages: Box::new(Default::default),
         });
         (
             Handle::begins("g".into(), spec, &patterns, "v", 1, shared),
