@@ -96,6 +96,12 @@ fn write_all(out: &mut Vec<u8>, report: &Report, root: &Path, one: bool) -> io::
     if report.broker.signals_dropped > 0 {
         warn(format!("{} records of signals were dropped", report.broker.signals_dropped))?;
     }
+    if report.broker.counters.accept_pauses > 0 {
+        let times = report.broker.counters.accept_pauses;
+        warn(format!(
+            "connections had to wait {times} times: raise LimitNOFILE (ulimit -Hn), or see who holds them"
+        ))?;
+    }
     if report.broker.counters.stderr_dropped > 0 {
         let lines = report.broker.counters.stderr_dropped;
         warn(format!(

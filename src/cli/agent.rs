@@ -33,9 +33,9 @@ its stdin and CASTRA_SEQ, CASTRA_TS (milliseconds), CASTRA_ID, CASTRA_VM and CAS
 environment. After a restart it goes on behind the last event that was handled: each is handled
 at least once. A command that fails is run again, 5 times in all, with waits of 1 to 12 s; then
 the event is passed over, which is said. A command that cannot be started because descriptors,
-processes or memory are used up waits, and that is no failure. --from counts only where these patterns have never been
-subscribed. In another journal than before (an older backup, another broker) it begins at the
-earliest event.
+processes or memory are used up waits, and that is no failure. --from counts only where these
+patterns have never been subscribed. In another journal than before (an older backup, another
+broker) it begins at the earliest event.
 
 SIGTERM and SIGINT end it in order: what is under way is waited for up to 2 s, a command that
 runs up to 10 s, then it gets SIGTERM, and SIGKILL 5 s later. Under systemd (Type=notify) it says

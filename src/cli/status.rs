@@ -36,7 +36,8 @@ Fields of --json (ages are milliseconds, null when never):
                                repeats of theirs may be stored again (docs/BUS.md, Repeats)
   broker.journal.removed       seqs that retention removed since the broker started, by reason:
                                .size, .age, .topics (the retention of topics)
-  broker.journal.grace         no broker ran for a while, which does not count as age yet; or null:
+  broker.journal.grace         no broker ran for a while, which does not count as age yet; or
+                               null:
     .through                   the newest event before that
     .pause_ms                  how long that was; 0: not known
     .left_ms                   running time until it counts
@@ -72,6 +73,8 @@ Fields of --json (ages are milliseconds, null when never):
                                whose token was wrong
     .signals_folded            signals that were not said at once: the same of a session is
                                said every 5 min at most
+    .accept_pauses             times that a door accepted nothing for a while, because connections
+                               or descriptors were used up
     .stderr_dropped            warnings and errors that were not written to stderr, because
                                nobody read it; logs/broker.log has them
     .delivered_live, .delivered_from_journal

@@ -17,7 +17,7 @@ use super::delivery::groups::figures::asks_without;
 use super::delivery::groups::notes::Replay;
 use super::delivery::groups::{Dirty, Groups};
 use super::delivery::router::Router;
-use super::descriptors::raise_descriptors;
+use super::descriptors;
 use super::door::listen::{Doors, Handed, ListenError, Ways, named};
 use super::door::{Lobby, unix};
 use super::events::Recorder;
@@ -154,7 +154,7 @@ pub async fn run(
         // A listener, and who asks there.
         config.limits.reserved_descriptors += METRICS_CONNECTIONS as u64 + 1;
     }
-    let places = share_descriptors(&mut config.limits);
+    let places = descriptors::share(&mut config.limits);
     let Config { root, limits, tcp, unix, vsock, metrics, policy, handed, topics } = &mut config;
     let retention = Arc::new(Retention::new(rules(topics)));
     let vms = Arc::new(VmTable::new(limits.vms));
@@ -361,16 +361,6 @@ fn recover(
     let read = opened.notes(|class, body| replay.take(class, body)).map_err(failed("groups"))?;
     read.iter().for_each(|damage| status.damaged(&damage.to_string()));
     Ok((opened, view, replay))
-}
-
-/// Raises the soft limit of descriptors to the hard one; how many of them connections may have. Logs get a
-/// quarter at most.
-fn share_descriptors(limits: &mut Limits) -> usize {
-    let have = raise_descriptors();
-    limits.open_logs = limits.open_logs.min(usize::try_from(have / 4).unwrap_or(usize::MAX)).max(1);
-    let kept = limits.reserved_descriptors + limits.open_logs as u64;
-    let wanted = (limits.sessions + limits.pending_handshakes) as u64;
-    usize::try_from(have.saturating_sub(kept).clamp(16, wanted)).unwrap_or(16)
 }
 
 /// Reads the sealed segments once, in the background, and says what is damaged and not `known`.

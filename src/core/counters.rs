@@ -34,6 +34,8 @@ pub struct Counters<N = u64> {
     pub refused: N,
     /// … and those of them whose token was wrong.
     pub wrong_tokens: N,
+    /// Times that a door accepted nothing, because connections or descriptors were used up.
+    pub accept_pauses: N,
     /// Signals that were not said at once.
     pub signals_folded: N,
     /// Warnings and errors that were not written to stderr, because nobody read it.
@@ -156,6 +158,7 @@ impl Counting {
             refused: read(&self.refused),
             wrong_tokens: read(&self.wrong_tokens),
             signals_folded: read(&self.signals_folded),
+            accept_pauses: read(&self.accept_pauses),
             stderr_dropped: read(&self.stderr_dropped),
             delivered_live: read(&self.delivered_live),
             delivered_from_journal: read(&self.delivered_from_journal),

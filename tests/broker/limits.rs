@@ -104,6 +104,38 @@ fn silent_connections_leave_room_where_descriptors_are_few() {
     assert_eq!(oldest.nth(1).unwrap(), "error: too-many-handshakes");
 }
 
+/// 600 descriptors and 1,000 sessions: it is said at the start, and so is every connection that has to wait.
+#[test]
+fn a_bound_that_cannot_be_met_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("castra.toml");
+    std::fs::write(&config, "[limits]\nsessions = 1000\n").unwrap();
+    let root = dir.path().join("root");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 600; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_castra")]);
+    command.arg("--config").arg(&config);
+    let broker = Broker::start_with(&root, command, &[]);
+    let log = || std::fs::read_to_string(root.join("logs/broker.log")).unwrap_or_default();
+    let line = eventually("the line", || {
+        log().lines().find(|l| l.contains("fewer connections fit")).map(str::to_owned)
+    });
+    assert!(line.contains("descriptors=600") && line.contains("sessions=1000"), "{line}");
+    let pauses = || {
+        let status: Value =
+            serde_json::from_slice(&broker.run(&["status", "--json"]).stdout).unwrap_or_default();
+        status["broker"]["counters"]["accept_pauses"].as_u64()
+    };
+    assert_eq!(eventually("the status", pauses), 0);
+    // As many sessions as there are places, and some that wait for one.
+    let guests: Vec<Guest> = (0..300).map(|n| broker.guest(&format!("vm{n}"))).collect();
+    let waiting: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&broker.addr).unwrap()).collect();
+    eventually("connections that wait", || pauses().filter(|pauses| *pauses > 0));
+    eventually("the line of it", || log().contains("connections wait").then_some(()));
+    drop(guests);
+    let mut first = BufReader::new(&waiting[99]).lines().map_while(Result::ok);
+    assert!(first.next().unwrap().starts_with("castra-broker "), "it is accepted once there is a place");
+}
+
 #[test]
 fn who_never_reads_its_acks_is_cut_off_and_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();

@@ -37,6 +37,7 @@ use greeting::{Refused, hear_hello};
 use nix::sys::socket::{Backlog, listen};
 pub use places::Place;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
@@ -49,6 +50,8 @@ use tokio::time::sleep;
 
 /// After an accept that failed (no descriptors) a door rests so long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// That connections wait is said so often at most.
+const PAUSE_SAID: Duration = Duration::from_secs(60);
 /// Stands for it.
 const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -63,6 +66,8 @@ pub struct Lobby {
     pending_limit: usize,
     throttle: Mutex<Throttle>,
     begun: Instant,
+    /// When it was said last that connections wait.
+    paused: Mutex<Option<Instant>>,
     /// Held by every connection; the broker waits until all are gone.
     alive: mpsc::Sender<()>,
 }
@@ -92,8 +97,17 @@ impl Lobby {
     pub fn new(bus: Arc<Bus>, places: usize, alive: mpsc::Sender<()>) -> Arc<Self> {
         let pending_limit = bus.limits.pending_handshakes.min(places / 2);
         let places = places::Places::new(places, &bus.limits);
-        let (pending, throttle) = (Mutex::default(), Mutex::default());
-        Arc::new(Lobby { bus, places, pending, pending_limit, throttle, begun: Instant::now(), alive })
+        let (pending, throttle, paused) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Lobby {
+            bus,
+            places,
+            pending,
+            pending_limit,
+            throttle,
+            begun: Instant::now(),
+            paused,
+            alive,
+        })
     }
 
     /// Who may do what, as it changes.
@@ -108,6 +122,10 @@ impl Lobby {
 
     /// Waits until one more connection may be; `None` when the broker ends.
     pub async fn place(&self) -> Option<Place> {
+        if let Some(place) = self.places.free(&self.alive) {
+            return Some(place);
+        }
+        self.pauses(&"all connections that the descriptors allow are used");
         tokio::select! {
             () = self.ended() => None,
             place = self.places.connection(&self.alive) => place,
@@ -136,10 +154,20 @@ impl Lobby {
                     tokio::spawn(async move { lobby.attend(place, connection).await });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    self.pauses(&error);
                     sleep(ACCEPT_REST).await;
                 }
             }
+        }
+    }
+
+    /// Nothing is accepted for a while: counted, and said once a minute at most.
+    fn pauses(&self, why: &dyn Display) {
+        self.bus.recorder.counters.accept_pauses.fetch_add(1, Relaxed);
+        let mut said = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|said| said.elapsed() >= PAUSE_SAID) {
+            *said = Some(Instant::now());
+            tracing::warn!(%why, "door: connections wait; raise LimitNOFILE (ulimit -Hn), or see who holds them");
         }
     }
 

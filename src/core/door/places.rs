@@ -36,6 +36,12 @@ impl Places {
         }
     }
 
+    /// The place of a connection, which holds `alive`, if there is one.
+    pub fn free(&self, alive: &mpsc::Sender<()>) -> Option<Place> {
+        let permit = self.connections.clone().try_acquire_owned().ok()?;
+        Some(Place { _permit: permit, _alive: alive.clone() })
+    }
+
     /// Waits for the place of a connection, which holds `alive`.
     pub async fn connection(&self, alive: &mpsc::Sender<()>) -> Option<Place> {
         let permit = self.connections.clone().acquire_owned().await.ok()?;

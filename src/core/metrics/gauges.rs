@@ -154,6 +154,7 @@ impl Out<'_> {
             refused,
             wrong_tokens,
             signals_folded,
+            accept_pauses,
             stderr_dropped,
             delivered_live,
             delivered_from_journal,
@@ -190,6 +191,11 @@ impl Out<'_> {
             ("castra_write_retries", "Times that a socket which takes nothing was recorded.", write_retries),
             ("castra_unsubscribed", "Subscriptions that a change of castra.toml ended.", unsubscribed),
             ("castra_signals_folded", "Signals that were not said at once.", signals_folded),
+            (
+                "castra_accept_pauses",
+                "Times that a door accepted nothing, as connections or descriptors were used up.",
+                accept_pauses,
+            ),
             (
                 "castra_stderr_dropped",
                 "Log lines that were not written to stderr, because nobody read it.",
