@@ -11,7 +11,8 @@ use std::time::Instant;
 /// A broker that many can make warn: its castra.toml is wrong from now on.
 fn broker(dir: &Path) -> (Unread, PathBuf, String) {
     let (root, config) = (dir.join("state"), dir.join("castra.toml"));
-    std::fs::write(&config, "").unwrap();
+    // An empty one would be warned of before the line that is read below.
+    std::fs::write(&config, "[limits]\n").unwrap();
     let mut command = castra();
     command.arg("--config").arg(&config).arg("broker").arg("--state-root").arg(&root);
     let mut broker = Unread::start(command.args(["--tcp", "127.0.0.1:0"]));
