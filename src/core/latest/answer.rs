@@ -98,7 +98,9 @@ impl Latest {
                 self.shared.changed.notify_all();
                 format!("the newest events per key are damaged and made anew; ask again in a while: {why}")
             }
-            Ok(Err(Wrong::Failed(why))) => format!("the newest events per key cannot be read: {why}"),
+            Ok(Err(Wrong::Failed(why) | Wrong::Replaced(why))) => {
+                format!("the newest events per key cannot be read: {why}")
+            }
             Err(error) => format!("the newest events per key cannot be read: {error}"),
         };
         Err(Refusal::new("view-behind", refusal))

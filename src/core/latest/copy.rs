@@ -34,7 +34,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<Option<u64>> {
             let _ = std::fs::remove_file(to);
             Ok(None)
         }
-        Err(Wrong::Failed(why)) => Err(io::Error::other(why)),
+        Err(Wrong::Failed(why) | Wrong::Replaced(why)) => Err(io::Error::other(why)),
     }
 }
 

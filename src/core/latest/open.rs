@@ -34,6 +34,8 @@ pub(super) enum Wrong {
     Damaged(String),
     /// It fails now.
     Failed(String),
+    /// Its file was removed or replaced: the next one can be begun at once.
+    Replaced(String),
 }
 
 impl From<rusqlite::Error> for Wrong {

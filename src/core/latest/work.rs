@@ -98,10 +98,15 @@ impl Work {
                                 Err(error) => error.to_string(),
                             }
                         }
+                        // Not a moment is lost: retention keeps what is to be read again within a bound only.
+                        Err(Wrong::Replaced(why)) => {
+                            tracing::error!("latest: {why}; it is made anew from the journal");
+                            continue;
+                        }
                         Err(Wrong::Failed(why)) => why,
                     }
                 }
-                Err(Wrong::Damaged(why) | Wrong::Failed(why)) => why,
+                Err(Wrong::Damaged(why) | Wrong::Failed(why) | Wrong::Replaced(why)) => why,
             };
             if !shared.stall(error) {
                 return;
@@ -337,7 +342,8 @@ impl<'a> View<'a> {
         if has_rows || (is_due && self.seq > self.store.seq) {
             if self.file != inode(self.shared) {
                 self.shared.goes_back_to(0, &self.work.map);
-                return Err(Wrong::Failed(format!("{} was removed or replaced", self.shared.path.display())));
+                let why = format!("{} was removed or replaced", self.shared.path.display());
+                return Err(Wrong::Replaced(why));
             }
             self.store.write(&mut self.pending, self.seq, &snapped)?;
             self.shared.floor.store(self.seq, Relaxed);
