@@ -322,6 +322,14 @@ fn an_unclean_stop_is_no_damage() {
         let (code, said) = verify_json(&root, &[]);
         assert_eq!(code, 0, "{said}");
         assert!(said["notes"].to_string().contains("the next start cuts them"), "{said}");
+        // Also where a line no longer looks like one.
+        let mut broken = bytes.clone();
+        let begin =
+            bytes[..bytes.len() - 3000].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        broken[begin] ^= 1;
+        fs::write(&bus, broken).unwrap();
+        let (code, said) = verify_json(&root, &[]);
+        assert_eq!(code, 0, "{said}");
         fs::write(&bus, &bytes).unwrap();
     }
 }

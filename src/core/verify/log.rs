@@ -194,7 +194,8 @@ impl LogCheck {
     /// A kept line cannot be written.
     pub fn finish(&mut self, bounds: &Bounds) -> io::Result<()> {
         self.finish_lines(bounds)?;
-        if let Some(foreign) = self.foreign.take().filter(|_| self.last.is_none()) {
+        // Without a checkpoint the next start writes all of it anew, whatever stands there.
+        if let Some(foreign) = self.foreign.take().filter(|_| self.last.is_none() && bounds.whole > 0) {
             self.add(foreign);
         }
         let Some(missing) = self.begins_late.take() else { return Ok(()) };
